@@ -1,0 +1,1 @@
+"""Networks and samplers in plain PyTorch that AdaCache is verified and demonstrated on."""

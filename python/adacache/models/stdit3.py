@@ -1,0 +1,581 @@
+"""STDiT3, the spatial-temporal diffusion transformer of Open-Sora 1.2, in plain PyTorch.
+
+Parameter names are those of the released checkpoints, so their safetensors files load strictly. A forward
+pass has
+three parts that caching needs apart: `embed`, the block stack (`stack`, in its true order: spatial, temporal,
+spatial ...) and `unembed`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+AddResidual = Callable[[str, Tensor, Tensor, Tensor | None], Tensor]
+"""(part, x, y, gate) -> x + gate * y, with part one of `PARTS` and gate [B, 1|T, C] or None for an ungated
+residual."""
+
+PARTS = ("spatial_attention", "temporal_attention", "cross_attention", "mlp")
+
+
+@dataclass(frozen=True)
+class STDiT3Config:
+    """Shape of the network; the defaults are STDiT3-XL/2 as released (Open-Sora 1.2)."""
+
+    depth: int = 28
+    hidden_size: int = 1152
+    num_heads: int = 16
+    in_channels: int = 4
+    patch_size: tuple[int, int, int] = (1, 2, 2)
+    caption_channels: int = 4096
+    model_max_length: int = 300
+    mlp_ratio: float = 4.0
+    pred_sigma: bool = True
+    qk_norm: bool = True
+    input_sq_size: int = 512
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> STDiT3Config:
+        """Reads a config.json; keys that do not describe the network's shape are ignored."""
+        values = json.loads(Path(path).read_text())
+        known = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
+        if "patch_size" in known:
+            known["patch_size"] = tuple(known["patch_size"])
+        return cls(**known)
+
+    def to_json(self, path: str | Path) -> None:
+        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What every block needs besides the tokens, for B rows, T latent frames of S = H*W places."""
+
+    frames: int
+    places: int
+    grid: tuple[int, int]
+    """Places per latent frame: (H, W)."""
+    latent_size: tuple[int, int, int]
+    """(T, H, W) of the latent before padding to whole patches."""
+    t: Tensor
+    """[B, C] embedding of timestep and fps."""
+    modulation: Tensor
+    """[B, 6, C] shift, scale and gate of attention, then of the MLP, before a block adds its own table."""
+    t_zero: Tensor | None = None
+    """The same at timestep 0, for the frames that x_mask excludes."""
+    modulation_zero: Tensor | None = None
+    x_mask: Tensor | None = None
+    """[B, T] bool: True where a frame is being generated, False where it is given."""
+    captions: Tensor | None = None
+    """[B, L, C] embedded captions, padded."""
+    caption_mask: Tensor | None = None
+    """[B, L] bool, or None if every token is valid."""
+
+    def rows(self, index: Tensor) -> Conditioning:
+        """The conditioning of some rows of the batch, index int64 [rows]."""
+
+        def pick(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value[index]
+
+        return replace(
+            self,
+            t=self.t[index],
+            modulation=self.modulation[index],
+            t_zero=pick(self.t_zero),
+            modulation_zero=pick(self.modulation_zero),
+            x_mask=pick(self.x_mask),
+            captions=pick(self.captions),
+            caption_mask=pick(self.caption_mask),
+        )
+
+
+def add_residual(part: str, x: Tensor, y: Tensor, gate: Tensor | None) -> Tensor:
+    """x + gate * y for x, y [B, N, C] and a gate [B, 1|T, C]; x + y without a gate."""
+    return x + (y if gate is None else gated(y, gate))
+
+
+def gated(y: Tensor, gate: Tensor) -> Tensor:
+    """gate * y for y [B, T*S, C] and gate [B, 1|T, C]."""
+    if gate.shape[1] == 1:
+        return gate * y
+    return (gate[:, :, None] * y.unflatten(1, (gate.shape[1], -1))).flatten(1, 2)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x * (1 + scale) + shift for x [B, T*S, C] and shift, scale [B, 1|T, C]."""
+    if shift.shape[1] == 1:
+        return x * (1 + scale) + shift
+    frames = x.unflatten(1, (shift.shape[1], -1))
+    return (frames * (1 + scale[:, :, None]) + shift[:, :, None]).flatten(1, 2)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the head dimension, in float32, as the released weights expect."""
+
+    def __init__(self, dim: int, eps: float = 1e-6):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * wide.to(x.dtype)
+
+
+class RotaryEmbedding(nn.Module):
+    """Rotary position embedding over interleaved pairs of channels (arXiv 2104.09864); the frequencies are
+    weights."""
+
+    def __init__(self, dim: int, theta: float = 10000.0):
+        super().__init__()
+        self.freqs = nn.Parameter(theta ** (-torch.arange(0, dim, 2).float() / dim), requires_grad=False)
+
+    def angles(self, length: int) -> tuple[Tensor, Tensor]:
+        """cos and sin [length, dim] for positions 0 .. length-1, in float32."""
+        positions = torch.arange(length, device=self.freqs.device, dtype=torch.float32)
+        angle = torch.outer(positions, self.freqs.float()).repeat_interleave(2, dim=-1)
+        return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotates interleaved channel pairs of x [..., length, dim] by the angles of its positions."""
+    cos, sin = angles
+    pairs = x.unflatten(-1, (-1, 2))
+    turned = torch.stack((-pairs[..., 1], pairs[..., 0]), dim=-1).flatten(-2)
+    return (x * cos + turned * sin).to(x.dtype)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with qk-norm and, for the temporal blocks, rotary embedding."""
+
+    def __init__(self, dim: int, num_heads: int, qk_norm: bool):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.q_norm = RMSNorm(dim // num_heads) if qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(dim // num_heads) if qk_norm else nn.Identity()
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """x [sequences, length, C] -> same shape."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention from video tokens to caption tokens."""
+
+    def __init__(self, dim: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.q_linear = nn.Linear(dim, dim)
+        self.kv_linear = nn.Linear(dim, 2 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, captions: Tensor, mask: Tensor | None) -> Tensor:
+        """x [B, N, C], captions [B, L, C], mask [B, L] bool or None."""
+        q = self.q_linear(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        k, v = self.kv_linear(captions).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        mask = None if mask is None else mask[:, None, None, :]
+        return cast(
+            Tensor,
+            self.proj(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)),
+        )
+
+
+class Mlp(nn.Module):
+    def __init__(self, dim: int, hidden: int, out: int | None = None):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim if out is None else out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class STDiT3Block(nn.Module):
+    """One block: gated self-attention (over space or time), cross-attention, gated MLP; each adds a
+    residual."""
+
+    def __init__(self, config: STDiT3Config, temporal: bool):
+        super().__init__()
+        dim = config.hidden_size
+        self.temporal = temporal
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
+        self.attn = SelfAttention(dim, config.num_heads, config.qk_norm)
+        self.cross_attn = CrossAttention(dim, config.num_heads)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
+        self.mlp = Mlp(dim, int(dim * config.mlp_ratio))
+        self.scale_shift_table = nn.Parameter(torch.randn(6, dim) / dim**0.5)
+
+    @property
+    def attention_part(self) -> str:
+        return "temporal_attention" if self.temporal else "spatial_attention"
+
+    def forward(
+        self,
+        x: Tensor,
+        conditioning: Conditioning,
+        angles: tuple[Tensor, Tensor] | None = None,
+        add: AddResidual = add_residual,
+    ) -> Tensor:
+        """x [B, T*S, C] -> same shape.
+
+        Args:
+            conditioning: modulation, captions and masks of these rows.
+            angles: rotary angles of the T positions (temporal blocks).
+            add: forms each residual and adds it; caching looks at and keeps residuals here.
+        """
+        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = self.modulation(conditioning)
+        y = modulate(self.norm1(x), shift_msa, scale_msa)
+        x = add(self.attention_part, x, self.attention(y, conditioning, angles), gate_msa)
+        assert conditioning.captions is not None
+        x = add(
+            "cross_attention", x, self.cross_attn(x, conditioning.captions, conditioning.caption_mask), None
+        )
+        return add("mlp", x, self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp)), gate_mlp)
+
+    def modulation(self, conditioning: Conditioning) -> Sequence[Tensor]:
+        """Six tensors [B, 1, C], or [B, T, C] when some frames are given (x_mask) and take the modulation of
+        t = 0."""
+        table = self.scale_shift_table[None] + conditioning.modulation
+        if conditioning.x_mask is None:
+            return table.chunk(6, dim=1)
+        assert conditioning.modulation_zero is not None
+        zero = self.scale_shift_table[None] + conditioning.modulation_zero
+        per_frame = torch.where(conditioning.x_mask[:, None, :, None], table[:, :, None], zero[:, :, None])
+        return per_frame.unbind(dim=1)
+
+    def attention(
+        self, x: Tensor, conditioning: Conditioning, angles: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        frames, places = conditioning.frames, conditioning.places
+        x = x.unflatten(1, (frames, places))
+        if self.temporal:
+            y = self.attn(x.transpose(1, 2).flatten(0, 1), angles)
+            return y.unflatten(0, (-1, places)).transpose(1, 2).flatten(1, 2)
+        return self.attn(x.flatten(0, 1)).unflatten(0, (-1, frames)).flatten(1, 2)
+
+
+class SinusoidalEmbedder(nn.Module):
+    """A scalar per row as 256 cosines and sines, then a two-layer perceptron."""
+
+    def __init__(self, dim: int, frequencies: int = 256):
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(frequencies, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.frequencies = frequencies
+
+    def forward(self, value: Tensor) -> Tensor:
+        """value [B] -> [B, C] in the weights' dtype."""
+        half = self.frequencies // 2
+        steps = torch.arange(half, dtype=torch.float32, device=value.device)
+        angle = value[:, None].float() * torch.exp(-math.log(10000.0) * steps / half)
+        wave = torch.cat((angle.cos(), angle.sin()), dim=-1)
+        return self.mlp(wave.to(cast(nn.Linear, self.mlp[0]).weight.dtype))
+
+
+class CaptionEmbedder(nn.Module):
+    """Projects caption tokens; `y_embedding` is the learned unconditional caption."""
+
+    y_embedding: Tensor
+
+    def __init__(self, config: STDiT3Config):
+        super().__init__()
+        tokens, channels = config.model_max_length, config.caption_channels
+        self.y_proj = Mlp(channels, config.hidden_size, config.hidden_size)
+        self.register_buffer("y_embedding", torch.randn(tokens, channels) / channels**0.5)
+
+    def forward(self, y: Tensor) -> Tensor:
+        return self.y_proj(y)
+
+
+class PatchEmbed(nn.Module):
+    """Latent [B, C_in, T, H, W] -> tokens [B, N, C]; sizes that are no multiple of the patch are padded with
+    zeros."""
+
+    def __init__(self, config: STDiT3Config):
+        super().__init__()
+        self.patch_size = config.patch_size
+        self.proj = nn.Conv3d(
+            config.in_channels, config.hidden_size, config.patch_size, stride=config.patch_size
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        missing = [-size % patch for size, patch in zip(x.shape[2:], self.patch_size, strict=True)]
+        x = F.pad(x, (0, missing[2], 0, missing[1], 0, missing[0])) if any(missing) else x
+        # A convolution whose stride is its kernel is a matrix product over patches, which runs faster as one.
+        for axis, patch in zip((2, 4, 6), self.patch_size, strict=True):
+            x = x.unflatten(axis, (-1, patch))
+        patches = x.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
+        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+
+
+class FinalLayer(nn.Module):
+    def __init__(self, config: STDiT3Config, out_channels: int):
+        super().__init__()
+        dim = config.hidden_size
+        self.norm_final = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
+        self.linear = nn.Linear(dim, math.prod(config.patch_size) * out_channels)
+        self.scale_shift_table = nn.Parameter(torch.randn(2, dim) / dim**0.5)
+
+    def forward(self, x: Tensor, conditioning: Conditioning) -> Tensor:
+        table = self.scale_shift_table[None] + conditioning.t[:, None]
+        shift, scale = table.chunk(2, dim=1)
+        if conditioning.x_mask is not None:
+            assert conditioning.t_zero is not None
+            zero = self.scale_shift_table[None] + conditioning.t_zero[:, None]
+            given = conditioning.x_mask[:, :, None]
+            shift, scale = (
+                torch.where(given, now, then)
+                for now, then in zip((shift, scale), zero.chunk(2, 1), strict=True)
+            )
+        return self.linear(modulate(self.norm_final(x), shift, scale))
+
+
+class STDiT3(nn.Module):
+    """Open-Sora 1.2's network. Output has 2 * in_channels if the variance is predicted; the first half is the
+    velocity."""
+
+    def __init__(self, config: STDiT3Config | None = None):
+        super().__init__()
+        self.config = config = STDiT3Config() if config is None else config
+        if (
+            config.hidden_size % config.num_heads
+            or (config.hidden_size // config.num_heads) % 2
+            or config.hidden_size % 4
+        ):
+            raise ValueError(
+                f"hidden_size: expected a multiple of 4 that {config.num_heads} heads share in even parts, "
+                f"got {config.hidden_size}"
+            )
+        self.out_channels = config.in_channels * (2 if config.pred_sigma else 1)
+        self.rope = RotaryEmbedding(config.hidden_size // config.num_heads)
+        self.x_embedder = PatchEmbed(config)
+        self.t_embedder = SinusoidalEmbedder(config.hidden_size)
+        self.fps_embedder = SinusoidalEmbedder(config.hidden_size)
+        self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(config.hidden_size, 6 * config.hidden_size))
+        self.y_embedder = CaptionEmbedder(config)
+        self.spatial_blocks = nn.ModuleList(STDiT3Block(config, temporal=False) for _ in range(config.depth))
+        self.temporal_blocks = nn.ModuleList(STDiT3Block(config, temporal=True) for _ in range(config.depth))
+        self.final_layer = FinalLayer(config, self.out_channels)
+        self._positions: dict[tuple[Any, ...], Tensor] = {}
+        self._angles: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
+
+    @classmethod
+    def from_safetensors(cls, config: STDiT3Config, *files: str | Path) -> STDiT3:
+        """A model with the weights of one or more safetensors files, loaded strictly.
+
+        Raises:
+            ValueError: a file is no safetensors file, or keys are missing, unexpected or of another shape.
+        """
+        from adacache.models.weights import load_safetensors
+
+        model = cls(config)
+        load_safetensors(model, *files)
+        return model.eval()
+
+    def initialize(self) -> None:
+        """Weights to start training from: Xavier linears; temporal blocks begin as the identity (Open-Sora
+        1.2)."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.normal_(cast(nn.Linear, self.fps_embedder.mlp[0]).weight, std=0.02)
+        nn.init.zeros_(cast(nn.Linear, self.fps_embedder.mlp[2]).weight)
+        for block in cast(list[STDiT3Block], list(self.temporal_blocks)):
+            for layer in (block.attn.proj, block.cross_attn.proj, block.mlp.fc2):
+                nn.init.zeros_(layer.weight)
+
+    def forward(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        y: Tensor,
+        mask: Tensor | Sequence[int] | None = None,
+        x_mask: Tensor | None = None,
+        fps: Tensor | float | None = None,
+        height: Tensor | float | None = None,
+        width: Tensor | float | None = None,
+    ) -> Tensor:
+        """Velocity (and variance) for noisy latents.
+
+        Args:
+            x: [B, in_channels, T, H, W] latent.
+            timestep: [B], in 0..1000.
+            y: captions, padded [B, 1, L, caption_channels], or packed [1, sum of lengths, caption_channels].
+            mask: [B or fewer, L] of valid caption tokens (repeated over the rows), or the B lengths of packed
+                captions; None if all are valid.
+            x_mask: [B, T] bool, False for frames that are given and not generated (image conditioning).
+            fps: frames per second, a number or [B] or [1]; None means 24.
+            height, width: pixels of the decoded video, a number or a tensor whose first entry counts; None
+                means the latent's size times 8.
+
+        Returns:
+            [B, 2 * in_channels, T, H, W] (in_channels if pred_sigma is off), float32.
+
+        Raises:
+            ValueError: naming the argument of a wrong shape.
+        """
+        tokens, conditioning = self.embed(x, timestep, x_mask, fps, height, width)
+        conditioning = self.with_captions(conditioning, y, mask)
+        for block, angles in self.stack(conditioning):
+            tokens = block(tokens, conditioning, angles)
+        return self.unembed(tokens, conditioning)
+
+    def stack(self, conditioning: Conditioning) -> Iterator[tuple[STDiT3Block, tuple[Tensor, Tensor] | None]]:
+        """The blocks in the order they run, each with the rotary angles it takes."""
+        angles = self.rotary_angles(conditioning.frames)
+        for spatial, temporal in zip(self.spatial_blocks, self.temporal_blocks, strict=True):
+            yield cast(STDiT3Block, spatial), None
+            yield cast(STDiT3Block, temporal), angles
+
+    def embed(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        x_mask: Tensor | None = None,
+        fps: Tensor | float | None = None,
+        height: Tensor | float | None = None,
+        width: Tensor | float | None = None,
+    ) -> tuple[Tensor, Conditioning]:
+        """Tokens [B, N, C] and the conditioning, without captions: all that a reused step needs."""
+        config = self.config
+        if x.ndim != 5 or x.shape[1] != config.in_channels:
+            raise ValueError(f"x: expected [B, {config.in_channels}, T, H, W], got {list(x.shape)}")
+        batch = x.shape[0]
+        if timestep.shape != (batch,):
+            raise ValueError(f"timestep: expected [B] = [{batch}], got {list(timestep.shape)}")
+        frames, rows, columns = (
+            -(-size // patch) for size, patch in zip(x.shape[2:], config.patch_size, strict=True)
+        )
+        if x_mask is not None and x_mask.shape != (batch, frames):
+            raise ValueError(f"x_mask: expected [B, T] = [{batch}, {frames}], got {list(x_mask.shape)}")
+        dtype = self.x_embedder.proj.weight.dtype
+        height = 8.0 * x.shape[3] if height is None else _number(height)
+        width = 8.0 * x.shape[4] if width is None else _number(width)
+        fps = torch.as_tensor(24.0 if fps is None else fps, device=x.device).reshape(-1)
+        if fps.shape[0] not in (1, batch):
+            raise ValueError(f"fps: expected a number, [1] or [B] = [{batch}], got {list(fps.shape)}")
+
+        tokens = self.x_embedder(x.to(dtype))
+        position = self.position_embedding(
+            rows, columns, (height * width) ** 0.5 / config.input_sq_size, tokens
+        )
+        tokens = (tokens.unflatten(1, (frames, rows * columns)) + position).flatten(1, 2)
+
+        fps_embedding = self.fps_embedder(fps)
+        t = self.t_embedder(timestep.to(dtype)) + fps_embedding
+        t_zero = None if x_mask is None else self.t_embedder(torch.zeros_like(timestep)) + fps_embedding
+        conditioning = Conditioning(
+            frames=frames,
+            places=rows * columns,
+            grid=(rows, columns),
+            latent_size=(x.shape[2], x.shape[3], x.shape[4]),
+            t=t,
+            modulation=self.t_block(t).unflatten(-1, (6, -1)),
+            t_zero=t_zero,
+            modulation_zero=None if t_zero is None else self.t_block(t_zero).unflatten(-1, (6, -1)),
+            x_mask=None if x_mask is None else x_mask.to(torch.bool),
+        )
+        return tokens, conditioning
+
+    def with_captions(
+        self, conditioning: Conditioning, y: Tensor, mask: Tensor | Sequence[int] | None = None
+    ) -> Conditioning:
+        """The conditioning with embedded captions; see `forward` for y and mask."""
+        batch = conditioning.t.shape[0]
+        y, valid = _padded_captions(y, mask, batch, self.config.caption_channels)
+        captions = self.y_embedder(y.to(self.x_embedder.proj.weight.dtype))
+        return replace(conditioning, captions=captions, caption_mask=valid)
+
+    def unembed(self, tokens: Tensor, conditioning: Conditioning) -> Tensor:
+        """Tokens [B, N, C] -> [B, C_out, T, H, W] in float32."""
+        (rows, columns), patch = conditioning.grid, self.config.patch_size
+        x = self.final_layer(tokens, conditioning)
+        x = x.unflatten(2, (*patch, self.out_channels)).unflatten(1, (conditioning.frames, rows, columns))
+        x = x.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+        t, h, w = conditioning.latent_size
+        return x[:, :, :t, :h, :w].float()
+
+    def rotary_angles(self, length: int) -> tuple[Tensor, Tensor]:
+        freqs = self.rope.freqs
+        key = (length, freqs.device, freqs.data_ptr() if freqs.device.type != "meta" else 0, freqs._version)
+        if key not in self._angles:
+            self._angles = {key: self.rope.angles(length)}
+        return self._angles[key]
+
+    def position_embedding(self, rows: int, columns: int, scale: float, like: Tensor) -> Tensor:
+        """[S, C] sines and cosines of column, then row, stretched to the size that the network was trained
+        at."""
+        key = (rows, columns, scale, like.device, like.dtype)
+        if key not in self._positions:
+            half = self.config.hidden_size // 2
+            side = round((rows * columns) ** 0.5)
+            frequency = 10000.0 ** (-torch.arange(0, half, 2, device=like.device).float() / half)
+
+            def waves(count: int) -> Tensor:
+                angle = torch.outer(
+                    torch.arange(count, device=like.device) / scale * (side / count), frequency
+                )
+                return torch.cat((angle.sin(), angle.cos()), dim=-1)
+
+            of_column = waves(columns)[None].expand(rows, -1, -1)
+            of_row = waves(rows)[:, None].expand(-1, columns, -1)
+            self._positions[key] = torch.cat((of_column, of_row), dim=-1).flatten(0, 1).to(like.dtype)
+        return self._positions[key]
+
+    def null_captions(self, count: int) -> Tensor:
+        """The unconditional caption for `count` videos, [count, 1, L, caption_channels]."""
+        return self.y_embedder.y_embedding[None, None].expand(count, -1, -1, -1)
+
+
+def _number(value: Tensor | float) -> float:
+    return float(value.reshape(-1)[0]) if isinstance(value, Tensor) else float(value)
+
+
+def _padded_captions(
+    y: Tensor, mask: Tensor | Sequence[int] | None, batch: int, channels: int
+) -> tuple[Tensor, Tensor | None]:
+    """Captions [B, L, channels] and the mask [B, L] bool (None if all tokens are valid)."""
+    if y.ndim == 4 and y.shape[1] == 1:
+        y = y[:, 0]
+    if y.ndim != 3 or y.shape[-1] != channels:
+        raise ValueError(
+            f"y: expected [B, 1, L, {channels}] or packed [1, tokens, {channels}], got {list(y.shape)}"
+        )
+    if mask is not None and not isinstance(mask, Tensor):
+        lengths = [int(length) for length in mask]
+        if y.shape[0] != 1 or len(lengths) != batch or sum(lengths) != y.shape[1]:
+            raise ValueError(
+                f"mask: expected {batch} lengths that add up to the {y.shape[1]} packed tokens of y, "
+                f"got {lengths}"
+            )
+        pieces = y[0].split(lengths)
+        y = nn.utils.rnn.pad_sequence(list(pieces), batch_first=True)
+        valid = (
+            torch.arange(y.shape[1], device=y.device)[None] < torch.tensor(lengths, device=y.device)[:, None]
+        )
+        return y, valid
+    if y.shape[0] != batch:
+        raise ValueError(f"y: expected {batch} rows as in x, got {list(y.shape)}")
+    if mask is None:
+        return y, None
+    mask = mask.reshape(mask.shape[0], -1)
+    if mask.shape[1] != y.shape[1] or batch % mask.shape[0]:
+        raise ValueError(
+            f"mask: expected [B, L] = [{batch}, {y.shape[1]}] or fewer rows to repeat, got {list(mask.shape)}"
+        )
+    return y, (mask != 0).repeat(batch // mask.shape[0], 1)
