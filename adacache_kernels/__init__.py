@@ -1,0 +1,30 @@
+"""Fused ops for residual caching in video diffusion transformers: they meter how much residuals change, reuse
+them, and decide.
+
+Tensors come first, the rest by keyword. N = T*S tokens, frame-major: token n is frame n // S, place n % S.
+"""
+
+from __future__ import annotations
+
+from ._backend import BACKENDS, OPS, BackendChoice, backend_report, use_backend
+from ._build import build_info
+from .columns import METRICS, RULES, initial_state, state_columns, sum_columns
+from .ops import decide, gated_residual_meter, residual_meter, reuse_residual
+
+__all__ = [
+    "BACKENDS",
+    "METRICS",
+    "OPS",
+    "RULES",
+    "BackendChoice",
+    "backend_report",
+    "build_info",
+    "decide",
+    "gated_residual_meter",
+    "initial_state",
+    "residual_meter",
+    "reuse_residual",
+    "state_columns",
+    "sum_columns",
+    "use_backend",
+]

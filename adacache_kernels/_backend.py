@@ -1,0 +1,146 @@
+"""Which implementation an op runs on: chosen by device, forced by `use_backend(...)` or ADACACHE_BACKEND."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from ._build import libraries
+
+__all__ = ["BACKENDS", "OPS", "BackendChoice", "backend_report", "use_backend"]
+
+BACKENDS = ("cuda", "cpu", "triton", "reference")
+OPS = ("gated_residual_meter", "residual_meter", "reuse_residual", "decide")
+DEVICES = ("cpu", "cuda")
+
+_VARIABLE = "ADACACHE_BACKEND"
+#: The order in which backends are tried for tensors of a device; other devices run the reference.
+_PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+
+
+@dataclass(frozen=True)
+class BackendChoice:
+    """The backend that `op` uses for tensors on `device`, and for each other backend why it is not that
+    one."""
+
+    op: str
+    device: str
+    backend: str
+    others: dict[str, str]
+
+
+@contextmanager
+def use_backend(backend: str) -> Iterator[None]:
+    """Force a backend within a `with` block: `with adacache_kernels.use_backend("triton"): ...`.
+
+    Args:
+        backend: "cuda", "cpu" (the compiled libraries), "triton" or "reference" (plain PyTorch).
+
+    Raises:
+        ValueError: no backend has this name.
+        RuntimeError: this backend cannot run here; the message says why.
+    """
+    global _forced
+    _require(backend, "backend")
+    before = _forced
+    _forced = backend
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def backend_report() -> list[BackendChoice]:
+    """Say for each op and device which backend would be used now, and why the others would not."""
+    return [_report(op, device) for op in OPS for device in DEVICES]
+
+
+def choose_backend(device: torch.device) -> str:
+    """Name the backend for tensors on `device`; called by every op, so it is a look-up."""
+    if _forced is None:
+        return _chosen.get(device.type, "reference")
+    if (_forced, device.type) in _runnable or _forced == "reference":
+        return _forced
+    if device.type == "meta":
+        return "reference"
+    _require(_forced, _VARIABLE)
+    raise RuntimeError(f"backend: {_forced!r} was asked for, which takes no tensors on {device.type!r}")
+
+
+def _takes(backend: str, device_type: str) -> bool:
+    if backend == "triton":
+        # The interpreter runs kernels in NumPy; a compiled kernel needs a GPU.
+        return device_type == ("cpu" if _INTERPRETED else "cuda")
+    return backend in ("reference", device_type)
+
+
+def _missing(backend: str, op: str | None = None) -> str | None:
+    """Why `backend` cannot run here, None if it can."""
+    if backend == "reference":
+        return None
+    if backend == "triton":
+        return None if _HAS_TRITON else "the package triton is not installed"
+    for name in (op,) if op else OPS:
+        if not _registered(name, backend.upper()):
+            return _missing_library(backend)
+    return None
+
+
+def _registered(op: str, key: str) -> bool:
+    try:
+        return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"adacache::{op}", key))
+    except RuntimeError:  # the schema itself is not there: no library is loaded
+        return False
+
+
+def _missing_library(backend: str) -> str:
+    return libraries()[backend].reason or f"the compiled {backend} library has no kernel for it"
+
+
+def _require(backend: str, source: str) -> None:
+    if backend not in BACKENDS:
+        raise ValueError(f"{source}: expected one of {', '.join(BACKENDS)}, got {backend!r}")
+    reason = _missing(backend)
+    if reason:
+        raise RuntimeError(f"{source}: {backend!r} cannot run here: {reason}")
+
+
+def _report(op: str, device: str) -> BackendChoice:
+    if _forced is not None and ((_forced, device) in _runnable or _forced == "reference"):
+        backend, preferred = _forced, f"{_forced} was asked for"
+    else:
+        backend = next(name for name in _PREFERENCE[device] if not _missing(name, op))
+        preferred = f"{backend} comes first"
+    others = {}
+    for name in BACKENDS:
+        if name != backend:
+            others[name] = (
+                (_missing(name, op) or preferred) if _takes(name, device) else f"takes no {device} tensors"
+            )
+    return BackendChoice(op, device, backend, others)
+
+
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+_INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
+
+libraries()  # the schemas and kernels must be there before they are looked for
+
+# Fixed at import: what runs on which device, and what is taken if none is forced.
+_runnable = {
+    (backend, device)
+    for backend in BACKENDS
+    for device in DEVICES
+    if _takes(backend, device) and not _missing(backend)
+}
+_chosen = {
+    device: next(backend for backend in order if (backend, device) in _runnable)
+    for device, order in _PREFERENCE.items()
+}
+#: A variable that names no backend, or one that is missing, is an error of the first op and not of the
+#: import, so that `adacache doctor` can still explain it.
+_forced: str | None = os.environ.get(_VARIABLE) or None

@@ -1,0 +1,66 @@
+"""The sums alone, for callers who hold both the new residual and the old one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from .. import reference
+from .._arguments import check_residual_meter, explain_refusal, refuse_grad
+from .._backend import choose_backend
+from ..columns import METRICS, metric_number
+
+
+def residual_meter(
+    residual: torch.Tensor,
+    old: torch.Tensor,
+    *,
+    frames: int,
+    strides: Sequence[int] = (1,),
+    video_of_row: torch.Tensor | None = None,
+    num_videos: int = 1,
+    metric: str = "l1",
+) -> torch.Tensor:
+    """Measure how far a residual lies from the old one and how much it changes from frame to frame.
+
+    Args:
+        residual: the new residual, float32, bfloat16 or float16 [B, N, C] with N = frames * places,
+            frame-major. Contiguous in C, any other strides.
+        old: the residual of the last computed step, of the same shape, dtype and device.
+        frames: latent frames T; divides N.
+        strides: frame distances of the motion term, each in 1..frames-1, at most 8; may be empty.
+        video_of_row: int32 [B], the video in 0..num_videos-1 that each row belongs to. None: all rows are one
+            video's.
+        num_videos: videos that are measured apart.
+        metric: "l1", "l2" or "cosine": the distance that `decide` will take. "l1" leaves out the squares.
+
+    Returns:
+        sums float64 [num_videos, columns], columns named by `sum_columns(strides)`; see
+        `gated_residual_meter`.
+
+    Raises:
+        ValueError: an argument does not fit; the message names it.
+
+    Source: AdaCache (arXiv 2411.02397), and `compute_next_step` of the published code.
+    """
+    if torch.is_grad_enabled():
+        refuse_grad(residual=residual, old=old)
+    kind = METRICS.get(metric)
+    if kind is None:
+        kind = metric_number(metric)
+    backend = choose_backend(residual.device)
+    if backend == "cpu" or backend == "cuda":
+        try:
+            return torch.ops.adacache.residual_meter(
+                residual, old, video_of_row, num_videos, frames, strides, kind
+            )
+        except RuntimeError:
+            explain_refusal(check_residual_meter, residual, old, video_of_row, num_videos, frames, strides)
+            raise
+    check_residual_meter(residual, old, video_of_row, num_videos, frames, strides)
+    if backend == "triton":
+        from .. import triton
+
+        return triton.residual_meter(residual, old, video_of_row, num_videos, frames, strides, kind)
+    return reference.residual_meter(residual, old, video_of_row, num_videos, frames, strides, kind)

@@ -1,0 +1,121 @@
+"""From the sums of one metric site to the rate until the next computed step, for each video; see
+`ops/decide.py` for the terms.
+
+Everything is a tensor over videos, so that deciding on a GPU never waits for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ..columns import METRICS, RULES
+
+
+def decide(
+    sums: torch.Tensor,
+    state: torch.Tensor,
+    thresholds: torch.Tensor,
+    rates: torch.Tensor,
+    step: int,
+    num_steps: int,
+    site: int,
+    frames: int,
+    strides: Sequence[int],
+    metric: int,
+    rule: int,
+    elements: float,
+    first_step: int,
+    last_step: int,
+    scale: float,
+    power: float,
+    divisor: float,
+    gradient_weight: float,
+) -> None:
+    published = rule == RULES["published"]
+    was_step, rate, next_step, gap, count, mean, distance, motion, factor, nonfinite = state[:, :10].unbind(1)
+    previous = state[:, 10 + site]
+
+    first_site = was_step != step
+    due = (next_step == step) | ~first_site
+    if step == 1 or step >= num_steps - 1:
+        due = torch.ones_like(due)
+    # What the distance is divided by: as published the scheduled rate, in the paper the steps that really
+    # went by.
+    gap = torch.where(first_site, rate if published else step - was_step, gap)
+    count = torch.where(first_site, 0.0, count)
+    mean = torch.where(first_site, 0.0, mean)
+    nonfinite = torch.where(first_site, 0.0, nonfinite)
+    stepped = torch.full_like(was_step, step)
+
+    if step == 1:  # there is no old residual yet
+        one = torch.ones_like(rate)
+        _store(
+            state,
+            site,
+            due,
+            (stepped, one, one + 1, gap, count, mean, distance, motion, factor, nonfinite, previous),
+        )
+        return
+
+    distance = _distance(sums, metric, published, elements)
+    motion = _motion(sums, strides, frames, published, elements)
+    mean = (distance / gap + count * mean) / (count + 1)
+    factor = torch.ones_like(mean)
+    now_previous = previous
+    inside = first_step <= step <= last_step
+    if scale > 0 and published:
+        now_previous = (motion / scale).pow(power) / divisor if inside else factor
+        factor = now_previous + (gradient_weight * (now_previous - previous) / gap).abs()
+    elif scale > 0 and inside:
+        gradient = torch.where(previous.isnan(), 0.0, gradient_weight * (motion - previous) / gap)
+        factor = (motion + gradient) / scale
+        now_previous = motion
+    score = mean * factor
+
+    below = score[:, None] < thresholds
+    entry = torch.where(below.any(1), below.int().argmax(1), thresholds.shape[0] - 1)
+    # What is not finite is computed at once, and the mean stays NaN, so that no later site of this step
+    # decides otherwise.
+    bad = ~score.isfinite()
+    rate = torch.where(bad, 1.0, rates[entry])
+    mean = torch.where(bad, torch.nan, mean)
+    factor = torch.where(bad, 1.0, factor)
+    nonfinite = torch.where(bad, 1.0, nonfinite)
+    now_previous = torch.where(bad, previous, now_previous)
+    _store(
+        state,
+        site,
+        due,
+        (stepped, rate, step + rate, gap, count + 1, mean, distance, motion, factor, nonfinite, now_previous),
+    )
+
+
+def _distance(sums: torch.Tensor, metric: int, published: bool, elements: float) -> torch.Tensor:
+    abs_diff, abs_old, _, sq_diff, sq_old, sq_new, dot = sums[:, :7].unbind(1)
+    if metric == METRICS["l1"]:
+        return abs_diff / (abs_old if published else elements)
+    if metric == METRICS["l2"]:
+        return (sq_diff / (sq_old if published else elements)).sqrt()
+    return 1 - dot / (sq_old * sq_new).sqrt()
+
+
+def _motion(
+    sums: torch.Tensor, strides: Sequence[int], frames: int, published: bool, elements: float
+) -> torch.Tensor:
+    if not strides:
+        return torch.full_like(sums[:, 0], torch.nan)
+    by_stride = []
+    for index, stride in enumerate(strides):
+        difference, magnitude = sums[:, 7 + 2 * index], sums[:, 8 + 2 * index]
+        by_stride.append(difference / (magnitude if published else elements * (frames - stride) / frames))
+    return torch.stack(by_stride).mean(0)
+
+
+def _store(state: torch.Tensor, site: int, due: torch.Tensor, values: tuple[torch.Tensor, ...]) -> None:
+    *common, previous = values
+    new = state.clone()
+    new[:, :10] = torch.stack(common, 1)
+    new[:, 10 + site] = previous
+    state.copy_(torch.where(due[:, None], new, state))

@@ -1,0 +1,140 @@
+"""Timing for the benchmarks: candidates side by side in interleaved rounds, medians, and what machine it
+was."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import adacache_kernels
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of one candidate over the rounds."""
+
+    name: str
+    median: float
+    least: float
+    most: float
+
+
+def measure(
+    candidates: dict[str, Callable[[int], object]], device: torch.device, *, repeat: int, warmup: int = 2
+) -> dict[str, Timing]:
+    """Time every candidate once per round, so that a machine that slows down slows all of them.
+
+    A candidate is called with the number of the round, by which it picks one of several sets of inputs; what
+    it returns is dropped before the next one runs.
+    """
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for turn in range(warmup + repeat):
+        for name, candidate in candidates.items():
+            elapsed = _time(candidate, turn, device)
+            if turn >= warmup:
+                times[name].append(elapsed)
+    return {
+        name: Timing(name, statistics.median(values), min(values), max(values))
+        for name, values in times.items()
+    }
+
+
+def input_sets(bytes_per_set: int, device: torch.device) -> int:
+    """How many sets of inputs it takes that none is still in a cache when its turn comes again."""
+    cache = 256 * 2**20
+    sets = -(-cache // max(bytes_per_set, 1))
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return max(1, min(sets, free // (4 * max(bytes_per_set, 1))))
+    return max(1, min(sets, 64))
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What the figures were taken on."""
+    facts: dict[str, Any] = {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "backend": {
+            choice.op: choice.backend
+            for choice in adacache_kernels.backend_report()
+            if choice.device == device.type
+        },
+    }
+    if device.type == "cuda":
+        facts["cuda"] = torch.version.cuda
+    else:
+        facts["cpu_capability"] = torch.backends.cpu.get_cpu_capability()
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    facts["commit"] = commit.stdout.strip() if commit.returncode == 0 else None
+    return facts
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """First column to the left, the others to the right."""
+    lines = [list(header), *map(list, rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    for line in lines:
+        cells = [line[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
+        print("  ".join(cells).rstrip())
+
+
+def write_json(path: Path, facts: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(facts, indent=1) + "\n")
+    print(f"\nwritten to {path}")
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--dtype", default="float32", choices=DTYPES)
+    parser.add_argument("--repeat", type=int, default=15, help="rounds (default: 15)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+
+
+def refuse(reason: str) -> None:
+    """A wrong op is not worth timing."""
+    sys.exit(f"not timed: {reason}")
+
+
+def _time(candidate: Callable[[int], object], turn: int, device: torch.device) -> float:
+    if device.type == "cuda":
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize(device)
+        begin.record()
+        result = candidate(turn)
+        end.record()
+        torch.cuda.synchronize(device)
+        del result
+        return begin.elapsed_time(end)
+    start = time.perf_counter()
+    result = candidate(turn)
+    elapsed = time.perf_counter() - start
+    del result
+    return elapsed * 1e3
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

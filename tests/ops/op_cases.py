@@ -1,0 +1,171 @@
+"""Tensors for the op tests: shapes, memory layouts, guards around them, and what the sums must be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy
+import torch
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+SENTINEL = 777.0
+
+
+@dataclass(frozen=True)
+class Shape:
+    rows: int
+    frames: int
+    places: int
+    channels: int
+
+    @property
+    def tokens(self) -> int:
+        return self.frames * self.places
+
+    def __str__(self) -> str:
+        return f"{self.rows}x({self.frames}*{self.places})x{self.channels}"
+
+
+#: Odd sizes, one of everything, a width of today's models, more frames than one float32 run, a row longer
+#: than one tile.
+SHAPES = [
+    Shape(2, 4, 9, 37),
+    Shape(1, 2, 1, 1),
+    Shape(3, 5, 7, 64),
+    Shape(1, 3, 5, 1152),
+    Shape(2, 35, 3, 20),
+    Shape(1, 2, 70, 130),
+]
+EMPTY_SHAPES = [Shape(0, 3, 4, 8), Shape(2, 3, 0, 8), Shape(2, 3, 4, 0)]
+
+#: How a [B, N, C] tensor lies in memory.
+LAYOUTS = ["contiguous", "channel_slice", "unaligned", "token_slice", "rows_inside"]
+
+
+class Buffer:
+    """A tensor with the asked-for layout inside a larger one, whose other elements must stay as they are."""
+
+    def __init__(self, values: torch.Tensor, layout: str) -> None:
+        rows, tokens, channels = values.shape
+        if layout == "contiguous":
+            self.memory = values.new_full((rows, tokens, channels), SENTINEL)
+            self.tensor = self.memory
+        elif layout == "channel_slice":  # as from a fused projection; starts stay aligned
+            self.memory = values.new_full((rows, tokens, channels + 24), SENTINEL)
+            self.tensor = self.memory[:, :, 8 : 8 + channels]
+        elif layout == "unaligned":
+            self.memory = values.new_full((rows, tokens, channels + 3), SENTINEL)
+            self.tensor = self.memory[:, :, 1 : 1 + channels]
+        elif layout == "token_slice":
+            self.memory = values.new_full((rows, 2 * tokens + 1, channels), SENTINEL)
+            self.tensor = self.memory[:, 1 : 2 * tokens + 1 : 2]
+        elif layout == "rows_inside":  # [N, B, C] in memory
+            self.memory = values.new_full((tokens, rows, channels), SENTINEL)
+            self.tensor = self.memory.transpose(0, 1)
+        else:
+            raise ValueError(layout)
+        self.tensor.copy_(values)
+
+    def check_surroundings(self) -> None:
+        """Nothing beside the tensor was written."""
+        around = self.memory.clone()
+        offset = self.tensor.storage_offset() - self.memory.storage_offset()
+        around.as_strided(self.tensor.shape, self.tensor.stride(), offset).fill_(SENTINEL)
+        assert (around == SENTINEL).all()
+
+
+def random_tensor(
+    generator: torch.Generator, *size: int, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> torch.Tensor:
+    """Normal values times a scale that changes along channels, so that misplaced elements show."""
+    values = torch.randn(*size, generator=generator, dtype=torch.float64)
+    return (values * torch.linspace(0.5, 1.5, size[-1], dtype=torch.float64)).to(dtype).to(device)
+
+
+def random_gate(
+    generator: torch.Generator, shape: Shape, kind: str, dtype: torch.dtype, device: torch.device | str
+) -> torch.Tensor:
+    """A gate per row, per frame, per token, or one that is expanded to rows or tokens (stride 0)."""
+    sizes = {
+        "row": (shape.rows, 1),
+        "frame": (shape.rows, shape.frames),
+        "token": (shape.rows, shape.tokens),
+        "shared": (1, 1),
+        "row_expanded": (shape.rows, 1),
+    }
+    rows, groups = sizes[kind]
+    gate = random_tensor(generator, rows, groups, shape.channels, dtype=dtype, device=device)
+    if kind == "shared":
+        return gate.expand(shape.rows, 1, shape.channels)
+    if kind == "row_expanded":
+        return gate.expand(shape.rows, shape.tokens, shape.channels)
+    return gate
+
+
+def gate_by_token(gate: torch.Tensor, shape: Shape) -> torch.Tensor:
+    """What the gate means: one value for each token."""
+    if gate.shape[1] == 1 or gate.shape[1] == shape.tokens:
+        return gate.expand(shape.rows, shape.tokens, shape.channels)
+    return gate.repeat_interleave(shape.places, 1)
+
+
+def exact_sums(
+    new: torch.Tensor,
+    old: torch.Tensor,
+    frames: int,
+    strides: Sequence[int],
+    metric: str,
+    videos: Sequence[int] | None = None,
+    num_videos: int = 1,
+) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """The sums in float64 by NumPy, and the sums of the magnitudes of what was added (the scale of rounding
+    errors)."""
+    after, before = (tensor.detach().cpu().double().numpy() for tensor in (new, old))
+    rows = after.shape[0]
+    by_frame = after.reshape(rows, frames, after.shape[1] // frames, after.shape[2])
+    columns = [abs(after - before), abs(before), abs(after)]
+    columns += [(after - before) ** 2, before**2, after**2, after * before]
+    for stride in strides:
+        later, earlier = by_frame[:, stride:], by_frame[:, :-stride]
+        columns += [abs(later - earlier), abs(later) + abs(earlier)]
+    columns = [column.reshape(rows, column.size // max(rows, 1)) for column in columns]
+    by_row = numpy.stack([column.sum(1) for column in columns], 1)
+    scale_by_row = numpy.stack([abs(column).sum(1) for column in columns], 1)
+    owner = numpy.asarray(videos if videos is not None else [0] * rows, dtype=int)
+    sums = numpy.stack([by_row[owner == video].sum(0) for video in range(num_videos)])
+    scale = numpy.stack([scale_by_row[owner == video].sum(0) for video in range(num_videos)])
+    if metric == "l1":
+        sums[:, 3:7] = numpy.nan
+    return sums, scale
+
+
+def check_sums(sums: torch.Tensor, exact: numpy.ndarray, scale: numpy.ndarray, channels: int) -> None:
+    """Compare with float64 sums.
+
+    Every term is rounded to float32 once or twice and then added in runs of float32: on the CPU a sixteenth
+    of the channels, on a GPU up to 32 terms in a thread. Each addition is off by half a unit in the last
+    place at most.
+    """
+    run = max(32, -(-channels // 16)) + 2
+    assert sums.dtype == torch.float64
+    assert sums.is_contiguous()
+    given = sums.cpu().numpy()
+    assert given.shape == exact.shape
+    assert (numpy.isnan(given) == numpy.isnan(exact)).all(), (given, exact)
+    error = numpy.where(numpy.isnan(exact), 0.0, abs(given - exact))
+    assert (error <= run * 2.0**-24 * scale).all(), (error / numpy.maximum(scale, 1e-300)).max()
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal bit for bit, NaN included."""
+    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(_bits(a), _bits(b))
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    kind = {8: torch.int64, 4: torch.int32, 2: torch.int16}[tensor.element_size()]
+    return tensor.contiguous().view(kind)
+
+
+def video_ids(ids: Sequence[int], device: torch.device | str | None = None) -> torch.Tensor:
+    return torch.tensor(ids, dtype=torch.int32, device=device)

@@ -1,0 +1,229 @@
+"""The choice of a backend, what importing does and does not do, and that all backends have one set of
+schemas."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import adacache_kernels
+from adacache_kernels import BACKENDS, OPS, _backend, backend_report, build_info, engine, use_backend
+from adacache_kernels.ops._fake import SCHEMAS
+
+
+def call() -> torch.Tensor:
+    x = torch.ones(1, 2, 4)
+    return adacache_kernels.reuse_residual(x, x)
+
+
+def in_a_process(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("ADACACHE_BACKEND", "TRITON_INTERPRET")
+    }
+    root = Path(__file__).resolve().parents[2]
+    return subprocess.run(
+        [sys.executable, "-c", code], env=kept | environment, cwd=root, capture_output=True, text=True
+    )
+
+
+def test_what_was_built_is_loaded() -> None:
+    """Without this, a library that fails to load would show as skipped tests only."""
+    libraries = build_info()["libraries"]
+    for name, library in libraries.items():
+        if name != "cuda":
+            assert library["loaded"], library["reason"]
+    if torch.version.cuda and build_info()["cuda"]["built"]:
+        assert libraries["cuda"]["loaded"], libraries["cuda"]["reason"]
+
+
+def test_unknown_backend_is_an_error() -> None:
+    with (
+        pytest.raises(
+            ValueError, match=r"^backend: expected one of cuda, cpu, triton, reference, got 'cudnn'"
+        ),
+        use_backend("cudnn"),
+    ):
+        pass
+
+
+def test_backend_of_another_device_is_an_error() -> None:
+    if _backend._missing("triton"):
+        pytest.skip("the package triton is not installed")
+    if _backend._INTERPRETED:
+        pytest.skip("in the interpreter Triton takes CPU tensors")
+    with (
+        use_backend("triton"),
+        pytest.raises(RuntimeError, match="'triton' was asked for, which takes no tensors on 'cpu'"),
+    ):
+        call()
+    call()
+
+
+def test_missing_backend_is_an_error_that_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_backend, "_missing", lambda backend, op=None: "it is not there")
+    with pytest.raises(RuntimeError, match="'cuda' cannot run here: it is not there"), use_backend("cuda"):
+        pass
+
+
+def fail_with_cpu_forced() -> None:
+    assert _backend._forced == "cpu"
+    raise ZeroDivisionError
+
+
+def test_use_backend_nests_and_ends_with_an_error() -> None:
+    before = _backend._forced
+    with use_backend("reference"):
+        with pytest.raises(ZeroDivisionError), use_backend("cpu"):
+            fail_with_cpu_forced()
+        assert _backend._forced == "reference"
+    assert _backend._forced == before
+
+
+def test_report_covers_every_op_device_and_backend() -> None:
+    report = {(choice.op, choice.device): choice for choice in backend_report()}
+    assert set(report) == {(op, device) for op in OPS for device in ("cpu", "cuda")}
+    for (_, device), choice in report.items():
+        assert {choice.backend, *choice.others} == set(BACKENDS)
+        assert all(choice.others.values())
+        with_device = {"cpu": "cuda", "cuda": "cpu"}[device]
+        assert choice.others[with_device] == f"takes no {device} tensors"
+    with use_backend("reference"):
+        forced = backend_report()[0]
+        assert forced.backend == "reference"
+        assert forced.others["cpu"] == "reference was asked for"
+
+
+def test_other_devices_run_the_reference() -> None:
+    x = torch.ones(1, 2, 4, device="meta")
+    assert adacache_kernels.reuse_residual(x, x).shape == x.shape
+    with use_backend("cpu"):
+        assert adacache_kernels.reuse_residual(x, x).device.type == "meta"
+
+
+def test_schemas_are_those_of_the_compiled_library() -> None:
+    for name, schema in SCHEMAS.items():
+        assert str(getattr(torch.ops.adacache, name).default._schema) == f"adacache::{name}{schema}"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("reference", "reference"),
+        ("", "cpu"),
+        ("gpu", "ValueError: ADACACHE_BACKEND: expected one of cuda, cpu, triton, reference, got 'gpu'"),
+    ],
+)
+def test_variable_forces_a_backend(value: str, expected: str) -> None:
+    code = (
+        "import torch; from adacache_kernels._backend import choose_backend; "
+        "print(choose_backend(torch.device('cpu')))"
+    )
+    run = in_a_process(code, ADACACHE_BACKEND=value)
+    assert (run.stdout + run.stderr).strip().splitlines()[-1] == expected
+
+
+def test_a_wrong_variable_still_lets_the_report_run() -> None:
+    code = "import adacache_kernels as a; print(len(a.backend_report()))"
+    run = in_a_process(code, ADACACHE_BACKEND="gpu")
+    assert run.stdout.strip() == "8", run.stderr
+
+
+@pytest.mark.parametrize("package", ["adacache_kernels", "adacache"])
+def test_import_opens_no_context_and_leaves_triton_alone(package: str) -> None:
+    code = (
+        f"import json, sys, torch; before = 'triton' in sys.modules; import {package}; "
+        "print(json.dumps([torch.cuda.is_initialized(), before, 'triton' in sys.modules]))"
+    )
+    run = in_a_process(code)
+    assert run.returncode == 0, run.stderr
+    initialised, before, after = json.loads(run.stdout)
+    assert not initialised
+    assert after == before
+
+
+def test_ops_answer_under_inductor() -> None:
+    """Through the compiler that users have, with the op between operations that it fuses."""
+    x, y, old = (torch.randn(2, 12, 20) for _ in range(3))
+    gate = torch.randn(2, 3, 20)
+
+    def block(x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x_out, sums = adacache_kernels.gated_residual_meter(x * 2, y, gate, residual, frames=3)
+        return x_out + 1, sums
+
+    expected_residual, given_residual = old.clone(), old.clone()
+    expected = block(x, expected_residual)
+    given: Any = torch.compile(block, fullgraph=True)(x, given_residual)
+    for one, other in zip(given, expected, strict=True):
+        torch.testing.assert_close(one, other, equal_nan=True)
+    assert torch.equal(given_residual, expected_residual)
+
+
+def test_engine_simulates_what_it_decides() -> None:
+    """One codebook of `simulate` against `engine.decide` fed with the same distances, step by step."""
+    import numpy
+
+    random = numpy.random.default_rng(0)
+    steps, videos = 30, 3
+    distances = random.uniform(0.05, 1.2, (videos, steps, steps))
+    motion = random.uniform(0.3, 0.5, (videos, steps))
+    codebooks = numpy.array([[0.08, 0.16, 0.24, 0.32, 0.4, 1.0], [0.02, 0.04, 0.08, 0.16, 0.3, 2.0]])
+    rates = numpy.array([[6.0, 5, 4, 3, 2, 1], [9, 5, 4, 3, 2, 1]])
+    for regularisation in (None, (4, 26)):
+        computed, rate = engine.simulate(distances, motion, codebooks, rates, window=regularisation)
+        assert computed.shape == rate.shape == (2, videos, steps)
+        for codebook in range(2):
+            for video in range(videos):
+                state = engine.initial_state(1)
+                for step in range(1, steps + 1):
+                    last, due = int(state[0, 0]), state[0, 2] == step or step in (1, steps - 1, steps)
+                    distance = distances[video, last - 1, step - 1] if last else 1.0
+                    sums = [[distance, 1, 1, 0, 0, 0, 0, motion[video, step - 1], 1]]
+                    engine.decide(
+                        sums,
+                        state,
+                        step=step,
+                        num_steps=steps,
+                        thresholds=codebooks[codebook],
+                        rates=rates[codebook],
+                        frames=2,
+                        window=regularisation or (1, 0),
+                        scale=0.385 if regularisation else 0.0,
+                        power=8.0,
+                        gradient_weight=10.0,
+                    )
+                    assert computed[codebook, video, step - 1] == due
+                    assert rate[codebook, video, step - 1] == state[0, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("distances", {"distances": [[0.0]]}),
+        ("motion", {"motion": [[0.0] * 3]}),
+        ("thresholds", {"thresholds": [[0.2, 0.1]]}),
+        ("thresholds", {"thresholds": [0.1, 0.2]}),
+        ("rates", {"rates": [[2.0, 0.0]]}),
+        ("rates", {"rates": [[2.0]]}),
+        ("rule", {"rule": "ours"}),
+        ("scale", {"window": (1, 2), "scale": 0.0}),
+    ],
+)
+def test_engine_names_what_is_wrong(name: str, changes: dict[str, Any]) -> None:
+    good: dict[str, Any] = {
+        "distances": [[[0.5] * 2] * 2],
+        "motion": [[0.5] * 2],
+        "thresholds": [[0.1, 0.2]],
+        "rates": [[2.0, 1.0]],
+    }
+    engine.simulate(**good)
+    with pytest.raises(ValueError, match=f"^{name}: "):
+        engine.simulate(**(good | changes))

@@ -1,0 +1,339 @@
+"""decide: every backend and the engine against the rule written out in plain Python, over random sequences of
+steps."""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Any
+
+import pytest
+import torch
+
+import adacache_kernels
+from adacache_kernels import decide, engine, initial_state, state_columns, sum_columns
+
+NAN = math.nan
+
+
+def plain_decide(
+    sums: list[float], state: dict[str, float], step: int, site: int, policy: dict[str, Any]
+) -> None:
+    """The rule for one video, one line after the other."""
+    total = dict(zip(sum_columns(policy["strides"]), sums, strict=True))
+    num_steps, published = policy["num_steps"], policy["rule"] == "published"
+    forced = step == 1 or step == num_steps - 1 or step == num_steps
+    if not (forced or state["next_step"] == step or state["last_step"] == step):
+        return
+    if state["last_step"] != step:
+        state["prev_rate"] = state["rate"] if published else step - state["last_step"]
+        state["count"] = state["mean"] = state["nonfinite"] = 0
+        state["last_step"] = step
+    if step == 1:
+        state["rate"], state["next_step"] = 1, 2
+        return
+
+    def divide(a: float, b: float) -> float:
+        if b == 0:
+            return NAN if a == 0 or math.isnan(a) else math.copysign(math.inf, a)
+        return a / b
+
+    def root(a: float) -> float:
+        return math.sqrt(a) if a >= 0 else NAN
+
+    if policy["metric"] == "l1":
+        distance = divide(total["abs_diff"], total["abs_old"] if published else policy["elements"])
+    elif policy["metric"] == "l2":
+        distance = root(divide(total["sq_diff"], total["sq_old"] if published else policy["elements"]))
+    else:
+        distance = 1 - divide(total["dot"], root(total["sq_old"] * total["sq_new"]))
+    motions = []
+    for stride in policy["strides"]:
+        if published:
+            motions.append(divide(total[f"motion_diff_{stride}"], total[f"motion_sum_{stride}"]))
+        else:
+            pairs = policy["elements"] * (policy["frames"] - stride) / policy["frames"]
+            motions.append(total[f"motion_diff_{stride}"] / pairs)
+    motion = sum(motions) / len(motions) if motions else NAN
+
+    gap = state["prev_rate"]
+    mean = (distance / gap + state["count"] * state["mean"]) / (state["count"] + 1)
+    first, last = policy["window"]
+    regularised, inside = policy["scale"] > 0, first <= step <= last
+    previous = state[f"previous_factor_{site}"]
+    factor, now_previous = 1.0, previous
+    if regularised and published:
+        now_previous = (motion / policy["scale"]) ** policy["power"] / policy["divisor"] if inside else 1.0
+        factor = now_previous + abs(policy["gradient_weight"] * (now_previous - previous) / gap)
+    elif regularised and inside:
+        gradient = 0.0 if math.isnan(previous) else policy["gradient_weight"] * (motion - previous) / gap
+        factor, now_previous = (motion + gradient) / policy["scale"], motion
+    score = mean * factor
+
+    state["distance"], state["motion"] = distance, motion
+    state["count"] += 1
+    if math.isfinite(score):
+        state["mean"], state["factor"], state[f"previous_factor_{site}"] = mean, factor, now_previous
+        state["rate"] = policy["codebook"][-1][1]
+        for threshold, rate in policy["codebook"]:
+            if score < threshold:
+                state["rate"] = rate
+                break
+    else:
+        state["mean"], state["factor"], state["nonfinite"], state["rate"] = NAN, 1.0, 1, 1
+    state["next_step"] = step + state["rate"]
+
+
+def random_policy(pick: random.Random, rule: str, metric: str) -> dict[str, Any]:
+    frames = pick.choice([2, 5, 15])
+    num_steps = pick.choice([4, 30, 100])
+    entries = pick.choice([1, 2, 6])
+    thresholds = sorted(pick.uniform(0.01, 1.0) for _ in range(entries))
+    first = pick.randint(1, num_steps)
+    return {
+        "rule": rule,
+        "metric": metric,
+        "num_steps": num_steps,
+        "codebook": [(threshold, float(pick.randint(1, 6))) for threshold in thresholds],
+        "strides": tuple(stride for stride in (1, 2, 4) if stride < frames and pick.random() < 0.7),
+        "frames": frames,
+        "elements": float(frames * pick.choice([7.0, 24.0])),
+        "window": (first, pick.randint(first, num_steps)),
+        "scale": pick.choice([0.0, 0.385, 1.0]),
+        "power": pick.choice([1.0, 2.0, 8.0, 0.5]),
+        "divisor": pick.choice([1.0, 0.7]),
+        "gradient_weight": pick.choice([0.0, 10.0]),
+    }
+
+
+def random_sums(pick: random.Random, policy: dict[str, Any]) -> list[float]:
+    """Sums that could have been measured: no distance above 2, no motion above 1; now and then one is not
+    finite."""
+    old, new = pick.uniform(1, 100), pick.uniform(1, 100)
+    row = [pick.uniform(0, 1) * old, old, new, pick.uniform(0, 1) * old, old, new]
+    row.append(pick.uniform(-1, 1) * math.sqrt(old * new))
+    for _ in policy["strides"]:
+        magnitude = pick.uniform(1, 100)
+        row += [pick.uniform(0.2, 0.6) * magnitude, magnitude]
+    if pick.random() < 0.05:
+        row[pick.randrange(len(row))] = pick.choice([NAN, math.inf, 0.0])
+    return row
+
+
+def options(policy: dict[str, Any]) -> dict[str, Any]:
+    names = (
+        "num_steps",
+        "frames",
+        "strides",
+        "metric",
+        "rule",
+        "elements",
+        "window",
+        "scale",
+        "power",
+        "divisor",
+        "gradient_weight",
+    )
+    return {name: policy[name] for name in names}
+
+
+def assert_states_agree(given: torch.Tensor, expected: list[dict[str, float]], sites: int, step: int) -> None:
+    columns = state_columns(sites)
+    for video, state in enumerate(expected):
+        for column, value in zip(columns, given[video].tolist(), strict=True):
+            agree = math.isclose(value, state[column], rel_tol=1e-12, abs_tol=1e-13)
+            agree = agree or (math.isnan(value) and math.isnan(state[column]))
+            assert agree, f"step {step}, video {video}, {column}: {value} is not {state[column]}"
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("metric", ["l1", "l2", "cosine"])
+@pytest.mark.parametrize("rule", ["published", "paper"])
+def test_random_requests(backend: str, device: torch.device, rule: str, metric: str, seed: int) -> None:
+    """Whole requests: several videos, sites and skipped steps, on the backend and in plain Python."""
+    pick = random.Random(f"{rule}{metric}{seed}")
+    policy = random_policy(pick, rule, metric)
+    interpreted = backend == "triton" and device.type == "cpu"
+    videos, sites = pick.choice([1, 2, 5]), pick.choice([1, 2])
+    print(f"seed {seed}: {videos} videos, {sites} sites, {policy}")
+    thresholds, rates = (
+        torch.tensor(column, dtype=torch.float64, device=device)
+        for column in zip(*policy["codebook"], strict=True)
+    )
+    state = initial_state(videos, sites, rule=rule, device=device)
+    expected = [dict(zip(state_columns(sites), row, strict=True)) for row in state.tolist()]
+    for step in range(1, min(policy["num_steps"], 10 if interpreted else 100) + 1):
+        for site in range(sites):
+            rows = [random_sums(pick, policy) for _ in range(videos)]
+            sums = torch.tensor(rows, dtype=torch.float64, device=device)
+            decide(sums, state, step=step, thresholds=thresholds, rates=rates, site=site, **options(policy))
+            for row, video in zip(rows, expected, strict=True):
+                plain_decide(row, video, step, site, policy)
+            assert_states_agree(state, expected, sites, step)
+
+
+@pytest.mark.parametrize("rule", ["published", "paper"])
+def test_initial_state(rule: str) -> None:
+    state = initial_state(3, 2, rule=rule)
+    row = [0.0, 1.0, 1.0, 1.0, 0.0, 0.0, NAN, NAN, 1.0, 0.0] + [1.0 if rule == "published" else NAN] * 2
+    expected = torch.tensor([row] * 3, dtype=torch.float64)
+    assert torch.equal(state.nan_to_num(-5), expected.nan_to_num(-5))
+    assert state.is_contiguous()
+    assert len(state_columns(2)) == state.shape[1]
+
+
+def test_no_motion_regularisation_leaves_the_factor_alone(backend: str, device: torch.device) -> None:
+    """Motion is measured for the trace whenever there are strides, and counts only with a scale."""
+    state = initial_state(1, device=device)
+    sums = torch.tensor([[1.0, 10, 10, NAN, NAN, NAN, NAN, 3, 6]], dtype=torch.float64, device=device)
+    codebook = {
+        "thresholds": torch.tensor([0.08, 1.0], dtype=torch.float64, device=device),
+        "rates": torch.tensor([6.0, 2.0], dtype=torch.float64, device=device),
+    }
+    for step in (1, 2):
+        decide(sums, state, step=step, num_steps=30, frames=4, window=(1, 30), **codebook)
+    row = dict(zip(state_columns(), state[0].tolist(), strict=True))
+    assert row["rate"] == 2
+    assert row["next_step"] == 4
+    assert (row["distance"], row["motion"], row["factor"]) == (pytest.approx(0.1), 0.5, 1.0)
+
+
+def test_not_a_number_computes_and_is_marked(backend: str, device: torch.device) -> None:
+    state = initial_state(2, device=device)
+    good = [1.0, 10, 10, NAN, NAN, NAN, NAN, 3, 6]
+    bad = [NAN, 10, NAN, NAN, NAN, NAN, NAN, NAN, NAN]
+    sums = torch.tensor([good, bad], dtype=torch.float64, device=device)
+    codebook = {
+        "thresholds": torch.tensor([1.0], dtype=torch.float64, device=device),
+        "rates": torch.tensor([5.0], dtype=torch.float64, device=device),
+    }
+    for step in (1, 2):
+        decide(sums, state, step=step, num_steps=30, frames=4, **codebook)
+    # A further site of the same step cannot talk it out of computing.
+    decide(sums[[0, 0]], state, step=2, num_steps=30, frames=4, **codebook)
+    rows = [dict(zip(state_columns(), row, strict=True)) for row in state.tolist()]
+    assert (rows[0]["rate"], rows[0]["nonfinite"], rows[0]["next_step"]) == (5, 0, 7)
+    assert (rows[1]["rate"], rows[1]["nonfinite"], rows[1]["next_step"]) == (1, 1, 3)
+
+
+def bad_inputs() -> dict[str, tuple[str, dict[str, Any]]]:
+    wide = torch.ones(2, 20, dtype=torch.float64)
+    return {
+        "sums of other columns": ("sums", {"sums": torch.ones(2, 8, dtype=torch.float64)}),
+        "sums of float32": ("sums", {"sums": torch.ones(2, 9)}),
+        "sums with gaps": ("sums", {"sums": wide[:, :9]}),
+        "sums of other videos": ("state|sums", {"sums": torch.ones(3, 9, dtype=torch.float64)}),
+        "state too narrow": ("state", {"state": torch.ones(2, 10, dtype=torch.float64)}),
+        "state of float32": ("state", {"state": torch.ones(2, 11)}),
+        "state on another device": (
+            "state",
+            {"state": torch.ones(2, 11, dtype=torch.float64, device="meta")},
+        ),
+        "no thresholds": ("thresholds", {"thresholds": torch.ones(0, dtype=torch.float64)}),
+        "thresholds of float32": ("thresholds", {"thresholds": torch.ones(2)}),
+        "rates of another length": ("rates", {"rates": torch.ones(3, dtype=torch.float64)}),
+        "rates of int64": ("rates", {"rates": torch.ones(2, dtype=torch.int64)}),
+        "step 0": ("step", {"step": 0}),
+        "step past the end": ("step", {"step": 31}),
+        "no steps": ("num_steps", {"num_steps": 0}),
+        "site that state has not": ("site", {"site": 1}),
+        "stride as long as the video": ("strides", {"strides": (4,)}),
+        "metric unknown": ("metric", {"metric": "l0"}),
+        "rule unknown": ("rule", {"rule": "ours"}),
+        "paper without elements": ("elements", {"rule": "paper"}),
+    }
+
+
+def good_call() -> dict[str, Any]:
+    return {
+        "sums": torch.ones(2, 9, dtype=torch.float64),
+        "state": initial_state(2),
+        "thresholds": torch.tensor([0.1, 1.0], dtype=torch.float64),
+        "rates": torch.tensor([2.0, 1.0], dtype=torch.float64),
+        "step": 2,
+        "num_steps": 30,
+        "frames": 4,
+    }
+
+
+@pytest.mark.parametrize("what", bad_inputs())
+def test_bad_input_names_the_argument(backend: str, device: torch.device, what: str) -> None:
+    with device:  # where the factory functions make their tensors
+        name, changes = bad_inputs()[what]
+        call = good_call() | changes
+    with pytest.raises(ValueError, match=f"^({name}): "):
+        decide(**call)
+
+
+def test_requires_grad_is_refused(backend: str, device: torch.device) -> None:
+    with device:
+        call = good_call()
+    call["sums"].requires_grad_()
+    with pytest.raises(ValueError, match=r"^sums: requires grad"):
+        decide(**call)
+
+
+def test_no_videos(backend: str, device: torch.device) -> None:
+    with device:
+        call = good_call()
+    call |= {"sums": call["sums"][:0], "state": initial_state(0, device=device)}
+    decide(**call)
+
+
+def test_compile_without_graph_breaks(backend: str, device: torch.device) -> None:
+    with device:
+        call = good_call()
+    state = call.pop("state")
+
+    def step(state: torch.Tensor) -> torch.Tensor:
+        decide(state=state, **call)
+        return state * 1
+
+    expected = state.clone()
+    step(expected)
+    given = state.clone()
+    torch.compile(step, fullgraph=True, backend="aot_eager")(given)
+    assert torch.equal(given.nan_to_num(-5), expected.nan_to_num(-5))
+    assert not torch.equal(given, state)
+
+
+def test_opcheck(backend: str, device: torch.device, op_namespace: str) -> None:
+    with device:
+        call = good_call()
+    arguments = [call[name] for name in ("sums", "state", "thresholds", "rates", "step", "num_steps")]
+    arguments += [0, 4, [1], 0, 0, 1.0, 1, 30, 0.385, 8.0, 1.0, 10.0]
+    torch.library.opcheck(getattr(torch.ops, op_namespace).decide.default, tuple(arguments))
+
+
+@pytest.mark.parametrize("rule", ["published", "paper"])
+@pytest.mark.parametrize("seed", range(10))
+def test_engine_and_op_are_one_rule(rule: str, seed: int) -> None:
+    """The engine on NumPy arrays and the compiled op: the same bits. Both against plain Python."""
+    pick = random.Random(1000 + seed)
+    policy = random_policy(pick, rule, pick.choice(["l1", "l2", "cosine"]))
+    print(f"seed {seed}: {policy}")
+    thresholds, rates = (list(column) for column in zip(*policy["codebook"], strict=True))
+    state = engine.initial_state(2, 2, rule=rule)
+    of_op = torch.from_numpy(state.copy())
+    assert torch.equal(of_op.nan_to_num(-5), initial_state(2, 2, rule=rule).nan_to_num(-5))
+    expected = [dict(zip(state_columns(2), row, strict=True)) for row in state.tolist()]
+    for step in range(1, policy["num_steps"] + 1):
+        for site in (0, 1):
+            rows = [random_sums(pick, policy) for _ in range(2)]
+            engine.decide(
+                rows, state, step=step, thresholds=thresholds, rates=rates, site=site, **options(policy)
+            )
+            with adacache_kernels.use_backend("cpu"):
+                decide(
+                    torch.tensor(rows, dtype=torch.float64),
+                    of_op,
+                    step=step,
+                    thresholds=torch.tensor(thresholds, dtype=torch.float64),
+                    rates=torch.tensor(rates, dtype=torch.float64),
+                    site=site,
+                    **options(policy),
+                )
+            for row, video in zip(rows, expected, strict=True):
+                plain_decide(row, video, step, site, policy)
+            assert torch.equal(torch.from_numpy(state).nan_to_num(-5), of_op.nan_to_num(-5))
+            assert_states_agree(of_op, expected, 2, step)

@@ -1,0 +1,59 @@
+"""The Triton kernels, run by Triton's interpreter on CPU tensors: the tests of this folder again, in a
+process of their own."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parent
+FILES = ("test_gated_residual_meter.py", "test_residual_meter.py", "test_reuse_residual.py", "test_decide.py")
+#: Below this number a collection that went wrong would pass for a success.
+AT_LEAST = 500
+
+
+#: Older interpreters take an array of one element for a loop bound, which NumPy refuses from 2.4 on (seen:
+#: Triton 3.6).
+PROBE = """
+import torch, triton
+
+@triton.jit
+def loop_kernel(bound):
+    for _ in range(bound):
+        pass
+
+loop_kernel[(1,)](2)
+"""
+
+
+@pytest.mark.timeout(900)
+def test_kernels_in_the_interpreter(tmp_path: Path) -> None:
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("the package triton is not installed")
+    environment = os.environ | {
+        "TRITON_INTERPRET": "1",
+        "ADACACHE_TEST_BACKEND": "triton",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    probe_file = tmp_path / "probe.py"
+    probe_file.write_text(PROBE)
+    probe = subprocess.run([sys.executable, str(probe_file)], env=environment, capture_output=True, text=True)
+    if "only 0-dimensional arrays can be converted to Python scalars" in probe.stderr:
+        pytest.skip("the interpreter of this Triton cannot run loops under NumPy 2.4 or later")
+    assert probe.returncode == 0, probe.stderr
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning"]
+    command += [str(FOLDER / name) for name in FILES]
+    session = subprocess.run(command, env=environment, cwd=FOLDER.parents[1], capture_output=True, text=True)
+    assert session.returncode == 0, session.stdout[-8000:] + session.stderr[-4000:]
+    closing = session.stdout.strip().splitlines()[-1]
+    print(closing)
+    assert "skipped" not in closing, closing
+    passed = re.search(r"(\d+) passed", closing)
+    assert passed is not None, closing
+    assert int(passed[1]) >= AT_LEAST, closing
