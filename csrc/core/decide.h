@@ -1,0 +1,157 @@
+// The decision rule of AdaCache: from the sums at a metric site to the step that is computed next.
+// Paper: arXiv 2411.02397. Rule `published` is the authors' code, rule `paper` the equations of the paper.
+// All float64.
+#pragma once
+
+#include <cmath>
+
+#include "meter.h"
+
+namespace adacache {
+
+enum class Rule : int { published = 0, paper = 1 };
+
+// Columns of a video's state, followed by one previous motion factor per site.
+enum StateColumn : int {
+  state_last_step,  // the step that was computed last, 0 before the first
+  state_rate,       // steps from there to the next computed one
+  state_next_step,  // last_step + rate
+  state_prev_rate,  // what distances are divided by: the rate before this step's (published), the steps
+                    // elapsed (paper)
+  state_count,      // sites measured in this step so far
+  state_mean,       // mean of their quotients distance / prev_rate
+  state_distance,   // distance at the site measured last, undivided
+  state_motion,     // its motion
+  state_factor,     // what the motion made of the mean
+  state_nonfinite,  // 1 if this step met a number that is not finite: it was decided to compute
+  first_factor_column
+};
+
+struct DecisionRule {
+  Rule rule;
+  Metric metric;
+  const double* thresholds;  // ascending
+  const double* rates;
+  int64_t entries;
+  int64_t num_steps;
+  int64_t frames;
+  double elements;                // that one video owns in the measured tensor
+  int64_t first_step, last_step;  // window of motion regularisation
+  double scale;                   // motion regularisation is off if scale <= 0
+  double power, divisor, gradient_weight;
+  MotionStrides motion;
+};
+
+inline namespace ADACACHE_ISA {
+
+ADACACHE_HD double not_a_number() { return bit_cast<double>(uint64_t{0x7ff8000000000000u}); }
+
+ADACACHE_HD bool finite(double value) { return value - value == 0.0; }
+
+ADACACHE_HD void initialise_state(double* state, int64_t sites, Rule rule) {
+  state[state_last_step] = 0;
+  state[state_rate] = 1;
+  state[state_next_step] = 1;
+  state[state_prev_rate] = 1;
+  state[state_count] = 0;
+  state[state_mean] = 0;
+  state[state_distance] = not_a_number();
+  state[state_motion] = not_a_number();
+  state[state_factor] = 1;
+  state[state_nonfinite] = 0;
+  for (int64_t site = 0; site < sites; ++site)
+    state[first_factor_column + site] = rule == Rule::published ? 1 : not_a_number();
+}
+
+// Whether a video is computed in this step (counted from 1): the first and the last two always are.
+ADACACHE_HD bool due(const double* state, int64_t step, int64_t num_steps) {
+  return step == 1 || step >= num_steps - 1 || state[state_next_step] == step ||
+         state[state_last_step] == step;
+}
+
+// The rate for the steps to come, given the distance and motion that one site has measured in this step.
+ADACACHE_HD void choose(double* state, const DecisionRule& rule, int64_t step, int64_t site, double distance,
+                        double motion) {
+  if (state[state_last_step] != step) {
+    const double elapsed = step - state[state_last_step];
+    state[state_prev_rate] = rule.rule == Rule::paper ? elapsed : state[state_rate];
+    state[state_last_step] = step;
+    state[state_next_step] = step + state[state_rate];
+    state[state_count] = 0;
+    state[state_mean] = 0;
+    state[state_nonfinite] = 0;
+  }
+  if (step == 1) {
+    // There is no older residual to measure against.
+    state[state_rate] = 1;
+    state[state_next_step] = 2;
+    return;
+  }
+  const double steps = state[state_prev_rate];
+  const double count = state[state_count];
+  const double mean = (distance / steps + count * state[state_mean]) / (count + 1);
+  double* previous = state + first_factor_column + site;
+  double next_previous = *previous;
+  double total = 1;
+  const bool in_window = step >= rule.first_step && step <= rule.last_step;
+  if (rule.scale > 0 && rule.rule == Rule::published) {
+    const double factor = in_window ? pow(motion / rule.scale, rule.power) / rule.divisor : 1.0;
+    total = factor + fabs(rule.gradient_weight * (factor - *previous) / steps);
+    next_previous = factor;
+  } else if (rule.scale > 0 && in_window) {
+    const double gradient =
+        *previous == *previous ? rule.gradient_weight * (motion - *previous) / steps : 0.0;
+    total = (motion + gradient) / rule.scale;
+    next_previous = motion;
+  }
+  const double score = mean * total;
+  const bool usable = finite(score) && finite(distance) && (finite(motion) || !(rule.scale > 0 && in_window));
+  state[state_count] = count + 1;
+  state[state_distance] = distance;
+  state[state_motion] = motion;
+  if (usable) {
+    state[state_mean] = mean;
+    state[state_factor] = total;
+    *previous = next_previous;
+    int64_t entry = 0;
+    while (entry + 1 < rule.entries && !(score < rule.thresholds[entry])) ++entry;
+    state[state_rate] = rule.rates[entry];
+  } else {
+    // A reused NaN would stay in the video; a computed one has a chance to go away. The mean stays NaN, so
+    // that no later site of this step decides otherwise.
+    state[state_mean] = not_a_number();
+    state[state_factor] = 1;
+    state[state_nonfinite] = 1;
+    state[state_rate] = 1;
+  }
+  state[state_next_step] = step + state[state_rate];
+}
+
+ADACACHE_HD double distance_of(const double* sums, const DecisionRule& rule) {
+  if (rule.metric == Metric::cosine) return 1 - sums[dot] / sqrt(sums[sq_old] * sums[sq_new]);
+  const bool relative = rule.rule == Rule::published;
+  if (rule.metric == Metric::l2) return sqrt(sums[sq_diff] / (relative ? sums[sq_old] : rule.elements));
+  return sums[abs_diff] / (relative ? sums[abs_old] : rule.elements);
+}
+
+ADACACHE_HD double motion_of(const double* sums, const DecisionRule& rule) {
+  if (rule.motion.count == 0) return not_a_number();
+  double total = 0;
+  for (int i = 0; i < rule.motion.count; ++i) {
+    const double* motion = sums + first_motion_column + 2 * i;
+    const double pairs =
+        rule.elements * static_cast<double>(rule.frames - rule.motion.stride[i]) / rule.frames;
+    total += motion[0] / (rule.rule == Rule::published ? motion[1] : pairs);
+  }
+  return total / rule.motion.count;
+}
+
+// The op `decide` for one video: nothing changes if the video is not due, whatever its sums hold.
+ADACACHE_HD void decide(double* state, const double* sums, const DecisionRule& rule, int64_t step,
+                        int64_t site) {
+  if (!due(state, step, rule.num_steps)) return;
+  choose(state, rule, step, site, distance_of(sums, rule), motion_of(sums, rule));
+}
+
+}  // namespace ADACACHE_ISA
+}  // namespace adacache

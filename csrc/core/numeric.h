@@ -1,0 +1,158 @@
+// Number formats of the tensors and their rounding, for the host, the device and whole vectors of lanes
+// alike. Every conversion rounds to nearest even, as PyTorch does, so that results can be compared bit for
+// bit.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__CUDACC__)
+#define ADACACHE_HD __host__ __device__ __forceinline__
+#else
+#define ADACACHE_HD inline
+#endif
+
+// The CPU kernels are compiled once per instruction set into one library. Each copy lives in a namespace of
+// its own: were they to share names, the linker would keep one copy, and might keep the one that this
+// processor cannot run.
+#ifndef ADACACHE_ISA
+#define ADACACHE_ISA portable
+#endif
+
+namespace adacache {
+
+enum class DType : int { float32 = 0, bfloat16 = 1, float16 = 2 };
+
+struct bfloat16 {
+  uint16_t bits;
+};
+struct float16 {
+  uint16_t bits;
+};
+
+inline namespace ADACACHE_ISA {
+
+template <class To, class From>
+ADACACHE_HD To bit_cast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From), "bit_cast keeps the size");
+  To to;
+  memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+// F is float or a vector of floats, U the unsigned integers of the same shape; `condition ? a : b` selects
+// lane by lane.
+
+template <class F, class U>
+ADACACHE_HD F float_of_bfloat16_bits(U bits) {
+  return bit_cast<F>(bits << 16);
+}
+
+template <class F, class U>
+ADACACHE_HD U bfloat16_bits_of_float(F value) {
+  const U bits = bit_cast<U>(value);
+  const U rounded = (bits + (((bits >> 16) & 1u) + 0x7fffu)) >> 16;
+  return (bits & 0x7fffffffu) > 0x7f800000u ? (bits >> 16) | 0x40u : rounded;
+}
+
+template <class F, class U>
+ADACACHE_HD F float_of_float16_bits(U bits) {
+  const U magnitude = (bits & 0x7fffu) << 13;
+  // The exponent's bias differs by 112. Scaling by 2^112, and not adding to the exponent, is right for
+  // subnormals too.
+  const F scaled = bit_cast<F>(magnitude) * 5192296858534827628530496329220096.0f;
+  const U finite_bits = bit_cast<U>(scaled);
+  const U with_special = magnitude >= 0x0f800000u ? magnitude | 0x7f800000u : finite_bits;
+  return bit_cast<F>(with_special | ((bits & 0x8000u) << 16));
+}
+
+template <class F, class U>
+ADACACHE_HD U float16_bits_of_float(F value) {
+  const U bits = bit_cast<U>(value);
+  const U magnitude = bits & 0x7fffffffu;
+  const U normal = (magnitude + (((magnitude >> 13) & 1u) + 0xc8000fffu)) >> 13;
+  // Adding 0.5 lets the float adder itself round to the spacing of half's subnormals, 2^-24.
+  const F shifted = bit_cast<F>(magnitude) + 0.5f;
+  const U subnormal = bit_cast<U>(shifted) - 0x3f000000u;
+  const U finite = magnitude < 0x38800000u ? subnormal : normal;
+  const U infinite =
+      magnitude > 0x7f800000u ? ((magnitude >> 13) & 0x3ffu) | 0x7e00u : (magnitude & 0u) | 0x7c00u;
+  return (magnitude >= 0x47800000u ? infinite : finite) | ((bits >> 16) & 0x8000u);
+}
+
+ADACACHE_HD float to_float(float value) { return value; }
+
+ADACACHE_HD float to_float(bfloat16 value) { return float_of_bfloat16_bits<float, uint32_t>(value.bits); }
+
+ADACACHE_HD float to_float(float16 value) {
+#if defined(__CUDA_ARCH__)
+  float result;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(value.bits));
+  return result;
+#else
+  return float_of_float16_bits<float, uint32_t>(value.bits);
+#endif
+}
+
+ADACACHE_HD void from_float(float value, float& result) { result = value; }
+
+ADACACHE_HD void from_float(float value, bfloat16& result) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(result.bits) : "f"(value));
+#else
+  result.bits = static_cast<uint16_t>(bfloat16_bits_of_float<float, uint32_t>(value));
+#endif
+}
+
+ADACACHE_HD void from_float(float value, float16& result) {
+#if defined(__CUDA_ARCH__)
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(result.bits) : "f"(value));
+#else
+  result.bits = static_cast<uint16_t>(float16_bits_of_float<float, uint32_t>(value));
+#endif
+}
+
+// The value as it comes back from memory: rounded to T.
+template <class T>
+ADACACHE_HD float rounded(float value) {
+  T stored;
+  from_float(value, stored);
+  return to_float(stored);
+}
+
+// Products and sums that no compiler may fuse: a fused multiply-add skips one rounding, and x + gate * y
+// would no longer be what the framework computes in two operations.
+ADACACHE_HD float multiply(float a, float b) {
+#if defined(__CUDA_ARCH__)
+  return __fmul_rn(a, b);
+#else
+  return a * b;
+#endif
+}
+
+ADACACHE_HD float add(float a, float b) {
+#if defined(__CUDA_ARCH__)
+  return __fadd_rn(a, b);
+#else
+  return a + b;
+#endif
+}
+
+ADACACHE_HD float absolute(float value) { return bit_cast<float>(bit_cast<uint32_t>(value) & 0x7fffffffu); }
+
+}  // namespace ADACACHE_ISA
+
+// Calls function(T{}) with the element type that dtype stands for.
+template <class Function>
+void dispatch(DType dtype, const Function& function) {
+  switch (dtype) {
+    case DType::float32:
+      return function(float{});
+    case DType::bfloat16:
+      return function(bfloat16{});
+    case DType::float16:
+      return function(float16{});
+  }
+}
+
+}  // namespace adacache

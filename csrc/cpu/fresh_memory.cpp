@@ -1,0 +1,27 @@
+// Huge pages for fresh outputs.
+#include <cstdint>
+
+#include "ops.h"
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace adacache::cpu {
+
+void prepare_fresh_memory(void* data, int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr int64_t huge_page = 2 * 1024 * 1024;
+  if (bytes < 2 * huge_page) return;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + huge_page - 1) / huge_page * huge_page;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / huge_page * huge_page;
+  if (end <= begin) return;
+  // Refusal (no huge pages on this system) changes the speed and nothing else.
+  (void)madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)data;
+  (void)bytes;
+#endif
+}
+
+}  // namespace adacache::cpu

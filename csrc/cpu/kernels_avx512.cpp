@@ -1,0 +1,9 @@
+// The CPU kernels for x86-64 with AVX-512 (F, BW, DQ, VL).
+#if defined(__GNUC__) && !defined(__clang__)
+// GCC 12 warns about its own headers' undefined registers, which are meant to be so.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+#define ADACACHE_ISA avx512
+#define ADACACHE_KERNELS avx512_kernels
+#define ADACACHE_KERNELS_NAME "avx512"
+#include "kernels_of_isa.h"

@@ -1,0 +1,5 @@
+// The CPU kernels for any processor of this architecture.
+#define ADACACHE_ISA baseline
+#define ADACACHE_KERNELS baseline_kernels
+#define ADACACHE_KERNELS_NAME "baseline"
+#include "kernels_of_isa.h"

@@ -1,0 +1,28 @@
+# Sources of the three libraries and the options that single files need; paths are relative to the repository.
+set(ADACACHE_CPU_SOURCES
+    csrc/cpu/fresh_memory.cpp
+    csrc/cpu/gated_residual_meter.cpp
+    csrc/cpu/kernels.cpp
+    csrc/cpu/kernels_baseline.cpp
+    csrc/cpu/residual_meter.cpp
+    csrc/cpu/reuse_residual.cpp
+    csrc/torch/register_cpu.cpp)
+set(ADACACHE_ENGINE_SOURCES csrc/engine/engine.cpp)
+set(ADACACHE_CUDA_SOURCES
+    csrc/cuda/decide.cu
+    csrc/cuda/gated_residual_meter.cu
+    csrc/cuda/residual_meter.cu
+    csrc/cuda/reuse_residual.cu
+    csrc/cuda/video_sums.cu
+    csrc/torch/register_cuda.cpp)
+
+# Results must not depend on the compiler's freedom: no fused multiply-add, no reordering.
+set(ADACACHE_CXX_OPTIONS -O3 -ffp-contract=off)
+set(ADACACHE_CUDA_OPTIONS -O3 --fmad=false)
+
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+  list(APPEND ADACACHE_CPU_SOURCES csrc/cpu/kernels_avx2.cpp csrc/cpu/kernels_avx512.cpp)
+  set_source_files_properties(csrc/cpu/kernels_avx2.cpp PROPERTIES COMPILE_OPTIONS "-mavx2;-mf16c")
+  set_source_files_properties(
+    csrc/cpu/kernels_avx512.cpp PROPERTIES COMPILE_OPTIONS "-mavx2;-mf16c;-mavx512f;-mavx512bw;-mavx512dq;-mavx512vl;-mprefer-vector-width=512")
+endif()
