@@ -114,7 +114,7 @@ def decide(
         try:
             torch.ops.adacache.decide(*arguments)
             return
-        except RuntimeError:
+        except (RuntimeError, ValueError):  # which of the two depends on the version of torch
             explain_refusal(check_decide, *arguments[:9], _BASE_COLUMNS)
             raise
     check_decide(*arguments[:9], _BASE_COLUMNS)

@@ -79,7 +79,7 @@ def gated_residual_meter(
                 x, y, gate, residual, video_of_row, num_videos, frames, strides, kind, out
             )
             return out, sums
-        except RuntimeError:
+        except (RuntimeError, ValueError):  # which of the two depends on the version of torch
             explain_refusal(
                 check_gated_residual_meter,
                 x,

@@ -55,7 +55,7 @@ def residual_meter(
             return torch.ops.adacache.residual_meter(
                 residual, old, video_of_row, num_videos, frames, strides, kind
             )
-        except RuntimeError:
+        except (RuntimeError, ValueError):  # which of the two depends on the version of torch
             explain_refusal(check_residual_meter, residual, old, video_of_row, num_videos, frames, strides)
             raise
     check_residual_meter(residual, old, video_of_row, num_videos, frames, strides)

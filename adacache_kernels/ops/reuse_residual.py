@@ -50,7 +50,7 @@ def reuse_residual(
                 return torch.ops.adacache.reuse_residual(x, residual, video_of_row, reuse)
             torch.ops.adacache.reuse_residual_out(x, residual, video_of_row, reuse, out)
             return out
-        except RuntimeError:
+        except (RuntimeError, ValueError):  # which of the two depends on the version of torch
             explain_refusal(check_reuse_residual, x, residual, video_of_row, reuse, out)
             raise
     check_reuse_residual(x, residual, video_of_row, reuse, out)

@@ -1,9 +1,9 @@
-"""Adaptive caching for video diffusion transformers: residuals are kept, measured, and reused while they last.
+"""Adaptive caching for video diffusion transformers: residuals are kept, measured and reused while they last.
 
-    handle = adacache.enable(model, "open-sora/fast", num_steps=30)
-    ...                                   # generate as before
-    handle.trace.computed_steps
-    adacache.disable(model)               # the model is as it was
+handle = adacache.enable(model, "open-sora/fast", num_steps=30)
+...                                   # generate as before
+handle.trace.computed_steps
+adacache.disable(model)               # the model is as it was
 """
 
 from adacache.handle import Handle, disable, enable

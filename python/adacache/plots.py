@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
     from adacache.trace import Trace
@@ -12,42 +12,71 @@ if TYPE_CHECKING:
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442", "#000000")
 
 
-def draw_traces(traces: Mapping[str, tuple[Trace, int]], path: str | Path, title: str = "") -> None:
-    """Draws (trace, video) pairs by label: computed steps as rows of dots, distance and motion as curves over
-    them."""
+def draw_traces(
+    traces: Mapping[str, tuple[Trace, int]],
+    path: str | Path | IO[bytes],
+    title: str = "",
+    colors: Sequence[str] = COLORS,
+) -> None:
+    """Draws (trace, video) pairs by label: computed steps as rows of dots, and curves of distance and motion.
+
+    Where motion regularisation acted, its factor is drawn too.
+
+    Args:
+        traces: what to draw, by label.
+        path: file to write, whose suffix gives the format, or a binary stream, which gets SVG.
+        title: instead of the plain one.
+        colors: of the labels in their order, used again from the first where there are too few.
+    """
     try:
+        from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("plot: matplotlib is missing; pip install 'adacache-kernels[demo]'") from error
 
+    panels = ["distance", "motion"]
+    factors = [
+        v for trace, video in traces.values() for c in trace.series("factor", video).values() for _, v in c
+    ]
+    if any(value != 1 for value in factors):
+        panels.append("factor")
+    rows = 0.5 + 0.24 * len(traces)
     # Figure without pyplot: no global state, no display.
-    figure = Figure(figsize=(9, 1.4 + 0.28 * len(traces) + 4.2), layout="constrained")
-    schedule, distance, motion = figure.subplots(
-        3, 1, sharex=True, gridspec_kw={"height_ratios": [0.6 + 0.28 * len(traces), 2.1, 2.1]}
+    figure = Figure(figsize=(9, 0.9 + rows + 1.7 * len(panels)), layout="constrained")
+    axes = figure.subplots(
+        1 + len(panels), 1, sharex=True, gridspec_kw={"height_ratios": [rows, *[1.7] * len(panels)]}
     )
+    schedule, curves = axes[0], dict(zip(panels, axes[1:], strict=True))
     last = 1
     for row, (label, (trace, video)) in enumerate(traces.items()):
-        color, steps = COLORS[row % len(COLORS)], trace.steps_of(video)
+        color, steps = colors[row % len(colors)], trace.steps_of(video)
         last = max(last, len(trace.computed))
         schedule.hlines(row, 1, len(trace.computed), color="#dddddd", zorder=1)
         schedule.plot(steps, [row] * len(steps), "o", color=color, markersize=5, zorder=2)
         schedule.annotate(
-            str(len(steps)), (1.005, row), xycoords=("axes fraction", "data"), va="center", color=color
+            str(len(steps)), (1.01, row), xycoords=("axes fraction", "data"), va="center", color=color
         )
-        for axis, name in ((distance, "distance"), (motion, "motion")):
+        for name, axis in curves.items():
             for curve in trace.series(name, video).values():
                 axis.plot(*zip(*curve, strict=True), marker=".", linewidth=1.2, color=color, label=label)
-    schedule.set_yticks(range(len(traces)), list(traces))
+    schedule.set_yticks(range(len(traces)), list(traces), fontsize=8)
     schedule.set_ylim(len(traces) - 0.5, -0.5)
     schedule.set_title(title or "computed steps (their number at the right)", fontsize=10)
-    distance.set_ylabel("distance")
-    distance.set_yscale("log")
-    motion.set_ylabel("motion")
-    motion.set_xlabel("step")
-    motion.set_xlim(0.5, last + 0.5)
-    for axis in (distance, motion):
+    schedule.spines[["top", "right", "left"]].set_visible(False)
+    schedule.tick_params(left=False)
+    for name, axis in curves.items():
+        axis.set_ylabel(name)
         axis.grid(color="#eeeeee")
-    handles = dict(zip(*reversed(distance.get_legend_handles_labels()), strict=True))
-    if len(traces) > 1 and handles:
-        distance.legend(handles.values(), handles.keys(), fontsize=8, ncols=2)
-    figure.savefig(path, dpi=110)
+        axis.spines[["top", "right"]].set_visible(False)
+    curves["distance"].set_ylim(bottom=0)
+    curves["motion"].set_ylim(bottom=0)
+    if "factor" in curves:
+        curves["factor"].axhline(1, color="#999999", linewidth=0.8)
+    axes[-1].set_xlabel("step")
+    axes[-1].set_xlim(0.5, last + 0.5)
+    # A fixed salt gives the same file for the same traces.
+    with rc_context({"svg.hashsalt": "adacache"}):
+        if isinstance(path, str | Path):
+            figure.savefig(path, dpi=110)
+        else:
+            figure.savefig(path, format="svg", metadata={"Date": None})

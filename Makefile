@@ -1,0 +1,102 @@
+# The project's commands. `make demo` and `make test` need nothing but python3 (>= 3.10) with venv and a C++20
+# compiler: they set up .venv (torch from the package index, the build) and run. `make help` lists all.
+
+PYTHON ?= python3
+VENV ?= .venv
+# What pip installs as torch; TORCH="torch==2.11.0" takes another one.
+TORCH ?= torch>=2.11
+# Passed to pytest: make test ARGS="-k meter"
+ARGS ?=
+
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+STAMPS := $(VENV)/stamps
+SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py tools/nvcc_launcher.py
+
+.PHONY: help demo test test-slow build wheel lint format kernel-report abi-check gpu clean distclean
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make demo           set up, then generate videos with and without caching: adacache_demo/report.html'
+	@echo 'make test           set up, then run the everyday tests'
+	@echo 'make test-slow      the tests that take minutes each'
+	@echo 'make build          set up and build in place'
+	@echo 'make wheel          a wheel with CPU and CUDA for all architectures: its size, its undefined symbols'
+	@echo 'make lint           ruff, mypy, clang-format; `make format` applies what they would'
+	@echo 'make kernel-report  registers, shared memory and spills of each kernel on each architecture'
+	@echo 'make abi-check      the wheel built under the newest torch, tested under 2.11 and a CPU-only torch'
+	@echo 'make gpu            on a machine with a GPU: tests for cuda and triton, benchmarks, results as JSON'
+	@echo 'make clean          remove what was built; `make distclean` also .venv'
+
+demo: build
+	$(VENV)/bin/adacache demo $(ARGS)
+
+test: build
+	$(PY) -m pytest $(ARGS)
+
+test-slow: build
+	$(PY) -m pytest -m slow $(ARGS)
+
+build: $(STAMPS)/installed
+
+$(STAMPS)/torch:
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "Python >= 3.10 is needed; set PYTHON=..."'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install "$(TORCH)"
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/tools: $(STAMPS)/torch pyproject.toml
+	$(PIP) install "setuptools>=77" wheel "cmake>=3.20" ninja "pybind11>=2.13"
+	@touch $@
+
+$(STAMPS)/built: $(STAMPS)/tools $(SOURCES)
+	$(PY) setup.py build_ext --inplace
+	@touch $@
+
+# Editable: Python sources are used where they lie. The compiled part is there; this adds what it needs.
+$(STAMPS)/installed: $(STAMPS)/built pyproject.toml
+	$(PIP) install --no-build-isolation -e ".[demo,test]"
+	@touch $@
+
+wheel: $(STAMPS)/tools
+	rm -rf dist
+	ADACACHE_CUDA=1 $(PIP) wheel --no-build-isolation --no-deps -w dist .
+	$(PY) tools/wheel_report.py dist/*.whl
+
+$(STAMPS)/lint: $(STAMPS)/installed
+	$(PIP) install --no-build-isolation -e ".[demo,test,lint]"
+	@touch $@
+
+LINTED := $(wildcard setup.py adacache_kernels python tools tests benchmarks)
+CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+lint: $(STAMPS)/lint
+	$(VENV)/bin/ruff check $(LINTED)
+	$(VENV)/bin/ruff format --check $(LINTED)
+	$(VENV)/bin/mypy
+	$(VENV)/bin/clang-format --dry-run -Werror $(CXX_FILES)
+
+format: $(STAMPS)/lint
+	$(VENV)/bin/ruff check --fix $(LINTED)
+	$(VENV)/bin/ruff format $(LINTED)
+	$(VENV)/bin/clang-format -i $(CXX_FILES)
+
+# CUDA is forced, so that a missing nvcc is an error and not an empty report.
+kernel-report: $(STAMPS)/tools
+	ADACACHE_CUDA=1 $(PY) setup.py build_ext --inplace
+	$(PY) tools/kernel_report.py --json build/kernel_report.json
+
+abi-check: $(STAMPS)/installed
+	$(PY) tools/abi_check.py $(ARGS)
+
+gpu: $(STAMPS)/installed
+	ADACACHE_CUDA=1 $(PY) setup.py build_ext --inplace
+	$(PY) tools/gpu_check.py $(ARGS)
+
+clean:
+	rm -rf build dist adacache_kernels/*.so adacache_kernels/_build_info.json *.egg-info
+	rm -f $(STAMPS)/built $(STAMPS)/installed
+
+distclean: clean
+	rm -rf $(VENV)

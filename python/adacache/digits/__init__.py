@@ -1,0 +1,52 @@
+"""A small text-to-video model of moving handwritten digits, trained by this package and shipped with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from adacache.digits.captions import encode, parse
+from adacache.digits.clips import FPS, FRAMES, SIZE
+from adacache.models.stdit3 import STDiT3, STDiT3Config
+
+__all__ = ["FPS", "FRAMES", "GUIDANCE", "SIZE", "WEIGHTS", "encode", "load", "noise", "parse", "with_null"]
+
+WEIGHTS = Path(__file__).with_name("digits.safetensors")
+"""The shipped weights; the network's shape stands beside them in digits.json."""
+GUIDANCE = 2.5
+"""Guidance scale that the model is demonstrated and evaluated with."""
+
+
+def load(weights: str | Path | None = None) -> STDiT3:
+    """The trained digit model in float32, ready to sample.
+
+    It makes clips [V, 1, T = 16, 32, 32] in -1 .. 1 of prompts encoded by `encode`, and is run with
+    fps=`FPS`, height=`SIZE`, width=`SIZE`: it works on pixels, without an autoencoder.
+
+    Args:
+        weights: a safetensors file with a config of the same name in .json beside it, as
+            `adacache.digits.train --export` writes them; None means the shipped `WEIGHTS`.
+
+    Raises:
+        FileNotFoundError: there is no such file, or no config beside it.
+        ValueError: the file does not hold exactly this network's weights.
+    """
+    weights = WEIGHTS if weights is None else Path(weights)
+    config = weights.with_suffix(".json")
+    for file in (weights, config):
+        if not file.is_file():
+            raise FileNotFoundError(f"weights: no file {file}")
+    return STDiT3.from_safetensors(STDiT3Config.from_json(config), weights)
+
+
+def noise(seeds: list[int]) -> Tensor:
+    """Where sampling starts: one clip of standard normal noise per seed, [V, 1, 16, 32, 32] float32."""
+    sources = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return torch.stack([torch.randn(1, FRAMES, SIZE, SIZE, generator=source) for source in sources])
+
+
+def with_null(model: STDiT3, y: Tensor) -> Tensor:
+    """Captions [V, 1, L, C] and then as many unconditional ones, as guidance takes them: [2V, 1, L, C]."""
+    return torch.cat((y, model.null_captions(y.shape[0])))

@@ -1,0 +1,173 @@
+"""What setup.py decides to build, what the build records, and that the tools over its products can fail."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import stat
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import adacache_kernels
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+NVCC = r"""#!/bin/sh
+case "$1" in
+  --version) echo "Cuda compilation tools, release 12.6, V12.6.20" ;;
+  --list-gpu-code) printf 'sm_80\nsm_86\nsm_89\nsm_90\n' ;;
+  --dryrun) echo '#$ TOP=@TOP@' >&2 ;;
+esac
+"""
+
+
+def load(monkeypatch: pytest.MonkeyPatch, path: str) -> ModuleType:
+    name = "loaded_" + Path(path).stem
+    spec = importlib.util.spec_from_file_location(name, ROOT / path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, module)  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def setup(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    pytest.importorskip("setuptools", reason="setuptools is not installed")
+    for name in ("ADACACHE_CUDA", "TORCH_CUDA_ARCH_LIST", "CUDA_HOME", "CUDA_PATH", "CUDACXX"):
+        monkeypatch.delenv(name, raising=False)
+    return load(monkeypatch, "setup.py")
+
+
+@pytest.fixture
+def toolkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A CUDA toolkit whose nvcc knows nothing newer than sm_90."""
+    for file in ("include/cuda_runtime.h", "lib64/libcudart_static.a"):
+        (tmp_path / file).parent.mkdir()
+        (tmp_path / file).touch()
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text(NVCC.replace("@TOP@", str(tmp_path)))
+    nvcc.chmod(nvcc.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    return tmp_path
+
+
+def torch_with(setup: ModuleType, cuda: str | None):  # type: ignore[no-untyped-def]
+    return setup.Torch(Path("torch"), "2.99.0", cuda)
+
+
+def test_architectures_are_read_as_torch_reads_them(setup: ModuleType) -> None:
+    assert setup.parse_architectures("8.0;9.0a 12.0+PTX") == ["80", "90a", "120+PTX"]
+    assert setup.parse_architectures("Hopper, 8.6, 8.6") == ["90+PTX", "86"]
+
+
+@pytest.mark.parametrize("listed", ["7.5", "sm_90", "9", "9.0;Volta"])
+def test_architectures_that_cannot_be_built_are_named(setup: ModuleType, listed: str) -> None:
+    with pytest.raises(SystemExit, match="TORCH_CUDA_ARCH_LIST: expected"):
+        setup.parse_architectures(listed)
+
+
+def test_default_architectures_end_with_ptx_and_tell_what_nvcc_lacks(
+    setup: ModuleType, toolkit: Path
+) -> None:
+    cuda = setup.decide_cuda(torch_with(setup, "13.0"))
+    assert cuda.built
+    assert cuda.version == "12.6.20"
+    assert cuda.architectures == ["80", "86", "89", "90+PTX"]
+    assert cuda.dropped == ["100", "120"]
+    assert cuda.gencode[-1] == "-gencode=arch=compute_90,code=compute_90"
+    assert cuda.include == [str(toolkit / "include")]
+    assert cuda.flags == []
+
+
+def test_listed_architecture_that_nvcc_lacks_is_an_error(
+    setup: ModuleType, toolkit: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0;12.0")
+    with pytest.raises(SystemExit, match=r"nvcc 12\.6\.20 does not know 120"):
+        setup.decide_cuda(torch_with(setup, "13.0"))
+
+
+def test_cuda_is_off_without_cuda_in_torch_unless_forced(
+    setup: ModuleType, toolkit: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not setup.decide_cuda(torch_with(setup, None)).built
+    monkeypatch.setenv("ADACACHE_CUDA", "1")
+    assert setup.decide_cuda(torch_with(setup, None)).built
+    monkeypatch.setenv("ADACACHE_CUDA", "0")
+    assert setup.decide_cuda(torch_with(setup, "13.0")).reason == "switched off by ADACACHE_CUDA=0"
+    monkeypatch.setenv("ADACACHE_CUDA", "yes")
+    with pytest.raises(SystemExit, match="ADACACHE_CUDA: expected 0, 1 or auto, got 'yes'"):
+        setup.decide_cuda(torch_with(setup, "13.0"))
+
+
+def test_missing_nvcc_is_told_and_is_an_error_where_cuda_is_forced(
+    setup: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    cuda = setup.decide_cuda(torch_with(setup, "13.0"))
+    assert not cuda.built
+    assert "no nvcc found" in cuda.reason
+    monkeypatch.setenv("ADACACHE_CUDA", "1")
+    with pytest.raises(SystemExit, match="ADACACHE_CUDA=1 asks for CUDA, but there is no nvcc"):
+        setup.decide_cuda(torch_with(setup, "13.0"))
+
+
+def test_build_info_tells_what_was_built() -> None:
+    info = adacache_kernels.build_info()
+    assert info["version"] == "0.1.0"
+    assert info["torch_target"] == "2.11"
+    assert set(info["libraries"]) == {"cpu", "cuda", "engine"}
+    for library in info["libraries"].values():
+        assert library["loaded"] == (library["reason"] == "")
+    assert info["cuda"]["built"] == bool(info["cuda"]["architectures"])
+    json.dumps(info)
+
+
+def test_wheel_report_knows_forbidden_symbols(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = load(monkeypatch, "tools/wheel_report.py")
+
+    def group(symbol: str) -> str:
+        return next((name for name, pattern in report.GROUPS if pattern.search(symbol)), "other")
+
+    forbidden = [
+        "_ZN2at4_ops5empty4callEv",
+        "_ZN3c104impl3cow11materializeEv",
+        "_ZN5torch8autogradE",
+        "PyErr_Clear",
+    ]
+    assert all(group(symbol) in report.FORBIDDEN_IN_OPS for symbol in [*forbidden, "some_function"])
+    allowed = [
+        "aoti_torch_get_numel",
+        "_ZNSt13runtime_errorD1Ev@GLIBCXX_3.4",
+        "memcpy@GLIBC_2.14",
+        "torch_list_size",
+    ]
+    assert not any(group(symbol) in report.FORBIDDEN_IN_OPS for symbol in allowed)
+
+
+def test_kernel_report_finds_spills_budgets_and_gaps(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = load(monkeypatch, "tools/kernel_report.py")
+    entry = """ptxas info    : Compiling entry function '{kernel}' for '{architecture}'
+ptxas info    : Function properties for {kernel}
+    {spill} bytes stack frame, {spill} bytes spill stores, 0 bytes spill loads
+ptxas info    : Used {registers} registers, used 1 barriers, 256 bytes smem
+"""
+    text = entry.format(kernel="meter", architecture="sm_80", spill=0, registers=40)
+    text += entry.format(kernel="meter", architecture="sm_90", spill=0, registers=41)
+    budgets = {"*": 64, "meter": 41}
+    assert report.find_faults(report.parse(text), ["sm_80", "sm_90"], budgets) == []
+    assert report.parse(text)[0].shared == 256
+
+    text += entry.format(kernel="reuse", architecture="sm_80", spill=8, registers=65)
+    faults = report.find_faults(report.parse(text), ["sm_80", "sm_90"], {**budgets, "decide": 64})
+    assert faults == [
+        "reuse, sm_80: spills 8 + 0 bytes",
+        "reuse, sm_80: 65 registers, budget 64",
+        "reuse: not compiled for sm_90",
+        "kernel_budgets.json: no kernel is called decide",
+    ]

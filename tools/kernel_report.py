@@ -1,0 +1,188 @@
+"""Prints registers, shared memory and spills of each CUDA kernel on each architecture, as nvcc reports them.
+
+Fails on a spill, on more registers than tools/kernel_budgets.json grants, and on a kernel that was not
+compiled for every architecture.
+Usage: python tools/kernel_report.py [--build build/cmake-...] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+# Registers granted to kernels, by a pattern of their names; of the patterns that fit, the longest counts.
+BUDGETS = ROOT / "tools" / "kernel_budgets.json"
+SHORT_DTYPES = {
+    "__nv_bfloat16": "bf16",
+    "bfloat16": "bf16",
+    "__half": "fp16",
+    "float16": "fp16",
+    "float": "fp32",
+}
+
+
+@dataclass
+class Usage:
+    """What one kernel takes on one architecture; bytes except for registers."""
+
+    kernel: str
+    architecture: str
+    registers: int = 0
+    shared: int = 0
+    stack: int = 0
+    spill_stores: int = 0
+    spill_loads: int = 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--build", type=Path, help="CMake's build folder; the newest one in build/ if left out"
+    )
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    arguments = parser.parse_args()
+
+    folder = arguments.build or newest_build()
+    reports = ptxas_reports(folder)
+    usages = [usage for report in reports for usage in parse(report.read_text())]
+    if not usages:
+        raise SystemExit(f"no kernels in {folder}: was the CUDA library built?")
+    names = demangle(sorted({u.kernel for u in usages}))
+    for usage in usages:
+        usage.kernel = names[usage.kernel]
+    architectures = sorted({u.architecture for u in usages}, key=lambda a: (len(a), a))
+    print_table(usages, architectures)
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps([asdict(u) for u in usages], indent=1) + "\n")
+
+    faults = find_faults(usages, architectures, json.loads(BUDGETS.read_text()))
+    for fault in faults:
+        print(f"FAULT {fault}")
+    kernels = len({u.kernel for u in usages})
+    most = max(usages, key=lambda u: u.registers)
+    verdict = f"{len(faults)} faults" if faults else "no spills, all within the budgets"
+    print(f"{kernels} kernels from {len(reports)} files for {', '.join(architectures)}: {verdict}")
+    print(f"most registers: {most.registers} ({most.kernel}, {most.architecture})")
+    return 1 if faults else 0
+
+
+def newest_build() -> Path:
+    folders = sorted((ROOT / "build").glob("cmake-*/compile_commands.json"), key=lambda p: p.stat().st_mtime)
+    if not folders:
+        raise SystemExit("nothing is built yet: python setup.py build_ext --inplace")
+    return folders[-1].parent
+
+
+def ptxas_reports(folder: Path) -> list[Path]:
+    """Those of the sources that the library is made of now; others may still lie there."""
+    commands = json.loads((folder / "compile_commands.json").read_text())
+    reports = []
+    for entry in commands:
+        if entry["file"].endswith(".cu"):
+            # CMake < 3.20.? leaves "output" out; the command always names it.
+            output = entry.get("output") or re.findall(r" -o (\S+)", entry["command"])[-1]
+            report = folder / (output + ".ptxas.txt")
+            if not report.exists():
+                raise SystemExit(f"{report} is missing: {entry['file']} is not compiled yet")
+            reports.append(report)
+    return reports
+
+
+def parse(text: str) -> list[Usage]:
+    usages: list[Usage] = []
+    current: Usage | None = None
+    owner = ""  # the function whose properties follow; device functions that were not inlined have theirs too
+    for line in text.splitlines():
+        if match := re.search(r"Compiling entry function '(\S+)' for '(\S+)'", line):
+            current = Usage(match.group(1), match.group(2))
+            usages.append(current)
+        elif match := re.search(r"Function properties for (\S+)", line):
+            owner = match.group(1)
+        elif current is None:
+            continue
+        elif match := re.search(
+            r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line
+        ):
+            stack, stores, loads = (int(n) for n in match.groups())
+            if owner == current.kernel:
+                current.stack = stack
+            current.spill_stores += stores
+            current.spill_loads += loads
+        elif match := re.search(r"Used (\d+) registers", line):
+            current.registers = int(match.group(1))
+            if shared := re.search(r"(\d+) bytes smem", line):
+                current.shared = int(shared.group(1))
+    return usages
+
+
+def demangle(mangled: list[str]) -> dict[str, str]:
+    """Readable names: no return type, no parameters, no namespaces, short dtypes."""
+    tool = shutil.which("cu++filt") or shutil.which("c++filt")
+    if tool is None:
+        return {name: name for name in mangled}
+    text = subprocess.run([tool], input="\n".join(mangled), capture_output=True, text=True, check=True).stdout
+    return dict(zip(mangled, map(shorten, text.splitlines()), strict=True))
+
+
+def shorten(name: str) -> str:
+    name = name.replace("(anonymous namespace)::", "").removeprefix("void ")
+    depth = 0
+    for place, letter in enumerate(name):  # the parameter list opens at the first parenthesis outside of <>
+        depth += (letter == "<") - (letter == ">")
+        if letter == "(" and depth == 0:
+            name = name[:place]
+            break
+    name = re.sub(r"\b(?:\w+::)+(?=\w)", "", name)
+    for long, short in SHORT_DTYPES.items():
+        name = re.sub(rf"\b{long}\b", short, name)
+    return re.sub(r"\((?:unsigned )?(?:int|long|bool|char|short)\)", "", name).replace("> >", ">>")
+
+
+def print_table(usages: list[Usage], architectures: list[str]) -> None:
+    cells: dict[str, dict[str, str]] = {}
+    for u in usages:
+        cell = f"{u.registers} / {u.shared} / {u.spill_stores + u.spill_loads}" + (
+            f" +{u.stack}" if u.stack else ""
+        )
+        cells.setdefault(u.kernel, {})[u.architecture] = cell
+    width = max(len(kernel) for kernel in cells)
+    columns = {a: max(len(a), *(len(row.get(a, "-")) for row in cells.values())) for a in architectures}
+    print("registers / static shared memory in bytes / spilled bytes (+ stack frame in bytes, if any)")
+    print("kernel".ljust(width), *(a.rjust(columns[a]) for a in architectures), sep="  ")
+    for kernel, row in sorted(cells.items()):
+        print(kernel.ljust(width), *(row.get(a, "-").rjust(columns[a]) for a in architectures), sep="  ")
+
+
+def find_faults(usages: list[Usage], architectures: list[str], budgets: dict[str, int]) -> list[str]:
+    faults = []
+    seen: dict[str, set[str]] = {}
+    used: set[str] = {"*"}
+    for u in usages:
+        seen.setdefault(u.kernel, set()).add(u.architecture)
+        if u.spill_stores or u.spill_loads:
+            faults.append(f"{u.kernel}, {u.architecture}: spills {u.spill_stores} + {u.spill_loads} bytes")
+        pattern = max((p for p in budgets if fnmatchcase(u.kernel, p)), key=len)
+        used.add(pattern)
+        budget = budgets[pattern]
+        if u.registers > budget:
+            faults.append(f"{u.kernel}, {u.architecture}: {u.registers} registers, budget {budget}")
+    for kernel, has in seen.items():
+        if lacks := [a for a in architectures if a not in has]:
+            faults.append(f"{kernel}: not compiled for {', '.join(lacks)}")
+    faults += [f"{BUDGETS.name}: no kernel is called {pattern}" for pattern in sorted(set(budgets) - used)]
+    return faults
+
+
+if __name__ == "__main__":
+    sys.exit(main())
