@@ -47,4 +47,4 @@ def test_plot(trace: adacache.Trace, tmp_path: Path) -> None:
     trace.plot(tmp_path / "t.png")
     with Image.open(tmp_path / "t.png") as image:
         assert image.width > 600
-        assert len(set(image.convert("RGB").resize((100, 100)).getdata())) > 20
+        assert len(set(image.convert("RGB").resize((100, 100)).tobytes())) > 20

@@ -189,8 +189,8 @@ def calibrate(
     """Settings by preset name, each with what it gave on the recorded clips.
 
     Codebooks are the published ones with their thresholds multiplied. Of the motion regularisations that cost
-    what `digits/fast` costs, those count that move a step from resting to racing clips, which they are for. The
-    one of these with the best mean PSNR is taken, first over the powers, then over the gradient weights.
+    what `digits/fast` costs, those count that move a step from resting to racing clips, as they should;
+    the one with the best mean PSNR is taken, first over the powers, then over the gradient weights.
 
     Args:
         fast, slow: mean computed steps to aim at.

@@ -1,0 +1,314 @@
+"""`adacache demo`: real clips with and without caching, what that costs and keeps, and a report to look at.
+
+The digit model generates each prompt's clip from the same noise without caching, with AdaCache fast and slow,
+and with fast and motion regularisation.
+"""
+
+from __future__ import annotations
+
+import importlib
+import platform
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import adacache_kernels
+from adacache.handle import disable, enable
+from adacache.models.rectified_flow import RectifiedFlow
+from adacache.models.stdit3 import STDiT3
+from adacache.policies import AdaCache, Policy, preset
+from adacache.report import (
+    Clip,
+    Study,
+    method_table,
+    motion_finding,
+    motion_table,
+    write_json,
+    write_report,
+)
+from adacache.table import print_table
+from adacache.trace import Trace
+
+PROMPTS = (
+    "a 6 resting right over a plain background",
+    "a 4 resting right over a noisy background",
+    "a 2 drifting up over a plain background",
+    "a 5 drifting right over a noisy background",
+    "a 7 racing right over a plain background",
+    "a 3 racing left over a noisy background",
+)
+"""From still to racing; neither training nor calibration has seen them."""
+
+BASELINE, FAST, SLOW, REGULARISED = "no caching", "fast", "slow", "fast + MoReg"
+METHODS: Mapping[str, str | None] = {
+    BASELINE: None,
+    FAST: "digits/fast",
+    SLOW: "digits/slow",
+    REGULARISED: "digits/fast+moreg",
+}
+"""Preset of each method."""
+
+SUBLAYERS = 4
+"""Residuals that the published code keeps for a block pair: attention, and cross-attention + MLP, in both."""
+
+_NEEDED = {"torchmetrics": "torchmetrics", "matplotlib": "matplotlib", "PIL": "pillow", "tqdm": "tqdm"}
+
+
+def run(
+    out_dir: str | Path = "adacache_demo",
+    *,
+    weights: str | Path | None = None,
+    model: STDiT3 | None = None,
+    prompts: Sequence[str] = PROMPTS,
+    seeds_per_prompt: int = 2,
+    methods: Mapping[str, Policy | str | None] = METHODS,
+    num_steps: int = 30,
+    threads: int = 1,
+) -> int:
+    """Generates, measures, prints two tables, and writes `out_dir`/report.html and results.json.
+
+    Args:
+        out_dir: folder to write to; made if need be.
+        weights: of the digit model; None: the shipped ones.
+        model: a loaded model instead of `weights`.
+        prompts: sentences of the digit model's grammar, from still to racing.
+        seeds_per_prompt: clips of each prompt.
+        methods: policy or preset of each method, by the name it is shown with; None: no caching. The first is
+            the baseline.
+        num_steps: denoising steps.
+        threads: CPU threads. One gives the same clips and schedules however many cores there are, and times
+            that other programs disturb least; the network is small.
+
+    Returns:
+        0.
+
+    Raises:
+        ImportError: a package of the extra `demo` is missing.
+        OSError: the folder cannot be written to, or the weights are not there.
+        ValueError: a prompt is not of the grammar, or the weights do not fit.
+    """
+    out = Path(out_dir)
+    _require_packages()
+    _require_writable(out)
+    model = load_model(weights) if model is None else model
+    flow = sampler(num_steps)
+    with _cpu_threads(threads):
+        study = compare(model, flow, prompts, range(seeds_per_prompt), methods)
+    print(f"\nMeans over {len(study.takes)} clips of {len(prompts)} prompts; seconds are medians.\n")
+    print_table(*method_table(study))
+    print()
+    print_table(*motion_table(study))
+    findings = [motion_finding(study, FAST, REGULARISED)] if {FAST, REGULARISED} <= set(study.methods) else []
+    print("\n" + "\n".join(findings))
+    print("\n" + "\n".join(f"{name}: {text}" for name, text in study.facts.items()))
+    report = out / "report.html"
+    write_json(study, out / "results.json")
+    write_report(study, report, findings)
+    print(f"\nThe clips side by side, their schedules, distance and motion: {report}")
+    return 0
+
+
+def load_model(weights: str | Path | None = None) -> STDiT3:
+    """The digit model, ready to sample.
+
+    Raises:
+        FileNotFoundError: the weights are not there; says what to do.
+    """
+    from adacache.digits import load
+
+    try:
+        return load(weights).requires_grad_(False)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{error}; the digit model's weights come with the package: install it again, or train them with "
+            "`python -m adacache.digits.train`"
+        ) from error
+
+
+def sampler(num_steps: int = 30) -> RectifiedFlow:
+    """The sampler that the digit model is shown with."""
+    from adacache.digits import GUIDANCE
+
+    return RectifiedFlow(num_steps=num_steps, guidance_scale=GUIDANCE)
+
+
+def compare(
+    model: STDiT3,
+    flow: RectifiedFlow,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    methods: Mapping[str, Policy | str | None] = METHODS,
+    progress: bool = True,
+) -> Study:
+    """Generates every prompt and seed with every method, one clip after the other, the methods in turn.
+
+    The methods take turns clip by clip, so that a machine that gets slower or faster meanwhile treats them
+    alike; each is warmed up by a clip that does not count.
+    """
+    from adacache.digits import parse
+
+    policies = {name: policy_of(policy, flow.num_steps) for name, policy in methods.items()}
+    names = list(policies)
+    baseline = names[0]
+    study = Study(
+        baseline=baseline,
+        methods=names,
+        num_steps=flow.num_steps,
+        published_cache_bytes=published_cache_bytes(model),
+        facts=_facts(model, flow),
+        settings={name: describe(policy) for name, policy in policies.items()},
+    )
+    motions = {prompt: parse(prompt).motion for prompt in prompts}
+    takes = [(prompt, seed) for prompt in prompts for seed in seeds]
+    with _progress_bar(len(names) * (1 + len(takes)), progress) as bar:
+        for name in names:
+            bar.set_description(f"warm-up, {name}", refresh=False)
+            generate(model, flow, prompts[0], 0, policies[name])
+            bar.update()
+        for turn, (prompt, seed) in enumerate(takes):
+            made: dict[str, tuple[Tensor, float, Trace | None]] = {}
+            for name in names[turn % len(names) :] + names[: turn % len(names)]:
+                bar.set_description(f"{prompt}, {name}", refresh=False)
+                made[name] = generate(model, flow, prompt, seed, policies[name])
+                bar.update()
+            reference = made[baseline][0]
+            for name in names:
+                video, seconds, trace = made[name]
+                psnr, ssim = (None, None) if name == baseline else fidelity(video, reference)
+                computed = flow.num_steps if trace is None else len(trace.steps_of(0))
+                study.clips.append(
+                    Clip(prompt, motions[prompt], seed, name, video, seconds, computed, psnr, ssim, trace)
+                )
+    return study
+
+
+def policy_of(policy: Policy | str | None, num_steps: int) -> Policy | None:
+    """A policy by itself or by the name of its preset."""
+    return preset(policy, num_steps) if isinstance(policy, str) else policy
+
+
+def generate(
+    model: STDiT3, flow: RectifiedFlow, prompt: str, seed: int, policy: Policy | None
+) -> tuple[Tensor, float, Trace | None]:
+    """One clip [T, H, W] float32 in 0 .. 1, the seconds of its denoising loop, and its trace if cached."""
+    from adacache.digits import FPS, SIZE, encode, noise, with_null
+
+    y, z = with_null(model, encode([prompt])), noise([seed])
+    handle = None if policy is None else enable(model, policy, num_steps=flow.num_steps)
+    try:
+        start = time.perf_counter()
+        z = flow.sample(model, z, y, fps=FPS, height=SIZE, width=SIZE)
+        seconds = time.perf_counter() - start
+    finally:
+        if handle is not None:
+            disable(model)
+    return (z[0, 0].clamp(-1, 1) + 1) / 2, seconds, None if handle is None else handle.trace
+
+
+def fidelity(video: Tensor, reference: Tensor) -> tuple[float, float]:
+    """PSNR in dB (infinite for clips that are the same) and SSIM of clips [T, H, W] in 0 .. 1."""
+    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+    psnr = peak_signal_noise_ratio(video, reference, data_range=1.0)
+    ssim = structural_similarity_index_measure(video[:, None], reference[:, None], data_range=1.0)
+    assert isinstance(ssim, Tensor)
+    return float(psnr), float(ssim)
+
+
+def describe(policy: Policy | None) -> str:
+    """A policy's settings in words."""
+    if policy is None:
+        return "every step computed"
+    if not isinstance(policy, AdaCache):
+        return str(policy.describe())
+    text = "codebook " + ", ".join(f"{threshold:g}: {rate}" for threshold, rate in policy.codebook.items())
+    if policy.motion is not None:
+        motion = policy.motion
+        text += (
+            f"; motion: steps {motion.window[0]} to {motion.window[1]}, scale {motion.scale:g}, "
+            f"power {motion.power:g}, gradient weight {motion.gradient_weight:g}"
+        )
+    return text
+
+
+def published_cache_bytes(model: STDiT3) -> int:
+    """Bytes that the published layout keeps for one clip with guidance: a residual per sub-layer and row."""
+    from adacache.digits import FRAMES, SIZE
+
+    _, height, width = model.config.patch_size
+    elements = 2 * FRAMES * (SIZE // height) * (SIZE // width) * model.config.hidden_size
+    return SUBLAYERS * model.config.depth * elements * next(model.parameters()).element_size()
+
+
+def _require_packages() -> None:
+    missing = []
+    for module, package in _NEEDED.items():
+        try:
+            importlib.import_module(module)
+        except ImportError:
+            missing.append(package)
+    if missing:
+        raise ImportError(f"demo: {', '.join(missing)} missing; pip install 'adacache-kernels[demo]'")
+
+
+def _require_writable(out: Path) -> None:
+    """Finds out before minutes of work, not after."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OSError(f"out: cannot write to the folder {out}: {error.strerror or error}") from error
+
+
+@contextmanager
+def _cpu_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _progress_bar(total: int, shown: bool) -> Iterator[Any]:
+    from tqdm import tqdm
+
+    # In a log, where every update is a line of its own, a line now and then is enough.
+    every = 0.1 if sys.stderr.isatty() else 10.0
+    with tqdm(total=total, unit="clip", disable=not shown, mininterval=every, dynamic_ncols=True) as bar:
+        yield bar
+
+
+def _facts(model: STDiT3, flow: RectifiedFlow) -> dict[str, str]:
+    choices = adacache_kernels.backend_report()
+    used = {choice.backend for choice in choices if choice.device == "cpu"}
+    config = model.config
+    parameters = sum(p.numel() for p in model.parameters()) / 1e6
+    return {
+        "model": f"STDiT3, {config.depth} block pairs of width {config.hidden_size}, "
+        f"{parameters:.2f} million parameters, clips of 16 frames, 32x32",
+        "sampler": f"rectified flow, {flow.num_steps} steps, guidance {flow.guidance_scale:g} in one batch",
+        "timing": "wall-clock of the whole denoising loop, methods in turn in one process, "
+        f"CPU threads: {torch.get_num_threads()}",
+        "backend": ", ".join(sorted(used)),
+        "versions": f"adacache-kernels {_version('adacache-kernels')}, torch {torch.__version__}, "
+        f"Python {platform.python_version()} on {platform.machine()}",
+    }
+
+
+def _version(package: str) -> str:
+    import importlib.metadata
+
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"

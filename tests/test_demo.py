@@ -1,0 +1,240 @@
+"""The demo on a tiny random network: tables, report, errors; and what ships with the digit model."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import adacache
+import pytest
+import torch
+from adacache import demo
+from adacache.digits import FPS, SIZE, WEIGHTS, calibrate, encode, noise, with_null
+from adacache.digits.captions import CHANNELS, TOKENS, held_out_prompts, parse
+from adacache.models.stdit3 import STDiT3, STDiT3Config
+from adacache.policies import AdaCache, MotionRegularization, presets
+
+import adacache_kernels
+
+STEPS = 6
+PROMPTS = ("a 1 resting up over a plain background", "a 2 racing left over a noisy background")
+METHODS = {
+    demo.BASELINE: None,
+    demo.FAST: AdaCache({100.0: 2}),
+    demo.SLOW: AdaCache({100.0: 1}),
+    demo.REGULARISED: AdaCache({100.0: 2}, motion=MotionRegularization(window=(2, 5))),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors this small only lose time to a second thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def model() -> STDiT3:
+    torch.manual_seed(0)
+    config = STDiT3Config(
+        depth=2,
+        hidden_size=16,
+        num_heads=2,
+        in_channels=1,
+        patch_size=(1, 16, 16),
+        caption_channels=CHANNELS,
+        model_max_length=TOKENS,
+        pred_sigma=False,
+        input_sq_size=SIZE,
+    )
+    return STDiT3(config).eval().requires_grad_(False)
+
+
+def run(out: Path, model: STDiT3, **options: Any) -> int:
+    options = {"prompts": PROMPTS, "seeds_per_prompt": 2, "methods": METHODS, "num_steps": STEPS, **options}
+    return demo.run(out, model=model, **options)
+
+
+def test_writes_a_report_of_every_clip(
+    model: STDiT3, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path / "new" / "folder", model) == 0
+    text = (tmp_path / "new" / "folder" / "report.html").read_text()
+    assert text.count("data:image/gif;base64,") == len(PROMPTS) * 2
+    assert text.count("data:image/svg+xml;base64,") == len(METHODS) - 1
+    printed = capsys.readouterr().out
+    for name in METHODS:
+        assert re.search(rf"^{re.escape(name)} .*\d x?", printed, re.MULTILINE), printed
+    for motion in ("resting", "racing"):
+        assert re.search(rf"^{motion} ", printed, re.MULTILINE), printed
+    clips = json.loads((tmp_path / "new" / "folder" / "results.json").read_text())["clips"]
+    assert len(clips) == len(PROMPTS) * 2 * len(METHODS)
+    assert {clip["computed"] for clip in clips if clip["method"] == demo.BASELINE} == {STEPS}
+    # 1, 2, and with rate 2 then 4; 5 and 6 are forced.
+    assert {tuple(clip["steps"]) for clip in clips if clip["method"] == demo.FAST} == {(1, 2, 4, 5, 6)}
+
+
+def test_figures_are_those_of_the_clips(model: STDiT3) -> None:
+    flow = demo.sampler(STEPS)
+    study = demo.compare(model, flow, PROMPTS, [3], METHODS, progress=False)
+    assert "forward" not in model.__dict__, "AdaCache is still enabled"
+    for prompt in PROMPTS:
+        reference = flow.sample(
+            model, noise([3]), with_null(model, encode([prompt])), fps=FPS, height=SIZE, width=SIZE
+        )
+        reference = (reference[0, 0].clamp(-1, 1) + 1) / 2
+        by_method = {clip.method: clip for clip in study.clips if clip.prompt == prompt}
+        assert torch.equal(by_method[demo.BASELINE].video, reference)
+        for name in (demo.FAST, demo.REGULARISED):
+            clip = by_method[name]
+            error = (clip.video - reference).double().square().mean()
+            assert error > 0
+            assert clip.psnr == pytest.approx(float(-10 * error.log10()), abs=1e-3)
+            assert clip.ssim is not None
+            assert clip.ssim < 1
+        # Every step computed: the very clip.
+        assert by_method[demo.SLOW].psnr == math.inf
+    assert study.psnr(demo.FAST) == pytest.approx(sum(c.psnr or 0 for c in study.of(demo.FAST)) / 2)
+
+
+def test_cache_bytes_are_those_of_the_layouts(model: STDiT3) -> None:
+    flow = demo.sampler(STEPS)
+    published = AdaCache({100.0: 2}, cache="sublayer")
+    stack = demo.generate(model, flow, PROMPTS[0], 0, AdaCache({100.0: 2}))[2]
+    sublayer = demo.generate(model, flow, PROMPTS[0], 0, published)[2]
+    assert stack is not None
+    assert sublayer is not None
+    metric = stack.cache_bytes // 2
+    assert stack.cache_bytes == 2 * metric
+    assert sublayer.cache_bytes == demo.published_cache_bytes(model) + metric
+
+
+def test_same_seeds_give_the_same_clips(model: STDiT3) -> None:
+    first, second = (
+        demo.compare(model, demo.sampler(STEPS), PROMPTS, [0], METHODS, progress=False) for _ in range(2)
+    )
+    assert all(torch.equal(a.video, b.video) for a, b in zip(first.clips, second.clips, strict=True))
+
+
+def test_folder_that_cannot_be_written(
+    model: STDiT3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "compare", lambda *_, **__: pytest.fail("work began"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="out: cannot write to the folder"):
+        run(tmp_path / "file", model)
+    with pytest.raises(OSError, match="out: cannot write to the folder"):
+        run(tmp_path / "file" / "below", model)
+
+
+def test_missing_packages_are_named(model: STDiT3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.import_module
+
+    def without(name: str) -> Any:
+        if name in ("torchmetrics", "PIL"):
+            raise ImportError(name)
+        return real(name)
+
+    monkeypatch.setattr(importlib, "import_module", without)
+    message = r"demo: torchmetrics, pillow missing; pip install 'adacache-kernels\[demo\]'"
+    with pytest.raises(ImportError, match=message):
+        run(tmp_path, model)
+
+
+def test_missing_weights(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no file .*none\.safetensors.*digits\.train"):
+        demo.run(tmp_path, weights=tmp_path / "none.safetensors")
+
+
+def test_bad_prompt(model: STDiT3, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="prompt: word 2"):
+        run(tmp_path, model, prompts=["a cat resting up over a plain background"])
+
+
+def test_prompts_go_from_still_to_racing_and_are_unseen() -> None:
+    motions = [parse(prompt).motion for prompt in demo.PROMPTS]
+    assert motions == ["resting"] * 2 + ["drifting"] * 2 + ["racing"] * 2
+    assert {parse(prompt) for prompt in demo.PROMPTS} <= set(held_out_prompts())
+    backgrounds = [parse(prompt).background for prompt in demo.PROMPTS]
+    assert backgrounds == backgrounds[:2] * 3, "motion classes differ in more than motion"
+
+
+def test_codebooks_belong_to_the_shipped_weights_and_sampler() -> None:
+    calibrated = json.loads(presets.DIGIT_CODEBOOKS.read_text())
+    assert calibrated["weights_sha256"] == hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()
+    flow = demo.sampler()
+    assert calibrated["sampler"] == {
+        "num_steps": flow.num_steps,
+        "guidance_scale": flow.guidance_scale,
+        "use_timestep_transform": flow.use_timestep_transform,
+    }
+    used = {parse(prompt) for prompt, _ in calibrated["clips"]}
+    assert not used & set(held_out_prompts())
+
+
+def test_presets_of_the_digit_model() -> None:
+    fast, slow = adacache.preset("digits/fast", 30), adacache.preset("digits/slow", 30)
+    assert fast.motion is None
+    assert list(fast.codebook.values()) == [6, 5, 4, 3, 2, 1]
+    assert list(slow.codebook.values()) == [3, 2, 1, 1, 1, 1]
+    regularised = adacache.preset("digits/fast+moreg", 30)
+    assert regularised.codebook == fast.codebook
+    assert regularised.motion is not None
+    with pytest.raises(ValueError, match="num_steps"):
+        adacache.preset("digits/fast", 29)
+
+
+def test_recording_holds_what_the_policy_measures(model: STDiT3) -> None:
+    flow = demo.sampler(STEPS)
+    prompts = [parse(prompt) for prompt in PROMPTS]
+    recording = calibrate.record(model, flow, prompts, [5, 6], batch=1)
+    for video, prompt in enumerate(PROMPTS):
+        clip, _, trace = demo.generate(model, flow, prompt, 5 + video, AdaCache({100.0: 1}))
+        assert trace is not None
+        torch.testing.assert_close((recording.video[video, 0] + 1) / 2, clip, atol=1e-5, rtol=0)
+        for name, recorded in (
+            ("distance", recording.distances[video].diagonal(1)),
+            ("motion", recording.motion[video, 1:]),
+        ):
+            (curve,) = trace.series(name).values()
+            assert [value for _, value in curve] == pytest.approx(recorded.tolist(), rel=1e-4)
+
+
+def test_calibration_meets_its_targets_and_writes_presets(
+    model: STDiT3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not adacache_kernels.build_info()["libraries"]["engine"]["loaded"]:
+        pytest.skip("the compiled engine is not there, which simulates schedules")
+    monkeypatch.setattr(calibrate, "FACTORS", calibrate.FACTORS[::40])
+    monkeypatch.setattr(calibrate, "SCALES", calibrate.SCALES[::40])
+    flow = demo.sampler(30)
+    prompts = calibrate.calibration_prompts(1)
+    assert [prompt.motion for prompt in prompts] == ["resting", "drifting", "racing"]
+    assert not set(prompts) & set(held_out_prompts())
+    recording = calibrate.record(model, flow, prompts, [0, 1, 2])
+    lines: list[str] = []
+    chosen = calibrate.calibrate(model, flow, recording, 13, 17, lines.append)
+    for name, target in (("fast", 13), ("slow", 17)):
+        policy, outcome = chosen[f"digits/{name}"]
+        simulated = recording.simulate(policy).mean()
+        published = adacache.preset(f"open-sora/{name}", 30).codebook
+        for factor in calibrate.FACTORS:
+            other = AdaCache({edge * factor: rate for edge, rate in published.items()})
+            assert abs(simulated - target) <= abs(recording.simulate(other).mean() - target) + 0.5
+        assert outcome.mean_steps == pytest.approx(simulated, abs=2)
+    assert len(lines) == 3 + len(calibrate.POWERS) + len(calibrate.GRADIENT_WEIGHTS) - 1
+
+    (tmp_path / "weights").write_bytes(b"weights")
+    written = tmp_path / "codebooks.json"
+    calibrate.write(written, chosen, flow, recording, tmp_path / "weights")
+    monkeypatch.setattr(presets, "DIGIT_CODEBOOKS", written)
+    for name, (policy, _) in chosen.items():
+        assert adacache.preset(name, 30) == policy
