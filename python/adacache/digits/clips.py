@@ -25,6 +25,8 @@ SPEEDS = {"resting": 0.0, "drifting": 0.5, "racing": 1.1}
 """Pixels per frame, before jitter."""
 JITTER = 0.05
 """A clip's speed is `SPEEDS` times a factor drawn from 1 - JITTER .. 1 + JITTER."""
+WANDER = 1.5
+"""Pixels that a clip's path may lie off the one through the frame's centre, in x and in y."""
 HEADINGS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
 """Unit vectors (x, y)."""
 TEST_SHARE = 5
@@ -91,7 +93,8 @@ def draw_clips(prompts: Sequence[Prompt], generator: torch.Generator, split: str
 
     travel = velocity * (FRAMES - 1)
     lowest, highest = BOX / 2 - travel.clamp(max=0), SIZE - BOX / 2 - travel.clamp(min=0)
-    start = lowest + (highest - lowest) * torch.rand(count, 2, generator=generator)
+    centred = SIZE / 2 - travel / 2 + WANDER * (2 * torch.rand(count, 2, generator=generator) - 1)
+    start = centred.clamp(lowest, highest)
     position = start[:, None] + velocity[:, None] * torch.arange(FRAMES)[:, None]
 
     ink = draw_digits(image, position)
