@@ -130,6 +130,9 @@ def verify(
     weights = sorted(Path(directory).glob("weights_*.safetensors"))
     if len(weights) != 1:
         raise GoldenError(f"{directory}: expected one weights_*.safetensors, got {[w.name for w in weights]}")
+    orphans = sorted(a.name for a in Path(directory).glob("*.npz") if a.with_suffix(".json") not in paths)
+    if orphans:
+        raise GoldenError(f"{directory}: no CASE.json beside {', '.join(orphans)}")
     cases = [read_case(path) for path in paths]
     for case in cases:
         try:

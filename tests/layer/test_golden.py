@@ -142,6 +142,10 @@ def test_damaged_directory(damage: Callable[[Path], None], message: str, tmp_pat
 def test_empty_and_missing_directories(tmp_path: Path) -> None:
     with pytest.raises(GoldenError, match="holds no CASE"):
         list(verify(tmp_path, backends=["reference"]))
+    one_case(tmp_path, "slow30_tattn")
+    (tmp_path / "other.npz").write_bytes(b"")
+    with pytest.raises(GoldenError, match=r"no CASE.json beside other.npz"):
+        list(verify(tmp_path, backends=["reference"]))
     with pytest.raises(GoldenError, match="no such directory"):
         list(verify(tmp_path / "nowhere", backends=["reference"]))
 
