@@ -53,8 +53,12 @@ def disable(model: nn.Module) -> None:
     """
     if _ATTRIBUTE not in model.__dict__:
         raise ValueError("model: AdaCache is not enabled on it")
-    model.__dict__[_ATTRIBUTE].reset()
-    del model.__dict__["forward"], model.__dict__[_ATTRIBUTE]
+    handle: Handle = model.__dict__.pop(_ATTRIBUTE)
+    handle.reset()
+    if handle.replaced_forward is None:
+        del model.__dict__["forward"]
+    else:
+        model.__dict__["forward"] = handle.replaced_forward
 
 
 @contextlib.contextmanager
@@ -93,6 +97,8 @@ class Handle:
         self.adapter = adapter
         self.num_steps = num_steps
         self.rows_per_video = rows_per_video
+        self.replaced_forward = model.__dict__.get("forward")
+        """A forward that stood on the model itself rather than on its class, for `disable`."""
         self.policy: Policy = preset(policy, num_steps) if isinstance(policy, str) else policy
         self.stack: StackInfo = adapter.stack(model)
         self.policy.check(num_steps, self.stack)

@@ -43,6 +43,15 @@ def test_off_is_the_plain_model_bit_for_bit(model: STDiT3) -> None:
     assert torch.equal(denoise(model, values, 4), plain)
 
 
+def test_disable_gives_back_a_forward_of_the_models_own(model: STDiT3) -> None:
+    own = model.forward
+    model.__dict__["forward"] = own
+    adacache.enable(model, POLICY, num_steps=STEPS)
+    assert model.forward is not own
+    adacache.disable(model)
+    assert model.__dict__.pop("forward") is own
+
+
 @pytest.mark.parametrize(
     "part", ["temporal_attention", "spatial_attention", "cross_attention", "mlp", "cross_attention_mlp"]
 )
