@@ -4,32 +4,19 @@
 
 #include "block.h"
 #include "packed.h"
+#include "tokens.h"
 
 namespace adacache {
-
-// Token n of row b starts at b * batch + n * token, counted in elements; its channels are contiguous.
-struct TokenStrides {
-  int64_t batch;
-  int64_t token;
-};
-
-// Tokens are frame-major: n = frame * places + place.
-struct MeterShape {
-  int64_t rows;
-  int64_t frames;
-  int64_t places;
-  int64_t channels;
-};
 
 struct GatedResidualMeter {
   const void* x;
   const void* y;
-  const void* gate;
-  void* residual;
-  void* out;  // may be x
-  TokenStrides x_strides, y_strides, residual_strides, out_strides;
-  int64_t gate_batch, gate_frame, gate_place;  // 0 where the gate is shared
-  MeterShape shape;
+  void* out;  // may be x, if x_rows picks no rows
+  TokenStrides x_strides, y_strides, out_strides;
+  RowIndex x_rows;
+  Modulator gate;
+  Cache residual;
+  TokenShape shape;
   MotionStrides motion;
   bool all_columns;
   DType dtype;
@@ -37,7 +24,7 @@ struct GatedResidualMeter {
 
 // Places and channel vectors of a row are dealt to threads, which walk over all frames: r of two frames meets
 // in one thread, and motion costs no pass over memory.
-ADACACHE_HD int64_t meter_blocks_per_row(const MeterShape& shape, int width, int threads) {
+ADACACHE_HD int64_t meter_blocks_per_row(const TokenShape& shape, int width, int threads) {
   return (shape.places * (shape.channels / width) + threads - 1) / threads;
 }
 
@@ -60,11 +47,11 @@ ADACACHE_HD void gated_residual_meter_body(Block& block, const GatedResidualMete
     const int64_t channel = item % vectors * width;
     const T* x = static_cast<const T*>(p.x) + row * p.x_strides.batch + place * p.x_strides.token + channel;
     const T* y = static_cast<const T*>(p.y) + row * p.y_strides.batch + place * p.y_strides.token + channel;
-    const T* gate = static_cast<const T*>(p.gate) + row * p.gate_batch + place * p.gate_place + channel;
-    T* residual = static_cast<T*>(p.residual) + row * p.residual_strides.batch +
-                  place * p.residual_strides.token + channel;
+    const T* gate = static_cast<const T*>(p.gate.data) + row * p.gate.batch + place * p.gate.place + channel;
+    T* residual = static_cast<T*>(p.residual.data) + row * p.residual.strides.batch +
+                  place * p.residual.strides.token + channel;
     T* out = static_cast<T*>(p.out) + row * p.out_strides.batch + place * p.out_strides.token + channel;
-    const int64_t residual_frame = p.residual_strides.token * p.shape.places;
+    const int64_t residual_frame = p.residual.strides.token * p.shape.places;
 
     Values next_x = Values::load(x);
     Values next_y = Values::load(y);
@@ -83,8 +70,8 @@ ADACACHE_HD void gated_residual_meter_body(Block& block, const GatedResidualMete
         next_x = Values::load(x);
         next_y = Values::load(y);
         next_old = Values::load(residual + residual_frame);
-        if (p.gate_frame != 0) {
-          gate += p.gate_frame;
+        if (p.gate.frame != 0) {
+          gate += p.gate.frame;
           next_gate = Values::load(gate);
         }
       }
@@ -115,8 +102,8 @@ inline bool vectors_fit(const GatedResidualMeter& p, int width) {
   return p.shape.channels % width == 0 &&
          vectors_are_aligned(p.x, width, p.x_strides.batch, p.x_strides.token) &&
          vectors_are_aligned(p.y, width, p.y_strides.batch, p.y_strides.token) &&
-         vectors_are_aligned(p.gate, width, p.gate_batch, p.gate_frame, p.gate_place) &&
-         vectors_are_aligned(p.residual, width, p.residual_strides.batch, p.residual_strides.token) &&
+         vectors_are_aligned(p.gate.data, width, p.gate.batch, p.gate.frame, p.gate.place) &&
+         vectors_are_aligned(p.residual.data, width, p.residual.strides.batch, p.residual.strides.token) &&
          vectors_are_aligned(p.out, width, p.out_strides.batch, p.out_strides.token);
 }
 

@@ -21,13 +21,16 @@
 
 namespace adacache {
 
-enum class DType : int { float32 = 0, bfloat16 = 1, float16 = 2 };
+enum class DType : int { float32 = 0, bfloat16 = 1, float16 = 2, float8_e4m3 = 3 };  // float8: caches only
 
 struct bfloat16 {
   uint16_t bits;
 };
 struct float16 {
   uint16_t bits;
+};
+struct float8_e4m3 {
+  uint8_t bits;
 };
 
 inline namespace ADACACHE_ISA {
@@ -80,7 +83,31 @@ ADACACHE_HD U float16_bits_of_float(F value) {
   return (magnitude >= 0x47800000u ? infinite : finite) | ((bits >> 16) & 0x8000u);
 }
 
+// float8 e4m3 without infinities: 0x7f is its only NaN, 448 its largest number.
+template <class F, class U>
+ADACACHE_HD F float_of_float8_bits(U bits) {
+  const U magnitude = (bits & 0x7fu) << 20;
+  const F scaled = bit_cast<F>(magnitude) * 1329227995784915872903807060280344576.0f;  // 2^(127 - 7)
+  const U finite_bits = bit_cast<U>(scaled);
+  const U with_special = magnitude == 0x07f00000u ? magnitude | 0x7fc00000u : finite_bits;
+  return bit_cast<F>(with_special | ((bits & 0x80u) << 24));
+}
+
+template <class F, class U>
+ADACACHE_HD U float8_bits_of_float(F value) {
+  const U bits = bit_cast<U>(value);
+  const U magnitude = bits & 0x7fffffffu;
+  const U normal = (magnitude + (((magnitude >> 20) & 1u) + 0xc407ffffu)) >> 20;
+  // Adding 2^14 lets the float adder itself round to the spacing of float8's subnormals, 2^-9.
+  const F shifted = bit_cast<F>(magnitude) + 16384.0f;
+  const U subnormal = bit_cast<U>(shifted) - 0x46800000u;
+  const U finite = magnitude < 0x3c800000u ? subnormal : normal;
+  return (magnitude > 0x43e80000u ? (magnitude & 0u) | 0x7fu : finite) | ((bits >> 24) & 0x80u);
+}
+
 ADACACHE_HD float to_float(float value) { return value; }
+
+ADACACHE_HD float to_float(float8_e4m3 value) { return float_of_float8_bits<float, uint32_t>(value.bits); }
 
 ADACACHE_HD float to_float(bfloat16 value) { return float_of_bfloat16_bits<float, uint32_t>(value.bits); }
 
@@ -109,6 +136,16 @@ ADACACHE_HD void from_float(float value, float16& result) {
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(result.bits) : "f"(value));
 #else
   result.bits = static_cast<uint16_t>(float16_bits_of_float<float, uint32_t>(value));
+#endif
+}
+
+ADACACHE_HD void from_float(float value, float8_e4m3& result) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+  uint16_t pair;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(0.0f), "f"(value));
+  result.bits = static_cast<uint8_t>(pair);
+#else
+  result.bits = static_cast<uint8_t>(float8_bits_of_float<float, uint32_t>(value));
 #endif
 }
 
@@ -142,7 +179,12 @@ ADACACHE_HD float absolute(float value) { return bit_cast<float>(bit_cast<uint32
 
 }  // namespace ADACACHE_ISA
 
-// Calls function(T{}) with the element type that dtype stands for.
+// Bytes of one element.
+ADACACHE_HD int64_t bytes_of(DType dtype) {
+  return dtype == DType::float32 ? 4 : dtype == DType::float8_e4m3 ? 1 : 2;
+}
+
+// Calls function(T{}) with the element type of a tensor's dtype.
 template <class Function>
 void dispatch(DType dtype, const Function& function) {
   switch (dtype) {
@@ -152,6 +194,8 @@ void dispatch(DType dtype, const Function& function) {
       return function(bfloat16{});
     case DType::float16:
       return function(float16{});
+    case DType::float8_e4m3:
+      return;  // refused by the checks wherever a tensor and not a cache is meant
   }
 }
 

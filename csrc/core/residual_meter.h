@@ -9,7 +9,7 @@ struct ResidualMeter {
   const void* residual;
   const void* old;
   TokenStrides residual_strides, old_strides;
-  MeterShape shape;
+  TokenShape shape;
   MotionStrides motion;
   bool all_columns;
   DType dtype;

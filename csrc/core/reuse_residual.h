@@ -7,14 +7,15 @@ namespace adacache {
 
 struct ReuseResidual {
   const void* x;
-  const void* residual;
-  void* out;                    // may be x
+  void* out;                    // may be x, if x_rows picks no rows
   const int32_t* video_of_row;  // null: row b belongs to video b, or to the only one
   const bool* reuse;            // by video; null: all reuse
   int64_t videos;
-  TokenStrides x_strides, residual_strides, out_strides;
+  TokenStrides x_strides, out_strides;
+  RowIndex x_rows;
+  Cache residual;
   int64_t rows, tokens, channels;
-  DType dtype, residual_dtype;
+  DType dtype;
 };
 
 // Each thread has this many vectors in flight.
@@ -80,8 +81,8 @@ ADACACHE_HD void reuse_residual_body(Block& block, const ReuseResidual& p) {
                         channel);
     if (reuse)
       residual[i] =
-          Residual::load(p.residual, p.residual_dtype,
-                         row * p.residual_strides.batch + token * p.residual_strides.token + channel);
+          Residual::load(p.residual.data, p.residual.dtype,
+                         row * p.residual.strides.batch + token * p.residual.strides.token + channel);
   }
   for (int i = 0; i < reuse_vectors_per_thread; ++i) {
     if (out_offset[i] < 0) continue;
@@ -99,7 +100,7 @@ ADACACHE_HD void reuse_residual_body(Block& block, const ReuseResidual& p) {
 
 inline bool vectors_fit(const ReuseResidual& p, int width) {
   return p.channels % width == 0 && vectors_are_aligned(p.x, width, p.x_strides.batch, p.x_strides.token) &&
-         vectors_are_aligned(p.residual, width, p.residual_strides.batch, p.residual_strides.token) &&
+         vectors_are_aligned(p.residual.data, width, p.residual.strides.batch, p.residual.strides.token) &&
          vectors_are_aligned(p.out, width, p.out_strides.batch, p.out_strides.token);
 }
 

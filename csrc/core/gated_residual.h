@@ -1,0 +1,20 @@
+// x_out = x + gate * y: parameters and device body.
+#pragma once
+
+#include "packed.h"
+#include "tokens.h"
+
+namespace adacache {
+
+struct GatedResidual {
+  const void* x;
+  const void* y;
+  void* out;  // may be x, if x_rows picks no rows
+  TokenStrides x_strides, y_strides, out_strides;
+  RowIndex x_rows;
+  Modulator gate;
+  TokenShape shape;
+  DType dtype;
+};
+
+}  // namespace adacache

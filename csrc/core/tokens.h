@@ -1,0 +1,81 @@
+// Where the elements of the ops' tensors lie: tokens, what modulates them, kept residuals, and rows picked by
+// an index.
+#pragma once
+
+#include "numeric.h"
+
+namespace adacache {
+
+// Token n of row b starts at b * batch + n * token, counted in elements; its channels are contiguous.
+struct TokenStrides {
+  int64_t batch;
+  int64_t token;
+};
+
+// Tokens are frame-major: n = frame * places + place. Ops without a motion term take as frames the groups of
+// tokens that share a gate, shift or scale.
+struct TokenShape {
+  int64_t rows;
+  int64_t frames;
+  int64_t places;
+  int64_t channels;
+};
+
+// A gate, shift or scale: one for all tokens of a row, for each frame, or for each token. Strides in elements,
+// 0 where it is shared.
+struct Modulator {
+  const void* data;  // null: absent (a gate of 1, a shift or scale of 0)
+  int64_t batch, frame, place;
+};
+
+// Rows of the batch at hand among the rows of a larger tensor.
+struct RowIndex {
+  const int32_t* row;  // null: row b of the batch is row b of the tensor
+  int64_t total;       // rows of the tensor
+};
+
+// A kept residual. In float8 each token has a scale: value = scale * stored.
+struct Cache {
+  void* data;
+  TokenStrides strides;
+  DType dtype;
+  float* scale;  // null unless dtype is float8_e4m3
+  TokenStrides scale_strides;
+  RowIndex rows;
+};
+
+// The layer norm after a residual and its modulation: (norm(x) * weight + bias) * (1 + scale) + shift.
+struct Norm {
+  Modulator shift, scale;
+  const void* weight;  // [C], null: 1
+  const void* bias;    // [C], null: 0
+  float eps;
+  void* out;
+  TokenStrides out_strides;
+};
+
+inline namespace ADACACHE_ISA {
+
+// The row of the tensor, or -1 if the index names none that the tensor has.
+ADACACHE_HD int64_t row_of(const RowIndex& rows, int64_t row) {
+  if (rows.row == nullptr) return row;
+  const int64_t picked = rows.row[row];
+  return picked >= 0 && picked < rows.total ? picked : -1;
+}
+
+// The largest number of float8 e4m3.
+constexpr float float8_largest = 448.0f;
+
+// A token's scale and what its values are multiplied by before they are rounded to float8. A token of (nearly)
+// nothing has scale 1, since 448 / largest would overflow; one that holds NaN has scale NaN.
+constexpr float float8_negligible = 7.8886090522101181e-31f;  // 2^-100
+
+ADACACHE_HD float float8_scale(float largest) {
+  return largest < float8_negligible ? 1.0f : multiply(largest, 1 / float8_largest);
+}
+ADACACHE_HD float float8_inverse_scale(float largest) {
+  return largest < float8_negligible ? 1.0f : float8_largest / largest;
+}
+
+}  // namespace ADACACHE_ISA
+}  // namespace adacache
