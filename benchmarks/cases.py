@@ -129,12 +129,15 @@ def make_inputs(case: Case, shape: Shape, dtype: torch.dtype, device: torch.devi
     return values
 
 
-def copy_inputs(values: Values, dtype: torch.dtype | None = None) -> Values:
+def copy_inputs(
+    values: Values, dtype: torch.dtype | None = None, device: torch.device | None = None
+) -> Values:
     """A copy for an op that writes over some of them; with `dtype`, of that precision."""
     copied = SimpleNamespace()
     for name, value in vars(values).items():
         if isinstance(value, torch.Tensor):
-            value = value.to(dtype) if dtype and value.dtype != torch.float8_e4m3fn else value.clone()
+            kept = value.dtype if dtype is None or value.dtype == torch.float8_e4m3fn else dtype
+            value = value.to(device or value.device, kept, copy=True)
         setattr(copied, name, value)
     return copied
 

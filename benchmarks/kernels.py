@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from cases import CASES, SHAPES, Case, Shape, Values, copy_inputs, make_inputs
+from check import expect, find_fault, has_backend, outputs_for
 from measure import (
     DTYPES,
     Timing,
@@ -207,13 +208,14 @@ class Bench:
     def run(self, case: Case, shape: Shape, dtype: torch.dtype) -> None:
         shape = case.at(shape)
         first = make_inputs(case, shape, dtype, self.device)
+        expected = expect(case, first)
         backends = []
-        for backend in self.backends:
-            fault = check(case, first, backend)
-            if fault is None:
-                backends.append(backend)
-            elif fault:
+        for backend in filter(lambda name: has_backend(case.op, name), self.backends):
+            if fault := find_fault(case, expected, first, backend):
                 self.faults.append(f"{case.name}, {shape}, {name_of(dtype)}, {backend}: {fault}")
+            else:
+                backends.append(backend)
+        del expected
         if not backends:
             return
         moved = case.bytes(shape, dtype.itemsize)
@@ -344,57 +346,6 @@ class DECIDE:
 
 def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def outputs_for(case: Case, values: Values) -> dict[str, torch.Tensor]:
-    """Memory for what the op gives, poisoned."""
-    results = case.call(ak, values, {})
-    return {
-        name: torch.full_like(result, torch.nan) for name, result in zip(case.outs, results, strict=False)
-    }
-
-
-def check(case: Case, values: Values, backend: str) -> str | None:
-    """None if the backend's results are right, "" if it has no such op, else what is wrong."""
-    plain = case.chain(copy_inputs(values))
-    exact = case.chain(copy_inputs(values, torch.float64)) if "close" in case.checks else plain
-    with ak.use_backend("reference"):
-        reference = case.call(ak, copy_inputs(values), {})
-    try:
-        with ak.use_backend(backend):
-            given = outputs_for(case, copy_inputs(values))
-            results = [case.call(ak, copy_inputs(values), outputs) for outputs in ({}, given)]
-    except RuntimeError as error:
-        if "cannot run here" in str(error):
-            return ""
-        raise
-    for result in results:
-        for index, kind in enumerate(case.checks):
-            if fault := judge(kind, result[index], plain, exact, reference, index):
-                return f"output {index}: {fault}"
-    return None
-
-
-def judge(
-    kind: str,
-    given: torch.Tensor,
-    plain: Sequence[torch.Tensor],
-    exact: Sequence[torch.Tensor],
-    reference: Sequence[torch.Tensor],
-    index: int,
-) -> str:
-    if kind == "bits":
-        different = given.contiguous().view(torch.uint8) != plain[index].contiguous().view(torch.uint8)
-        return f"{int(different.sum())} bytes are not those of eager PyTorch" if different.any() else ""
-    if kind == "close":
-        error, allowed = (float((one.double() - exact[index]).abs().max()) for one in (given, plain[index]))
-        floor = torch.finfo(given.dtype).eps * float(exact[index].abs().max())
-        return "" if error <= 2 * allowed + floor else f"error {error:.3g}, eager PyTorch's is {allowed:.3g}"
-    expected = reference[index]
-    tolerance = 1e-5 if kind == "sums" else 2e-3
-    most = float(expected.nan_to_num().abs().max())
-    close = torch.allclose(given, expected, rtol=tolerance, atol=tolerance * most, equal_nan=True)
-    return "" if close else f"sums are {given.tolist()}, expected {expected.tolist()}"
 
 
 def find_goals(records: Sequence[Record], device: str) -> list[Goal]:
