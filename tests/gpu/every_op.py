@@ -1,7 +1,7 @@
 """Runs every op once per dtype on small ragged shapes and judges it on the host: short enough for
 compute-sanitizer.
 
-python tests/gpu/every_op.py --backend cuda|triton|cpu      (under compute-sanitizer --tool memcheck, ...)
+python tests/gpu/every_op.py --backend cuda|triton|cpu|reference      (or under compute-sanitizer)
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main() -> int:
     )
     parser.add_argument("--backend", default="cuda")
     backend = parser.parse_args().backend
-    device = torch.device("cpu" if backend == "cpu" else "cuda")
+    device = torch.device("cpu" if backend in ("cpu", "reference") else "cuda")
     torch.manual_seed(0)
     torch.set_grad_enabled(False)
     faults, count = [], 0
