@@ -70,7 +70,12 @@ template <>
 struct Format<bfloat16> {
   typedef HalfRegister Stored;
   static FloatRegister widen(Stored stored) {
+#if defined(__AVX512F__)
+    return float_of_bfloat16_bits<FloatRegister>(
+        bit_cast<WordRegister>(_mm512_cvtepu16_epi32(bit_cast<__m256i>(stored))));
+#else
     return float_of_bfloat16_bits<FloatRegister>(__builtin_convertvector(stored, WordRegister));
+#endif
   }
   static Stored narrow(FloatRegister value) {
     return __builtin_convertvector((bfloat16_bits_of_float<FloatRegister, WordRegister>(value)),
