@@ -70,7 +70,12 @@ template <>
 struct Format<bfloat16> {
   typedef HalfRegister Stored;
   static FloatRegister widen(Stored stored) {
+#if defined(__AVX512F__)
+    return float_of_bfloat16_bits<FloatRegister>(
+        bit_cast<WordRegister>(_mm512_cvtepu16_epi32(bit_cast<__m256i>(stored))));
+#else
     return float_of_bfloat16_bits<FloatRegister>(__builtin_convertvector(stored, WordRegister));
+#endif
   }
   static Stored narrow(FloatRegister value) {
     return __builtin_convertvector((bfloat16_bits_of_float<FloatRegister, WordRegister>(value)),
@@ -108,10 +113,11 @@ struct StoredLanes {
   typename Format<T>::Stored part[registers];
 };
 
+// Register by register: a copy as a whole may be made in narrower pieces, for which the reader then waits.
 template <class T>
 inline StoredLanes<T> load(const T* from) {
   StoredLanes<T> stored;
-  memcpy(&stored, from, sizeof(stored));
+  for (int i = 0; i < registers; ++i) memcpy(&stored.part[i], from + i * register_lanes, sizeof(stored.part[i]));
   return stored;
 }
 
@@ -125,7 +131,7 @@ inline StoredLanes<T> load(const T* from, int64_t count) {
 
 template <class T>
 inline void store(T* to, const StoredLanes<T>& stored) {
-  memcpy(to, &stored, sizeof(stored));
+  for (int i = 0; i < registers; ++i) memcpy(to + i * register_lanes, &stored.part[i], sizeof(stored.part[i]));
 }
 
 template <class T>
