@@ -288,7 +288,7 @@ class Bench:
 
     def decide(self) -> None:
         """The decision after a measurement: on a GPU the time that it takes in a stream of work."""
-        for backend in self.backends:
+        for backend in filter(lambda name: has_backend(DECIDE.op, name), self.backends):
             call = self.deciding(backend)
             if self.device.type == "cuda":
                 milliseconds = graph_milliseconds(call, self.device)

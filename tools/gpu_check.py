@@ -111,7 +111,7 @@ def main() -> int:
     print_goals(results["goals"])
     failed = [name for name, stage in results["stages"].items() if not stage["passed"]]
     verdict = f"FAILED in {', '.join(failed)}" if failed else "passed"
-    print(f"gpu-check: {verdict}; results in {path.relative_to(ROOT)}, logs in {WORK.relative_to(ROOT)}")
+    print(f"gpu-check: {verdict}; results in {path}, logs in {WORK}")
     return 1 if failed else 0
 
 
