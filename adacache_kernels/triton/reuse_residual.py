@@ -48,7 +48,7 @@ def reuse_residual_kernel(
 
     row_of_x = row_of(x_rows, row, x_total)
     row_of_residual = row_of(residual_rows, row, residual_total)
-    exists = (row_of_x >= 0) & (row_of_residual >= 0)
+    exists = row_of_x >= 0
     reuses = exists
     if SOME:
         video = row
@@ -59,6 +59,7 @@ def reuse_residual_kernel(
         known = (video >= 0) & (video < num_videos)
         exists = exists & known
         reuses = tl.load(reuse + video, mask=known, other=1) != 0
+    exists = exists & ((row_of_residual >= 0) | (reuses == 0))
     # Limits: the interpreter cannot broadcast a scalar mask.
     present = token < tokens
     reused = present
