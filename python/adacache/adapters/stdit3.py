@@ -81,10 +81,10 @@ class STDiT3Adapter:
             elif not call.computing:
                 tokens = _reuse(request, call, tokens, None)
             else:
-                rows = torch.tensor(call.computing, dtype=torch.int32, device=x.device)
-                reusing = torch.ones(x.shape[0], dtype=torch.bool, device=x.device).index_fill_(
-                    0, rows.long(), False
-                )
+                # Built on the host and sent without waiting.
+                rows = torch.tensor(call.computing, dtype=torch.int32).to(x.device, non_blocking=True)
+                reuses = [row in call.reusing for row in range(x.shape[0])]
+                reusing = torch.tensor(reuses).to(x.device, non_blocking=True)
                 _compute(model, request, call, tokens, conditioning.rows(rows), rows)
                 tokens = _reuse(request, call, tokens, reusing)
         return model.unembed(tokens, conditioning)
