@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -35,8 +35,15 @@ NORM_EPS = 1e-6
 LONGEST_FUSED_CLIP = 64
 """Latent frames up to which temporal attention is one kernel."""
 
-BlockModulation = tuple[tuple[Modulation, Tensor], tuple[Modulation, Tensor]]
-"""(shift, scale) and gate of a block's attention, then of its MLP."""
+
+class BlockModulation(NamedTuple):
+    """What modulates one block: norms and gates of its attention and its MLP, each [B, 1|T, C]."""
+
+    attention_norm: Modulation
+    attention_gate: Tensor
+    mlp_norm: Modulation
+    mlp_gate: Tensor
+
 
 PARTS = ("spatial_attention", "temporal_attention", "cross_attention", "mlp")
 
@@ -299,7 +306,7 @@ class STDiT3Block(nn.Module):
             add: forms each residual and adds it; caching looks at and keeps residuals here.
         """
         modulation = self.modulation(conditioning)
-        normed = norm_modulate(x, modulation[0])
+        normed = norm_modulate(x, modulation.attention_norm)
         return self.run(x, normed, modulation, conditioning, angles, add, None)[0]
 
     def run(
@@ -323,16 +330,16 @@ class STDiT3Block(nn.Module):
         Returns:
             x [B, T*S, C], and its norm if `following` is given.
         """
-        (_, gate), (norm_mlp, gate_mlp) = modulation
-        x, _ = add(self.attention_part, x, self.attn(normed, conditioning.frames, angles), gate, None)
+        y = self.attn(normed, conditioning.frames, angles)
+        x, _ = add(self.attention_part, x, y, modulation.attention_gate, None)
         assert conditioning.captions is not None
         y = self.cross_attn(x, conditioning.captions, conditioning.caption_mask)
-        x, normed_mlp = add("cross_attention", x, y, None, norm_mlp)
-        return add("mlp", x, self.mlp(normed_mlp), gate_mlp, following)
+        x, normed_mlp = add("cross_attention", x, y, None, modulation.mlp_norm)
+        return add("mlp", x, self.mlp(normed_mlp), modulation.mlp_gate, following)
 
     def modulation(self, conditioning: Conditioning) -> BlockModulation:
-        """Norm and gate of the attention, then of the MLP: tensors [B, 1, C], or [B, T, C] when some frames
-        are given (x_mask) and take the modulation of t = 0."""
+        """[B, 1, C] each, or [B, T, C] when some frames are given (x_mask) and take the modulation of
+        t = 0."""
         table = self.scale_shift_table[None] + conditioning.modulation
         if conditioning.x_mask is None:
             shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = table.chunk(6, dim=1)
@@ -342,7 +349,7 @@ class STDiT3Block(nn.Module):
             given = conditioning.x_mask[:, None, :, None]
             per_frame = torch.where(given, table[:, :, None], zero[:, :, None])
             shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = per_frame.unbind(dim=1)
-        return ((shift, scale), gate), ((shift_mlp, scale_mlp), gate_mlp)
+        return BlockModulation((shift, scale), gate, (shift_mlp, scale_mlp), gate_mlp)
 
 
 class SinusoidalEmbedder(nn.Module):
@@ -528,12 +535,18 @@ class STDiT3(nn.Module):
         """
         blocks = list(self.stack(conditioning))
         modulations = [block.modulation(conditioning) for block, _ in blocks]
-        norms: list[Modulation | None] = [modulation[0][0] for modulation in modulations]
-        normed: Tensor | None = norm_modulate(tokens, modulations[0][0][0], rows)
-        for position, ((block, angles), following) in enumerate(zip(blocks, [*norms[1:], None], strict=True)):
+        following = [*(modulation.attention_norm for modulation in modulations[1:]), None]
+        normed: Tensor | None = norm_modulate(tokens, modulations[0].attention_norm, rows)
+        for position, (block, angles) in enumerate(blocks):
             assert normed is not None
             tokens, normed = block.run(
-                tokens, normed, modulations[position], conditioning, angles, add_at(position), following
+                tokens,
+                normed,
+                modulations[position],
+                conditioning,
+                angles,
+                add_at(position),
+                following[position],
             )
         return tokens
 
