@@ -47,7 +47,8 @@ def written(op: str) -> list[str]:
 def good_call(
     op: str, device: torch.device, *, float8: bool = False, outputs: bool = False
 ) -> dict[str, Any]:
-    """Arguments by name: the required ones and weight, bias, video_of_row; outputs where they are asked for."""
+    """Arguments by name: the required ones, weight, bias and video_of_row; outputs where they are asked
+    for."""
     generator = torch.Generator().manual_seed(1)
 
     def normal(*size: int) -> torch.Tensor:
