@@ -9,7 +9,18 @@ from __future__ import annotations
 from ._backend import BACKENDS, OPS, BackendChoice, backend_report, use_backend
 from ._build import build_info
 from .columns import METRICS, RULES, initial_state, state_columns, sum_columns
-from .ops import decide, gated_residual_meter, residual_meter, reuse_residual
+from .ops import (
+    decide,
+    extrapolate_residual,
+    gated_residual,
+    gated_residual_meter,
+    gated_residual_norm,
+    gated_residual_norm_meter,
+    layer_norm_modulate,
+    residual_meter,
+    reuse_residual,
+    stack_residual_meter,
+)
 
 __all__ = [
     "BACKENDS",
@@ -20,10 +31,16 @@ __all__ = [
     "backend_report",
     "build_info",
     "decide",
+    "extrapolate_residual",
+    "gated_residual",
     "gated_residual_meter",
+    "gated_residual_norm",
+    "gated_residual_norm_meter",
     "initial_state",
+    "layer_norm_modulate",
     "residual_meter",
     "reuse_residual",
+    "stack_residual_meter",
     "state_columns",
     "sum_columns",
     "use_backend",

@@ -8,26 +8,41 @@ from typing import Any
 
 import torch
 
+from .columns import state_columns, sum_columns
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+FLOAT8 = torch.float8_e4m3fn
 MAX_STRIDES = 8
+MAX_FACTORS = 4
 
 
-def refuse_grad(**tensors: torch.Tensor | None) -> None:
+#: What autocast may hand over in another floating dtype than the stream's: outputs of sub-layers, and what
+#: modulates them.
+_CAST = frozenset(("y", "gate", "shift", "scale", "weight", "bias"))
+
+
+def refuse_grad(names: Sequence[str], arguments: Sequence[Any]) -> None:
     """Raise for an input that autograd would have to follow; call it only where gradients are enabled."""
-    for name, tensor in tensors.items():
-        if tensor is not None and tensor.requires_grad:
-            raise ValueError(
-                f"{name}: requires grad, but the ops have no backward; expected a tensor without grad, or a "
-                "call under torch.no_grad() or torch.inference_mode()"
-            )
+    for name, argument in zip(names, arguments, strict=False):
+        for tensor in argument if isinstance(argument, (list, tuple)) else (argument,):
+            if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
+                raise ValueError(
+                    f"{name}: requires grad, but the ops have no backward; expected a tensor without grad, "
+                    "or a call under torch.no_grad() or torch.inference_mode()"
+                )
 
 
-def cast_under_autocast(x: torch.Tensor, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Give `tensors` the dtype of x where autocast is on for x's device; elsewhere leave them for the checks
-    to refuse."""
-    if not torch.is_autocast_enabled(x.device.type):
-        return tensors
-    return tuple(tensor.to(x.dtype) if tensor.is_floating_point() else tensor for tensor in tensors)
+def cast_under_autocast(
+    dtype: torch.dtype, names: Sequence[str], arguments: Sequence[Any]
+) -> tuple[Any, ...]:
+    """Give the tensors that autocast may have cast the dtype of the stream; others are left for the checks to
+    refuse."""
+    return tuple(
+        argument.to(dtype)
+        if name in _CAST and isinstance(argument, torch.Tensor) and argument.is_floating_point()
+        else argument
+        for name, argument in zip(names, arguments, strict=True)
+    )
 
 
 def explain_refusal(check: Callable[..., None], *arguments: Any) -> None:
@@ -39,28 +54,88 @@ def explain_refusal(check: Callable[..., None], *arguments: Any) -> None:
         raise refusal from None
 
 
+def check_gated_residual(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    gate: torch.Tensor | None,
+    x_rows: torch.Tensor | None,
+    out: torch.Tensor | None = None,
+) -> None:
+    rows = _check_stream(x, x_rows)
+    size = (rows, *x.shape[1:])
+    _check_like("y", y, x, size)
+    _check_modulators(x, rows, None, gate=gate)
+    _check_outputs({"out": out}, x, size, {"y": y, "gate": gate}, x_rows)
+
+
 def check_gated_residual_meter(
     x: torch.Tensor,
     y: torch.Tensor,
-    gate: torch.Tensor,
+    gate: torch.Tensor | None,
     residual: torch.Tensor,
+    residual_scale: torch.Tensor | None,
+    x_rows: torch.Tensor | None,
+    residual_rows: torch.Tensor | None,
     video_of_row: torch.Tensor | None,
     num_videos: int,
     frames: int,
     strides: Sequence[int],
-    out: torch.Tensor | None,
+    metric: int,
+    out: torch.Tensor | None = None,
 ) -> None:
-    _check_tokens("x", x)
-    for name, tensor in (("y", y), ("residual", residual), ("out", out)):
-        if tensor is not None:
-            _check_like(name, tensor, x)
-    _check_frames(frames, strides, x.shape[1])
-    _check_gate(gate, x, frames)
-    _check_videos(video_of_row, num_videos, x)
-    _check_written("residual", residual, x=x, y=y, gate=gate, video_of_row=video_of_row)
+    check_gated_residual_norm_meter(
+        x,
+        y,
+        gate,
+        residual,
+        residual_scale,
+        None,
+        None,
+        None,
+        None,
+        0.0,
+        x_rows,
+        residual_rows,
+        video_of_row,
+        num_videos,
+        frames,
+        strides,
+        metric,
+        out,
+    )
+
+
+def check_stack_residual_meter(
+    x_out: torch.Tensor,
+    x_in: torch.Tensor,
+    residual: torch.Tensor,
+    residual_scale: torch.Tensor | None,
+    rows: torch.Tensor | None,
+    video_of_row: torch.Tensor | None,
+    num_videos: int,
+    frames: int,
+    strides: Sequence[int],
+    metric: int,
+    out: torch.Tensor | None = None,
+) -> None:
+    _check_tokens("x_out", x_out)
+    _check_tokens("x_in", x_in)
+    total = x_in.shape[0] if rows is not None else x_out.shape[0]
+    size = (total, *x_out.shape[1:])
+    _check_like("x_in", x_in, x_out, size, of="x_out")
+    _check_rows("rows", rows, x_in, written=True)
+    if rows is not None and rows.shape[0] != x_out.shape[0]:
+        raise ValueError(f"rows: expected [B] = [{x_out.shape[0]}], got {list(rows.shape)}")
+    _check_frames(frames, strides, x_out.shape[1])
+    _check_cache(residual, residual_scale, x_out, size, of="x_out")
+    _check_videos(video_of_row, num_videos, x_out.shape[0], x_out)
+    read = {"x_out": x_out, "rows": rows, "video_of_row": video_of_row}
+    _check_kept(residual, residual_scale, {"x_in": x_in, **read})
+    kept = {"residual": residual, "residual_scale": residual_scale}
     if out is not None:
-        _check_written("out", out, y=y, gate=gate, residual=residual, video_of_row=video_of_row)
-        _check_in_place(out, x)
+        _check_like("out", out, x_out, size, of="x_out")
+        _check_written("out", out, read | kept)
+        _check_in_place(out, "x_in", x_in)
 
 
 def check_residual_meter(
@@ -70,27 +145,30 @@ def check_residual_meter(
     num_videos: int,
     frames: int,
     strides: Sequence[int],
+    metric: int,
 ) -> None:
     _check_tokens("residual", residual)
-    _check_like("old", old, residual, of="residual")
+    _check_like("old", old, residual, tuple(residual.shape), of="residual")
     _check_frames(frames, strides, residual.shape[1])
-    _check_videos(video_of_row, num_videos, residual)
+    _check_videos(video_of_row, num_videos, residual.shape[0], residual)
 
 
 def check_reuse_residual(
     x: torch.Tensor,
     residual: torch.Tensor,
+    residual_scale: torch.Tensor | None,
+    x_rows: torch.Tensor | None,
+    residual_rows: torch.Tensor | None,
     video_of_row: torch.Tensor | None,
     reuse: torch.Tensor | None,
-    out: torch.Tensor | None,
+    out: torch.Tensor | None = None,
 ) -> None:
-    _check_tokens("x", x)
-    _check_like("residual", residual, x, same_dtype=False)
-    if out is not None:
-        _check_like("out", out, x)
-        _check_written("out", out, residual=residual, video_of_row=video_of_row, reuse=reuse)
-        _check_in_place(out, x)
-    rows = x.shape[0]
+    rows = _check_stream(x, x_rows)
+    size = (rows, *x.shape[1:])
+    _check_tensor("residual", residual)
+    kept_size = size if residual_rows is None else (*residual.shape[:1], *size[1:])
+    _check_cache(residual, residual_scale, x, kept_size, dtypes=DTYPES)
+    _check_batch_rows("residual_rows", residual_rows, residual, rows)
     if reuse is not None:
         _check_tensor("reuse", reuse)
         _check_device("reuse", reuse, x)
@@ -103,7 +181,131 @@ def check_reuse_residual(
             raise ValueError(f"reuse: expected {videos}, got {list(reuse.shape)}")
         _check_contiguous("reuse", reuse)
         if video_of_row is not None:
-            _check_videos(video_of_row, reuse.shape[0], x)
+            _check_videos(video_of_row, reuse.shape[0], rows, x)
+    read = {"residual": residual, "residual_scale": residual_scale, "residual_rows": residual_rows}
+    read |= {"video_of_row": video_of_row, "reuse": reuse}
+    _check_outputs({"out": out}, x, size, read, x_rows)
+
+
+def check_extrapolate_residual(
+    x: torch.Tensor,
+    factors: Sequence[torch.Tensor],
+    coefficients: torch.Tensor,
+    x_rows: torch.Tensor | None,
+    residual_rows: torch.Tensor | None,
+    video_of_row: torch.Tensor | None,
+    out: torch.Tensor | None = None,
+) -> None:
+    rows = _check_stream(x, x_rows)
+    size = (rows, *x.shape[1:])
+    if not isinstance(factors, (list, tuple)):
+        raise TypeError(f"factors: expected a list of tensors, got {type(factors).__name__}")
+    if not 1 <= len(factors) <= MAX_FACTORS:
+        raise ValueError(f"factors: expected 1 to {MAX_FACTORS} tensors, got {len(factors)}")
+    _check_tensor("factors", factors[0])
+    kept_size = size if residual_rows is None else (*factors[0].shape[:1], *size[1:])
+    for factor in factors:
+        _check_like("factors", factor, x, kept_size, same_dtype=False)
+        if factor.dtype != factors[0].dtype:
+            raise ValueError(f"factors: expected one dtype, got {factors[0].dtype} and {factor.dtype}")
+    _check_batch_rows("residual_rows", residual_rows, factors[0], rows)
+    _check_tensor("coefficients", coefficients)
+    _check_device("coefficients", coefficients, x)
+    if coefficients.dtype != torch.float32:
+        raise ValueError(f"coefficients: expected dtype torch.float32, got {coefficients.dtype}")
+    if (
+        coefficients.dim() != 2
+        or coefficients.shape[1] != len(factors)
+        or (video_of_row is None and coefficients.shape[0] not in (1, rows))
+    ):
+        videos = "num_videos" if video_of_row is not None else f"1|B = 1|{rows} without video_of_row"
+        raise ValueError(
+            f"coefficients: expected [{videos}, factors = {len(factors)}], got {list(coefficients.shape)}"
+        )
+    _check_contiguous("coefficients", coefficients)
+    if video_of_row is not None:
+        _check_videos(video_of_row, coefficients.shape[0], rows, x)
+    read: dict[str, Any] = {f"factors[{index}]": factor for index, factor in enumerate(factors)}
+    read |= {"coefficients": coefficients, "residual_rows": residual_rows, "video_of_row": video_of_row}
+    _check_outputs({"out": out}, x, size, read, x_rows)
+
+
+def check_layer_norm_modulate(
+    x: torch.Tensor,
+    shift: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    eps: float,
+    x_rows: torch.Tensor | None,
+    out: torch.Tensor | None = None,
+) -> None:
+    rows = _check_stream(x, x_rows)
+    _check_modulators(x, rows, None, shift=shift, scale=scale)
+    _check_per_channel(x, weight=weight, bias=bias)
+    read = {"shift": shift, "scale": scale, "weight": weight, "bias": bias}
+    _check_outputs({"out": out}, x, (rows, *x.shape[1:]), read, x_rows)
+
+
+def check_gated_residual_norm(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    gate: torch.Tensor | None,
+    shift: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    eps: float,
+    x_rows: torch.Tensor | None,
+    out: torch.Tensor | None = None,
+    norm_out: torch.Tensor | None = None,
+) -> None:
+    rows = _check_stream(x, x_rows)
+    size = (rows, *x.shape[1:])
+    _check_like("y", y, x, size)
+    _check_modulators(x, rows, None, gate=gate, shift=shift, scale=scale)
+    _check_per_channel(x, weight=weight, bias=bias)
+    read = {"y": y, "gate": gate, "shift": shift, "scale": scale, "weight": weight, "bias": bias}
+    _check_outputs({"out": out, "norm_out": norm_out}, x, size, read, x_rows)
+
+
+def check_gated_residual_norm_meter(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    gate: torch.Tensor | None,
+    residual: torch.Tensor,
+    residual_scale: torch.Tensor | None,
+    shift: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    eps: float,
+    x_rows: torch.Tensor | None,
+    residual_rows: torch.Tensor | None,
+    video_of_row: torch.Tensor | None,
+    num_videos: int,
+    frames: int,
+    strides: Sequence[int],
+    metric: int,
+    out: torch.Tensor | None = None,
+    norm_out: torch.Tensor | None = None,
+) -> None:
+    rows = _check_stream(x, x_rows)
+    size = (rows, *x.shape[1:])
+    _check_like("y", y, x, size)
+    _check_tensor("residual", residual)
+    kept_size = size if residual_rows is None else (*residual.shape[:1], *size[1:])
+    _check_cache(residual, residual_scale, x, kept_size)
+    _check_batch_rows("residual_rows", residual_rows, residual, rows, written=True)
+    _check_frames(frames, strides, x.shape[1])
+    _check_modulators(x, rows, frames, gate=gate, shift=shift, scale=scale)
+    _check_per_channel(x, weight=weight, bias=bias)
+    _check_videos(video_of_row, num_videos, rows, x)
+    read = {"y": y, "gate": gate, "shift": shift, "scale": scale, "weight": weight, "bias": bias}
+    read |= {"residual_rows": residual_rows, "video_of_row": video_of_row}
+    _check_kept(residual, residual_scale, {"x": x, "x_rows": x_rows, **read})
+    read |= {"residual": residual, "residual_scale": residual_scale}
+    _check_outputs({"out": out, "norm_out": norm_out}, x, size, read, x_rows)
 
 
 def check_decide(
@@ -116,18 +318,18 @@ def check_decide(
     site: int,
     frames: int,
     strides: Sequence[int],
-    base_columns: tuple[int, int],
+    *rule: Any,  # plain numbers, whatever they are
 ) -> None:
-    sum_columns, state_columns = base_columns
     for name, tensor in (("sums", sums), ("state", state), ("thresholds", thresholds), ("rates", rates)):
         _check_tensor(name, tensor)
         _check_device(name, tensor, sums, of="sums")
         if tensor.dtype != torch.float64:
             raise ValueError(f"{name}: expected dtype torch.float64, got {tensor.dtype}")
         _check_contiguous(name, tensor)
-    if state.dim() != 2 or state.shape[1] <= state_columns:
-        raise ValueError(f"state: expected [num_videos, {state_columns} + sites], got {list(state.shape)}")
-    columns = sum_columns + 2 * len(strides)
+    base = len(state_columns(1)) - 1
+    if state.dim() != 2 or state.shape[1] <= base:
+        raise ValueError(f"state: expected [num_videos, {base} + sites], got {list(state.shape)}")
+    columns = len(sum_columns(strides))
     if tuple(sums.shape) != (state.shape[0], columns):
         raise ValueError(
             f"sums: expected [num_videos, columns] = [{state.shape[0]}, {columns}], got {list(sums.shape)}"
@@ -142,7 +344,7 @@ def check_decide(
         raise ValueError(f"num_steps: expected at least 1, got {num_steps}")
     if not 1 <= step <= num_steps:
         raise ValueError(f"step: expected 1..num_steps = 1..{num_steps}, got {step}")
-    sites = state.shape[1] - state_columns
+    sites = state.shape[1] - base
     if not 0 <= site < sites:
         raise ValueError(
             f"site: expected 0..{sites - 1}, since state has {sites} previous factors, got {site}"
@@ -158,12 +360,25 @@ def _check_tokens(name: str, tensor: torch.Tensor) -> None:
     _check_channels(name, tensor)
 
 
+def _check_stream(x: torch.Tensor, x_rows: torch.Tensor | None) -> int:
+    """The rows B of the batch: those of x, or those that x_rows picks."""
+    _check_tokens("x", x)
+    _check_rows("x_rows", x_rows, x)
+    return x.shape[0] if x_rows is None else x_rows.shape[0]
+
+
 def _check_like(
-    name: str, tensor: torch.Tensor, like: torch.Tensor, *, of: str = "x", same_dtype: bool = True
+    name: str,
+    tensor: torch.Tensor,
+    like: torch.Tensor,
+    size: tuple[int, ...],
+    *,
+    of: str = "x",
+    same_dtype: bool = True,
 ) -> None:
     _check_tensor(name, tensor)
-    if tensor.shape != like.shape:
-        raise ValueError(f"{name}: expected [B, N, C] = {list(like.shape)} as {of}, got {list(tensor.shape)}")
+    if tuple(tensor.shape) != size:
+        raise ValueError(f"{name}: expected [B, N, C] = {list(size)} as {of}, got {list(tensor.shape)}")
     _check_device(name, tensor, like, of=of)
     if same_dtype and tensor.dtype != like.dtype:
         raise ValueError(f"{name}: expected dtype {like.dtype} as {of}, got {tensor.dtype}")
@@ -171,23 +386,124 @@ def _check_like(
     _check_channels(name, tensor)
 
 
-def _check_gate(gate: torch.Tensor, x: torch.Tensor, frames: int) -> None:
-    rows, tokens, channels = x.shape
-    _check_tensor("gate", gate)
-    if (
-        gate.dim() != 3
-        or gate.shape[0] != rows
-        or gate.shape[2] != channels
-        or gate.shape[1] not in (1, frames, tokens)
-    ):
+def _check_modulators(
+    x: torch.Tensor, rows: int, frames: int | None, **modulators: torch.Tensor | None
+) -> None:
+    """Without `frames`, the first modulator that is neither one for all tokens nor one for each says how many
+    groups of tokens there are."""
+    _, tokens, channels = x.shape
+    set_by = ""
+    for name, modulator in modulators.items():
+        if modulator is None:
+            continue
+        _check_tensor(name, modulator)
+        groups = modulator.shape[1] if modulator.dim() == 3 else 0
+        if groups in (1, tokens):
+            fits = True
+        elif frames is not None:
+            fits = groups == frames
+        else:
+            fits = groups > 0 and tokens % groups == 0
+        if modulator.dim() != 3 or modulator.shape[0] != rows or modulator.shape[2] != channels or not fits:
+            middle = "T" if frames is not None else "groups"
+            number = frames if frames is not None else f"divisor of {tokens}"
+            as_other = f" as {set_by}" if set_by else ""
+            raise ValueError(
+                f"{name}: expected [B, 1|{middle}|N, C] = [{rows}, 1|{number}{as_other}|{tokens}, "
+                f"{channels}], got {list(modulator.shape)}"
+            )
+        if frames is None and groups not in (1, tokens):
+            frames, set_by = groups, name
+        _check_device(name, modulator, x)
+        if modulator.dtype != x.dtype:
+            raise ValueError(f"{name}: expected dtype {x.dtype} as x, got {modulator.dtype}")
+        _check_channels(name, modulator)
+
+
+def _check_per_channel(x: torch.Tensor, **vectors: torch.Tensor | None) -> None:
+    for name, vector in vectors.items():
+        if vector is None:
+            continue
+        _check_tensor(name, vector)
+        if tuple(vector.shape) != (x.shape[2],):
+            raise ValueError(f"{name}: expected [C] = [{x.shape[2]}], got {list(vector.shape)}")
+        _check_device(name, vector, x)
+        if vector.dtype != x.dtype:
+            raise ValueError(f"{name}: expected dtype {x.dtype} as x, got {vector.dtype}")
+        _check_channels(name, vector)
+
+
+def _check_cache(
+    residual: torch.Tensor,
+    scale: torch.Tensor | None,
+    like: torch.Tensor,
+    size: tuple[int, ...],
+    *,
+    of: str = "x",
+    dtypes: Sequence[torch.dtype] = (),
+) -> None:
+    _check_tensor("residual", residual)
+    if tuple(residual.shape) != size:
+        raise ValueError(f"residual: expected [B, N, C] = {list(size)} as {of}, got {list(residual.shape)}")
+    _check_device("residual", residual, like, of=of)
+    accepted = (*(dtypes or (like.dtype,)), FLOAT8)
+    if residual.dtype not in accepted:
+        raise ValueError(f"residual: expected dtype {' or '.join(map(str, accepted))}, got {residual.dtype}")
+    _check_channels("residual", residual)
+    if scale is None:
+        if residual.dtype == FLOAT8:
+            raise ValueError(f"residual_scale: expected a tensor with a residual of {FLOAT8}, got None")
+        return
+    _check_tensor("residual_scale", scale)
+    if residual.dtype != FLOAT8:
         raise ValueError(
-            f"gate: expected [B, 1|T|N, C] = [{rows}, 1|{frames}|{tokens}, {channels}], "
-            f"got {list(gate.shape)}"
+            f"residual_scale: expected None with a residual of {residual.dtype}, got a tensor; only {FLOAT8} "
+            "has scales"
         )
-    _check_device("gate", gate, x)
-    if gate.dtype != x.dtype:
-        raise ValueError(f"gate: expected dtype {x.dtype} as x, got {gate.dtype}")
-    _check_channels("gate", gate)
+    if tuple(scale.shape) != size[:2]:
+        raise ValueError(f"residual_scale: expected [B, N] = {list(size[:2])}, got {list(scale.shape)}")
+    _check_device("residual_scale", scale, like, of=of)
+    if scale.dtype != torch.float32:
+        raise ValueError(f"residual_scale: expected dtype torch.float32, got {scale.dtype}")
+
+
+def _check_rows(name: str, rows: torch.Tensor | None, of: torch.Tensor, *, written: bool = False) -> None:
+    """Check int32 [B] that picks rows of `of`; each row at most once where it is written."""
+    if rows is None:
+        return
+    _check_tensor(name, rows)
+    if rows.dim() != 1:
+        raise ValueError(f"{name}: expected [B], got {list(rows.shape)}")
+    if rows.dtype != torch.int32:
+        raise ValueError(f"{name}: expected dtype torch.int32, got {rows.dtype}")
+    _check_device(name, rows, of)
+    _check_contiguous(name, rows)
+    if _can_look_at(rows):
+        _check_range(name, rows, of.shape[0])
+        values = rows.tolist() if written else []
+        if len(set(values)) < len(values):
+            again = next(value for value in values if values.count(value) > 1)
+            raise ValueError(f"{name}: expected each row once, since it is written, got {again} twice")
+
+
+def _check_batch_rows(
+    name: str, rows: torch.Tensor | None, of: torch.Tensor, batch: int, *, written: bool = False
+) -> None:
+    if isinstance(rows, torch.Tensor) and rows.dim() == 1 and rows.shape[0] != batch:
+        raise ValueError(f"{name}: expected [B] = [{batch}], got {list(rows.shape)}")
+    _check_rows(name, rows, of, written=written)
+
+
+def _can_look_at(rows: torch.Tensor) -> bool:
+    """Elsewhere looking at the values would stop the device, or the tracing; there an id out of range makes
+    NaN."""
+    return rows.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _check_range(name: str, ids: torch.Tensor, end: int) -> None:
+    outside = (ids < 0) | (ids >= end)
+    if outside.any():
+        raise ValueError(f"{name}: expected values in 0..{end - 1}, got {ids[outside][0].item()}")
 
 
 def _check_tensor(name: str, tensor: object) -> None:
@@ -233,31 +549,55 @@ def _check_strides(strides: Sequence[int], frames: int) -> None:
             raise ValueError(f"strides: expected 1 <= stride < frames = {frames}, got {stride}")
 
 
-def _check_videos(video_of_row: torch.Tensor | None, num_videos: int, x: torch.Tensor) -> None:
+def _check_videos(video_of_row: torch.Tensor | None, num_videos: int, rows: int, x: torch.Tensor) -> None:
     if num_videos < 1:
         raise ValueError(f"num_videos: expected at least 1, got {num_videos}")
     if video_of_row is None:
         if num_videos != 1:
-            raise ValueError(
-                f"video_of_row: expected [B] = [{x.shape[0]}] for num_videos = {num_videos}, got None"
-            )
+            raise ValueError(f"video_of_row: expected [B] = [{rows}] for num_videos = {num_videos}, got None")
         return
     _check_tensor("video_of_row", video_of_row)
-    if tuple(video_of_row.shape) != (x.shape[0],):
-        raise ValueError(f"video_of_row: expected [B] = [{x.shape[0]}], got {list(video_of_row.shape)}")
+    if tuple(video_of_row.shape) != (rows,):
+        raise ValueError(f"video_of_row: expected [B] = [{rows}], got {list(video_of_row.shape)}")
     if video_of_row.dtype != torch.int32:
         raise ValueError(f"video_of_row: expected dtype torch.int32, got {video_of_row.dtype}")
     _check_device("video_of_row", video_of_row, x)
     _check_contiguous("video_of_row", video_of_row)
-    if x.device.type == "cpu" and not torch.compiler.is_compiling():
-        # Elsewhere looking at the values would stop the device; there an id out of range makes the sums NaN.
-        outside = (video_of_row < 0) | (video_of_row >= num_videos)
-        if outside.any():
-            given = video_of_row[outside][0].item()
-            raise ValueError(f"video_of_row: expected values in 0..{num_videos - 1}, got {given}")
+    if _can_look_at(video_of_row):
+        _check_range("video_of_row", video_of_row, num_videos)
 
 
-def _check_written(name: str, tensor: torch.Tensor, **read: torch.Tensor | None) -> None:
+def _check_kept(
+    residual: torch.Tensor, scale: torch.Tensor | None, read: dict[str, torch.Tensor | None]
+) -> None:
+    """Check the memory of a cache that is written over."""
+    _check_written("residual", residual, read)
+    if scale is not None:
+        _check_written("residual_scale", scale, {**read, "residual": residual})
+
+
+def _check_outputs(
+    outputs: dict[str, torch.Tensor | None],
+    x: torch.Tensor,
+    size: tuple[int, ...],
+    read: dict[str, torch.Tensor | None],
+    x_rows: torch.Tensor | None,
+) -> None:
+    """Check what a caller gives to be written: like x, in memory of its own; the first may be x itself."""
+    before: dict[str, torch.Tensor | None] = read | {"x_rows": x_rows}
+    for index, (name, output) in enumerate(outputs.items()):
+        if output is None:
+            continue
+        _check_like(name, output, x, size)
+        if index == 0 and x_rows is None:
+            _check_written(name, output, before)
+            _check_in_place(output, "x", x)
+        else:
+            _check_written(name, output, {"x": x, **before})
+        before[name] = output
+
+
+def _check_written(name: str, tensor: torch.Tensor, read: dict[str, torch.Tensor | None]) -> None:
     if _overlaps_itself(tensor):
         raise ValueError(
             f"{name}: is written and so needs memory of its own for each element, got strides "
@@ -270,12 +610,16 @@ def _check_written(name: str, tensor: torch.Tensor, **read: torch.Tensor | None)
             )
 
 
-def _check_in_place(out: torch.Tensor, x: torch.Tensor) -> None:
+def _check_in_place(out: torch.Tensor, name: str, x: torch.Tensor) -> None:
     if _overlap(out, x) and not (out.data_ptr() == x.data_ptr() and out.stride() == x.stride()):
-        raise ValueError("out: expected x itself or memory of its own, got memory that overlaps x in part")
+        raise ValueError(
+            f"out: expected {name} itself or memory of its own, got memory that overlaps {name} in part"
+        )
 
 
 def _overlaps_itself(tensor: torch.Tensor) -> bool:
+    if tensor.numel() == 0:
+        return False
     reach = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size > 1:

@@ -15,7 +15,18 @@ from ._build import libraries
 __all__ = ["BACKENDS", "OPS", "BackendChoice", "backend_report", "use_backend"]
 
 BACKENDS = ("cuda", "cpu", "triton", "reference")
-OPS = ("gated_residual_meter", "residual_meter", "reuse_residual", "decide")
+OPS = (
+    "gated_residual",
+    "gated_residual_meter",
+    "stack_residual_meter",
+    "residual_meter",
+    "reuse_residual",
+    "extrapolate_residual",
+    "layer_norm_modulate",
+    "gated_residual_norm",
+    "gated_residual_norm_meter",
+    "decide",
+)
 DEVICES = ("cpu", "cuda")
 
 _VARIABLE = "ADACACHE_BACKEND"
@@ -60,16 +71,16 @@ def backend_report() -> list[BackendChoice]:
     return [_report(op, device) for op in OPS for device in DEVICES]
 
 
-def choose_backend(device: torch.device) -> str:
-    """Name the backend for tensors on `device`; called by every op, so it is a look-up."""
+def choose_backend(device: str, op: str) -> str:
+    """Name the backend of `op` for tensors on this type of device; called by every op, so it is a look-up."""
     if _forced is None:
-        return _chosen.get(device.type, "reference")
-    if (_forced, device.type) in _runnable or _forced == "reference":
+        return _chosen.get((device, op), "reference")
+    if (_forced, device, op) in _runnable or _forced == "reference":
         return _forced
-    if device.type == "meta":
+    if device == "meta":
         return "reference"
-    _require(_forced, _VARIABLE)
-    raise RuntimeError(f"backend: {_forced!r} was asked for, which takes no tensors on {device.type!r}")
+    _require(_forced, _VARIABLE, op)
+    raise RuntimeError(f"backend: {_forced!r} was asked for, which takes no tensors on {device!r}")
 
 
 def _takes(backend: str, device_type: str) -> bool:
@@ -80,15 +91,14 @@ def _takes(backend: str, device_type: str) -> bool:
 
 
 def _missing(backend: str, op: str | None = None) -> str | None:
-    """Why `backend` cannot run here, None if it can."""
+    """Why `backend` cannot run `op`, or without one anything, here; None if it can."""
     if backend == "reference":
         return None
     if backend == "triton":
         return None if _HAS_TRITON else "the package triton is not installed"
-    for name in (op,) if op else OPS:
-        if not _registered(name, backend.upper()):
-            return _missing_library(backend)
-    return None
+    if any(_registered(name, backend.upper()) for name in ((op,) if op else OPS)):
+        return None
+    return libraries()[backend].reason or f"the compiled {backend} library has no kernel for {op or 'any op'}"
 
 
 def _registered(op: str, key: str) -> bool:
@@ -98,20 +108,16 @@ def _registered(op: str, key: str) -> bool:
         return False
 
 
-def _missing_library(backend: str) -> str:
-    return libraries()[backend].reason or f"the compiled {backend} library has no kernel for it"
-
-
-def _require(backend: str, source: str) -> None:
+def _require(backend: str, source: str, op: str | None = None) -> None:
     if backend not in BACKENDS:
         raise ValueError(f"{source}: expected one of {', '.join(BACKENDS)}, got {backend!r}")
-    reason = _missing(backend)
+    reason = _missing(backend, op)
     if reason:
         raise RuntimeError(f"{source}: {backend!r} cannot run here: {reason}")
 
 
 def _report(op: str, device: str) -> BackendChoice:
-    if _forced is not None and ((_forced, device) in _runnable or _forced == "reference"):
+    if _forced is not None and ((_forced, device, op) in _runnable or _forced == "reference"):
         backend, preferred = _forced, f"{_forced} was asked for"
     else:
         backend = next(name for name in _PREFERENCE[device] if not _missing(name, op))
@@ -132,14 +138,16 @@ libraries()  # the schemas and kernels must be there before they are looked for
 
 # Fixed at import: what runs on which device, and what is taken if none is forced.
 _runnable = {
-    (backend, device)
+    (backend, device, op)
     for backend in BACKENDS
     for device in DEVICES
-    if _takes(backend, device) and not _missing(backend)
+    for op in OPS
+    if _takes(backend, device) and not _missing(backend, op)
 }
 _chosen = {
-    device: next(backend for backend in order if (backend, device) in _runnable)
+    (device, op): next(backend for backend in order if (backend, device, op) in _runnable)
     for device, order in _PREFERENCE.items()
+    for op in OPS
 }
 #: A variable that names no backend, or one that is missing, is an error of the first op and not of the
 #: import, so that `adacache doctor` can still explain it.

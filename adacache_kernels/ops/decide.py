@@ -6,12 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from .. import reference
-from .._arguments import check_decide, explain_refusal, refuse_grad
-from .._backend import choose_backend
-from ..columns import METRICS, RULES, metric_number, rule_number
-
-_BASE_COLUMNS = (7, 10)
+from .._arguments import check_decide
+from ..columns import metric_number, rule_number
+from ._dispatch import call
 
 
 def decide(
@@ -76,51 +73,34 @@ def decide(
 
     Source: AdaCache (arXiv 2411.02397), and `compute_next_step` of the published code.
     """
-    kind = METRICS.get(metric)
-    if kind is None:
-        kind = metric_number(metric)
-    rule_kind = RULES.get(rule)
-    if rule_kind is None:
-        rule_kind = rule_number(rule)
+    rule_kind = rule_number(rule)
     if rule == "paper" and not elements > 0:
         raise ValueError(
             f"elements: expected rows per video * N * C, which rule='paper' divides by, got {elements}"
         )
     first_step, last_step = window
-    if torch.is_grad_enabled():
-        refuse_grad(sums=sums, state=state, thresholds=thresholds, rates=rates)
-    arguments = (
+    call(
+        "decide",
+        check_decide,
         sums,
-        state,
-        thresholds,
-        rates,
-        step,
-        num_steps,
-        site,
-        frames,
-        strides,
-        kind,
-        rule_kind,
-        elements,
-        first_step,
-        last_step,
-        scale,
-        power,
-        divisor,
-        gradient_weight,
+        (
+            sums,
+            state,
+            thresholds,
+            rates,
+            step,
+            num_steps,
+            site,
+            frames,
+            strides,
+            metric_number(metric),
+            rule_kind,
+            elements,
+            first_step,
+            last_step,
+            scale,
+            power,
+            divisor,
+            gradient_weight,
+        ),
     )
-    backend = choose_backend(sums.device)
-    if backend == "cpu" or backend == "cuda":
-        try:
-            torch.ops.adacache.decide(*arguments)
-            return
-        except (RuntimeError, ValueError):  # which of the two depends on the version of torch
-            explain_refusal(check_decide, *arguments[:9], _BASE_COLUMNS)
-            raise
-    check_decide(*arguments[:9], _BASE_COLUMNS)
-    if backend == "triton":
-        from .. import triton
-
-        triton.decide(*arguments)
-        return
-    reference.decide(*arguments)

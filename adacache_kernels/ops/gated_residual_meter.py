@@ -6,16 +6,15 @@ from collections.abc import Sequence
 
 import torch
 
-from .. import reference
-from .._arguments import cast_under_autocast, check_gated_residual_meter, explain_refusal, refuse_grad
-from .._backend import choose_backend
-from ..columns import METRICS, metric_number
+from .._arguments import check_gated_residual_meter
+from ..columns import metric_number
+from ._dispatch import call
 
 
 def gated_residual_meter(
     x: torch.Tensor,
     y: torch.Tensor,
-    gate: torch.Tensor,
+    gate: torch.Tensor | None,
     residual: torch.Tensor,
     *,
     frames: int,
@@ -23,6 +22,9 @@ def gated_residual_meter(
     video_of_row: torch.Tensor | None = None,
     num_videos: int = 1,
     metric: str = "l1",
+    residual_scale: torch.Tensor | None = None,
+    x_rows: torch.Tensor | None = None,
+    residual_rows: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Add a gated sub-layer output to the stream, keep the gated residual, and measure how much it changed.
@@ -34,17 +36,25 @@ def gated_residual_meter(
     Args:
         x: the stream, float32, bfloat16 or float16 [B, N, C] with N = frames * places, frame-major.
             Contiguous in C, any other strides; this holds for all tensors below, which also share x's dtype
-            and device.
+            and device where nothing else is said.
         y: the sub-layer's output [B, N, C].
         gate: [B, 1, C], per frame [B, frames, C] or per token [B, N, C]; other strides may be 0 (expanded).
-        residual: [B, N, C], holds the residual of the last computed step and is overwritten with r.
+            None: 1.
+        residual: [B, N, C], holds the residual of the last computed step and is overwritten with r. Of x's
+            dtype, or float8_e4m3fn with `residual_scale`; r itself is measured before it is rounded to
+            float8.
         frames: latent frames T; divides N.
         strides: frame distances of the motion term, each in 1..frames-1, at most 8; may be empty.
         video_of_row: int32 [B], the video in 0..num_videos-1 that each row belongs to. None: all rows are one
             video's.
         num_videos: videos that are measured apart.
         metric: "l1", "l2" or "cosine": the distance that `decide` will take. "l1" leaves out the squares.
-        out: [B, N, C] for x_out, may be x itself; None allocates.
+        residual_scale: float32 [B, N], any strides: the kept value is residual_scale * residual. Given if and
+            only if residual is float8; overwritten with max|r| / 448 of each token (1 where that is nearly
+            0).
+        x_rows: int32 [B]: x has any number of rows, and row b of the batch is row x_rows[b] of x.
+        residual_rows: int32 [B], no row twice: the same for residual and residual_scale.
+        out: [B, N, C] for x_out, may be x itself (not with x_rows); None allocates.
 
     Under autocast y and gate of another floating dtype are cast to x's dtype.
 
@@ -55,51 +65,30 @@ def gated_residual_meter(
 
     Raises:
         ValueError: an argument does not fit; the message names it. Values of video_of_row outside
-            0..num_videos-1 raise on the CPU; on a GPU, where looking would stop the stream, they make all
-            sums NaN.
+            0..num_videos-1, and rows that there are not, raise on the CPU. On a GPU, where looking would stop
+            the stream, the first make all sums NaN; the others write nothing, and make x_out of their row
+            and the sums of its video NaN.
 
     Source: AdaCache (arXiv 2411.02397), and `compute_next_step` of the published code.
     """
-    if y.dtype is not x.dtype or gate.dtype is not x.dtype:
-        y, gate = cast_under_autocast(x, y, gate)
-    if torch.is_grad_enabled():
-        refuse_grad(x=x, y=y, gate=gate, residual=residual, out=out)
-    kind = METRICS.get(metric)
-    if kind is None:
-        kind = metric_number(metric)
-    backend = choose_backend(x.device)
-    if backend == "cpu" or backend == "cuda":
-        ops = torch.ops.adacache
-        try:
-            if out is None:
-                return ops.gated_residual_meter(
-                    x, y, gate, residual, video_of_row, num_videos, frames, strides, kind
-                )
-            sums = ops.gated_residual_meter_out(
-                x, y, gate, residual, video_of_row, num_videos, frames, strides, kind, out
-            )
-            return out, sums
-        except (RuntimeError, ValueError):  # which of the two depends on the version of torch
-            explain_refusal(
-                check_gated_residual_meter,
-                x,
-                y,
-                gate,
-                residual,
-                video_of_row,
-                num_videos,
-                frames,
-                strides,
-                out,
-            )
-            raise
-    check_gated_residual_meter(x, y, gate, residual, video_of_row, num_videos, frames, strides, out)
-    if backend == "triton":
-        from .. import triton
-
-        return triton.gated_residual_meter(
-            x, y, gate, residual, video_of_row, num_videos, frames, strides, kind, out
-        )
-    return reference.gated_residual_meter(
-        x, y, gate, residual, video_of_row, num_videos, frames, strides, kind, out
+    results: tuple[torch.Tensor, torch.Tensor] = call(
+        "gated_residual_meter",
+        check_gated_residual_meter,
+        x,
+        (
+            x,
+            y,
+            gate,
+            residual,
+            residual_scale,
+            x_rows,
+            residual_rows,
+            video_of_row,
+            num_videos,
+            frames,
+            strides,
+            metric_number(metric),
+        ),
+        () if out is None else (out,),
     )
+    return results

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from .. import reference
-from .._arguments import check_residual_meter, explain_refusal, refuse_grad
-from .._backend import choose_backend
-from ..columns import METRICS, metric_number
+from .._arguments import check_residual_meter
+from ..columns import metric_number
+from ._dispatch import call
 
 
 def residual_meter(
@@ -44,23 +43,10 @@ def residual_meter(
 
     Source: AdaCache (arXiv 2411.02397), and `compute_next_step` of the published code.
     """
-    if torch.is_grad_enabled():
-        refuse_grad(residual=residual, old=old)
-    kind = METRICS.get(metric)
-    if kind is None:
-        kind = metric_number(metric)
-    backend = choose_backend(residual.device)
-    if backend == "cpu" or backend == "cuda":
-        try:
-            return torch.ops.adacache.residual_meter(
-                residual, old, video_of_row, num_videos, frames, strides, kind
-            )
-        except (RuntimeError, ValueError):  # which of the two depends on the version of torch
-            explain_refusal(check_residual_meter, residual, old, video_of_row, num_videos, frames, strides)
-            raise
-    check_residual_meter(residual, old, video_of_row, num_videos, frames, strides)
-    if backend == "triton":
-        from .. import triton
-
-        return triton.residual_meter(residual, old, video_of_row, num_videos, frames, strides, kind)
-    return reference.residual_meter(residual, old, video_of_row, num_videos, frames, strides, kind)
+    sums: torch.Tensor = call(
+        "residual_meter",
+        check_residual_meter,
+        residual,
+        (residual, old, video_of_row, num_videos, frames, strides, metric_number(metric)),
+    )
+    return sums

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from .. import reference
-from .._arguments import check_reuse_residual, explain_refusal, refuse_grad
-from .._backend import choose_backend
+from .._arguments import check_reuse_residual
+from ._dispatch import call
 
 
 def reuse_residual(
@@ -15,6 +14,9 @@ def reuse_residual(
     *,
     video_of_row: torch.Tensor | None = None,
     reuse: torch.Tensor | None = None,
+    residual_scale: torch.Tensor | None = None,
+    x_rows: torch.Tensor | None = None,
+    residual_rows: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Add a cached residual to the rows whose video reuses it, and copy the other rows.
@@ -24,38 +26,28 @@ def reuse_residual(
 
     Args:
         x: the stream, float32, bfloat16 or float16 [B, N, C]. Contiguous in C, any other strides.
-        residual: [B, N, C] on the same device, float32, bfloat16 or float16 whatever x's dtype. Contiguous in
-            C.
+        residual: [B, N, C] on the same device, float32, bfloat16 or float16 whatever x's dtype, or
+            float8_e4m3fn with `residual_scale`. Contiguous in C.
         video_of_row: int32 [B], the video that each row belongs to.
         reuse: bool [num_videos] on x's device, which videos reuse; None: all. Without video_of_row it holds
             one entry for all rows, or B entries (row b is video b).
-        out: [B, N, C] for the result, may be x itself; None allocates.
+        residual_scale: float32 [B, N], any strides: what is added is residual_scale * residual. Given if and
+            only if residual is float8.
+        x_rows: int32 [B]: x has any number of rows, and row b of the batch is row x_rows[b] of x.
+        residual_rows: int32 [B]: the same for residual and residual_scale.
+        out: [B, N, C] for the result, may be x itself (not with x_rows); None allocates.
 
     Returns:
         x_out [B, N, C].
 
     Raises:
-        ValueError: an argument does not fit; the message names it. Rows with a video outside 0..num_videos-1
-            raise on the CPU; on a GPU, where looking would stop the stream, they are filled with NaN.
+        ValueError: an argument does not fit; the message names it. Rows and videos that there are not raise
+            on the CPU; on a GPU, where looking would stop the stream, their rows are filled with NaN.
 
-    Source: AdaCache (arXiv 2411.02397); that one tensor can stand for a whole stack's residuals
-    follows from all blocks sharing one schedule.
+    Source: AdaCache (arXiv 2411.02397); that one tensor can stand for a whole stack's residuals follows from
+    all blocks sharing one schedule.
     """
-    if torch.is_grad_enabled():
-        refuse_grad(x=x, residual=residual, out=out)
-    backend = choose_backend(x.device)
-    if backend == "cpu" or backend == "cuda":
-        try:
-            if out is None:
-                return torch.ops.adacache.reuse_residual(x, residual, video_of_row, reuse)
-            torch.ops.adacache.reuse_residual_out(x, residual, video_of_row, reuse, out)
-            return out
-        except (RuntimeError, ValueError):  # which of the two depends on the version of torch
-            explain_refusal(check_reuse_residual, x, residual, video_of_row, reuse, out)
-            raise
-    check_reuse_residual(x, residual, video_of_row, reuse, out)
-    if backend == "triton":
-        from .. import triton
-
-        return triton.reuse_residual(x, residual, video_of_row, reuse, out)
-    return reference.reuse_residual(x, residual, video_of_row, reuse, out)
+    outputs = () if out is None else (out,)
+    arguments = (x, residual, residual_scale, x_rows, residual_rows, video_of_row, reuse)
+    x_out: torch.Tensor = call("reuse_residual", check_reuse_residual, x, arguments, outputs)
+    return x_out

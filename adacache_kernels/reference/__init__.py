@@ -2,8 +2,25 @@
 throughout."""
 
 from .decide import decide
+from .extrapolate_residual import extrapolate_residual
+from .gated_residual import gated_residual
 from .gated_residual_meter import gated_residual_meter
+from .gated_residual_norm import gated_residual_norm
+from .gated_residual_norm_meter import gated_residual_norm_meter
+from .layer_norm_modulate import layer_norm_modulate
 from .residual_meter import residual_meter
 from .reuse_residual import reuse_residual
+from .stack_residual_meter import stack_residual_meter
 
-__all__ = ["decide", "gated_residual_meter", "residual_meter", "reuse_residual"]
+__all__ = [
+    "decide",
+    "extrapolate_residual",
+    "gated_residual",
+    "gated_residual_meter",
+    "gated_residual_norm",
+    "gated_residual_norm_meter",
+    "layer_norm_modulate",
+    "residual_meter",
+    "reuse_residual",
+    "stack_residual_meter",
+]

@@ -7,13 +7,17 @@ from collections.abc import Sequence
 import torch
 
 from .residual_meter import residual_meter
+from .tokens import gated, load_cache, pick_rows, store_cache
 
 
 def gated_residual_meter(
     x: torch.Tensor,
     y: torch.Tensor,
-    gate: torch.Tensor,
+    gate: torch.Tensor | None,
     residual: torch.Tensor,
+    residual_scale: torch.Tensor | None,
+    x_rows: torch.Tensor | None,
+    residual_rows: torch.Tensor | None,
     video_of_row: torch.Tensor | None,
     num_videos: int,
     frames: int,
@@ -21,12 +25,8 @@ def gated_residual_meter(
     metric: int,
     out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    if gate.shape[1] not in (1, y.shape[1]):
-        by_frame = y.unflatten(1, (frames, y.shape[1] // frames))
-        new = (gate.unsqueeze(2) * by_frame).flatten(1, 2)
-    else:
-        new = gate * y
-    sums = residual_meter(new, residual, video_of_row, num_videos, frames, strides, metric)
-    residual.copy_(new)
-    x_out = x + new if out is None else torch.add(x, new, out=out)
-    return x_out, sums
+    new = gated(y, gate)
+    old = load_cache(residual, residual_scale, residual_rows)
+    sums = residual_meter(new, old, video_of_row, num_videos, frames, strides, metric)
+    store_cache(residual, residual_scale, residual_rows, new)
+    return torch.add(pick_rows(x, x_rows), new, out=out), sums

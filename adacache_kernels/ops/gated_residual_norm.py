@@ -1,0 +1,61 @@
+"""x + gate*y and the modulated layer norm of the next sub-layer, in one pass over memory."""
+
+from __future__ import annotations
+
+import torch
+
+from .._arguments import check_gated_residual_norm
+from ._dispatch import both_outputs, call
+
+
+def gated_residual_norm(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    gate: torch.Tensor | None,
+    shift: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    *,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    eps: float = 1e-6,
+    x_rows: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+    norm_out: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Add a gated sub-layer output to the stream, and normalise and modulate the result for the next one.
+
+    x_out is that of `gated_residual`; the second result is `layer_norm_modulate` of x_out as it is stored,
+    that is rounded to its dtype.
+
+    Args:
+        x: the stream, float32, bfloat16 or float16 [B, N, C]. Contiguous in C, any other strides; this holds
+            for all tensors below, which also share x's dtype and device.
+        y: the sub-layer's output [B, N, C].
+        gate: of this sub-layer; shift, scale: of the next one. [B, 1, C], per group of tokens [B, G, C] with
+            one G, a divisor of N, such as the frames, or per token [B, N, C]; other strides may be 0
+            (expanded). None: a gate of 1, a shift or scale of 0.
+        weight, bias: of the norm, [C]. None: 1 and 0.
+        eps: added to the variance.
+        x_rows: int32 [B]: x has any number of rows, and row b of the batch is row x_rows[b] of x.
+        out: [B, N, C] for x_out, may be x itself (not with x_rows).
+        norm_out: [B, N, C] for the norm, memory of its own. Given together with out, or neither.
+
+    Under autocast y, gate, shift, scale, weight and bias of another floating dtype are cast to x's dtype.
+
+    Returns:
+        x_out [B, N, C] and normed [B, N, C].
+
+    Raises:
+        ValueError: an argument does not fit; the message names it. Values of x_rows that name no row raise on
+            the CPU; on a GPU, where looking would stop the stream, they give rows of NaN.
+
+    Source: the adaptive layer norm of a DiT block (arXiv 2212.09748, section 3.2).
+    """
+    results: tuple[torch.Tensor, torch.Tensor] = call(
+        "gated_residual_norm",
+        check_gated_residual_norm,
+        x,
+        (x, y, gate, shift, scale, weight, bias, eps, x_rows),
+        both_outputs(out, norm_out),
+    )
+    return results

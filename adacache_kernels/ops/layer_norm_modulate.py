@@ -1,0 +1,53 @@
+"""LN(x) * (1 + scale) + shift: what a DiT block does before each sub-layer, in one pass."""
+
+from __future__ import annotations
+
+import torch
+
+from .._arguments import check_layer_norm_modulate
+from ._dispatch import call
+
+
+def layer_norm_modulate(
+    x: torch.Tensor,
+    shift: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    *,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    eps: float = 1e-6,
+    x_rows: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Normalise each token over its channels and modulate it.
+
+    With mean and population variance over C: n = (x - mean) / sqrt(variance + eps), n = n * weight + bias,
+    y = n * (1 + scale) + shift. All in float32 and rounded once to x's dtype, where eager PyTorch rounds
+    after each step.
+
+    Args:
+        x: the stream, float32, bfloat16 or float16 [B, N, C]. Contiguous in C, any other strides; this holds
+            for all tensors below, which also share x's dtype and device.
+        shift, scale: [B, 1, C], per group of tokens [B, G, C] with G a divisor of N, such as the frames, or
+            per token [B, N, C]; both with the same groups, or one of them with 1 or N. Other strides may be 0
+            (expanded). None: 0.
+        weight, bias: [C]. None: 1 and 0.
+        eps: added to the variance.
+        x_rows: int32 [B]: x has any number of rows, and row b of the batch is row x_rows[b] of x.
+        out: [B, N, C] for the result, may be x itself (not with x_rows); None allocates.
+
+    Under autocast shift, scale, weight and bias of another floating dtype are cast to x's dtype.
+
+    Returns:
+        y [B, N, C].
+
+    Raises:
+        ValueError: an argument does not fit; the message names it. Values of x_rows that name no row raise on
+            the CPU; on a GPU, where looking would stop the stream, they give rows of NaN.
+
+    Source: the adaptive layer norm of a DiT block (arXiv 2212.09748, section 3.2).
+    """
+    outputs = () if out is None else (out,)
+    arguments = (x, shift, scale, weight, bias, eps, x_rows)
+    y: torch.Tensor = call("layer_norm_modulate", check_layer_norm_modulate, x, arguments, outputs)
+    return y

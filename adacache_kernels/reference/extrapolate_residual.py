@@ -1,0 +1,30 @@
+"""x + the sum of kept factors, each times its video's coefficient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from .tokens import pick_rows
+
+
+def extrapolate_residual(
+    x: torch.Tensor,
+    factors: Sequence[torch.Tensor],
+    coefficients: torch.Tensor,
+    x_rows: torch.Tensor | None,
+    residual_rows: torch.Tensor | None,
+    video_of_row: torch.Tensor | None,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    x = pick_rows(x, x_rows)
+    by_row = pick_rows(coefficients, video_of_row)[:, :, None, None]
+    terms = [
+        by_row[:, index] * pick_rows(factor, residual_rows).float() for index, factor in enumerate(factors)
+    ]
+    change = terms[0]
+    for term in terms[1:]:
+        change = change + term
+    x_out = (x.float() + change).to(x.dtype)
+    return x_out if out is None else out.copy_(x_out)

@@ -1,0 +1,33 @@
+"""x_out - x_in of a whole stack of blocks, written over the old one, and the sums of the two."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from .residual_meter import residual_meter
+from .tokens import load_cache, pick_rows, store_cache, store_rows
+
+
+def stack_residual_meter(
+    x_out: torch.Tensor,
+    x_in: torch.Tensor,
+    residual: torch.Tensor,
+    residual_scale: torch.Tensor | None,
+    rows: torch.Tensor | None,
+    video_of_row: torch.Tensor | None,
+    num_videos: int,
+    frames: int,
+    strides: Sequence[int],
+    metric: int,
+    out: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor] | torch.Tensor:
+    new = x_out - pick_rows(x_in, rows)
+    old = load_cache(residual, residual_scale, rows)
+    sums = residual_meter(new, old, video_of_row, num_videos, frames, strides, metric)
+    store_cache(residual, residual_scale, rows, new)
+    if out is None:
+        return sums
+    store_rows(out, rows, x_out)
+    return out, sums

@@ -1,0 +1,77 @@
+"""What the ops share: modulators by token, rows picked by an index, and kept residuals in float8."""
+
+from __future__ import annotations
+
+import torch
+
+#: The largest number of float8 e4m3.
+FLOAT8_LARGEST = 448.0
+#: A token whose largest value is below this has scale 1: 448 / largest would overflow.
+FLOAT8_NEGLIGIBLE = 2.0**-100
+
+
+def by_token(modulator: torch.Tensor, tokens: int) -> torch.Tensor:
+    """Spread a modulator per group of tokens to [B, N, C]; one for all tokens broadcasts as it is."""
+    groups = modulator.shape[1]
+    return modulator if groups in (1, tokens) else modulator.repeat_interleave(tokens // groups, 1)
+
+
+def gated(y: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
+    return y if gate is None else by_token(gate, y.shape[1]) * y
+
+
+def pick_rows(tensor: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+    """The rows that the index names; NaN for one that names none that the tensor has."""
+    if rows is None:
+        return tensor
+    total = tensor.shape[0]
+    if total == 0:
+        return tensor.new_full((rows.shape[0], *tensor.shape[1:]), torch.nan)
+    known = known_rows(rows, total).view(-1, *[1] * (tensor.dim() - 1))
+    return torch.where(known, tensor.index_select(0, rows.clamp(0, total - 1)), torch.nan)
+
+
+def known_rows(rows: torch.Tensor, total: int) -> torch.Tensor:
+    return (rows >= 0) & (rows < total)
+
+
+def store_rows(tensor: torch.Tensor, rows: torch.Tensor | None, values: torch.Tensor) -> None:
+    """Write rows where the index says, and none where it names no row; nothing waits for the device."""
+    if rows is None:
+        tensor.copy_(values)
+        return
+    mine = rows == torch.arange(tensor.shape[0], dtype=rows.dtype, device=rows.device)[:, None]
+    if rows.shape[0]:
+        writer = mine.int().argmax(1)
+        written = mine.any(1).view(-1, *[1] * (tensor.dim() - 1))
+        tensor.copy_(torch.where(written, values.index_select(0, writer), tensor))
+
+
+def load_cache(residual: torch.Tensor, scale: torch.Tensor | None, rows: torch.Tensor | None) -> torch.Tensor:
+    """The kept residual: float32 if it is float8 with a scale per token, else in its dtype."""
+    if scale is None:
+        return pick_rows(residual, rows)
+    return pick_rows(residual.float(), rows) * pick_rows(scale, rows)[:, :, None]
+
+
+def store_cache(
+    residual: torch.Tensor, scale: torch.Tensor | None, rows: torch.Tensor | None, new: torch.Tensor
+) -> None:
+    if scale is None:
+        store_rows(residual, rows, new)
+        return
+    stored, scales = quantized(new)
+    store_rows(residual.view(torch.uint8), rows, stored.view(torch.uint8))
+    store_rows(scale, rows, scales)
+
+
+def quantized(new: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Round [B, N, C] to float8 with a scale per token, so that its largest value becomes the largest
+    float8."""
+    values = new.float()
+    largest = values.abs().amax(-1) if values.shape[-1] else values.new_zeros(values.shape[:-1])
+    negligible = largest < FLOAT8_NEGLIGIBLE
+    one = torch.ones_like(largest)
+    scale = torch.where(negligible, one, largest * (1 / FLOAT8_LARGEST))
+    inverse = torch.where(negligible, one, FLOAT8_LARGEST / largest)
+    return (values * inverse[:, :, None]).to(torch.float8_e4m3fn), scale
