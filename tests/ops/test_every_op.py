@@ -276,7 +276,11 @@ def test_opcheck(
                 call[key] = Buffer(value, layout).tensor
         if "x_rows" in parameters(op) and layout == "contiguous":
             call["x_rows"] = video_ids([1, 0], device)
-        torch.library.opcheck(operator, tuple(by_schema(op, call, ARGUMENTS[name])))
+        checks = ("test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+        # PyTorch itself lacks the arithmetic in float8 by which it would see what was written.
+        checks += () if float8 else ("test_schema",)
+        arguments = tuple(by_schema(op, call, ARGUMENTS[name]))
+        torch.library.opcheck(operator, arguments, test_utils=checks)
 
 
 @pytest.mark.parametrize("op", TOKEN_OPS)
