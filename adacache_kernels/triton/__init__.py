@@ -13,9 +13,11 @@ import torch
 
 from ..ops._fake import FAKE_KERNELS, SCHEMAS
 from . import decide as _decide
+from . import fused_qk_norm_rope as _fused_qk_norm_rope
 from . import gated_residual_meter as _gated_residual_meter
 from . import residual_meter as _residual_meter
 from . import reuse_residual as _reuse_residual
+from . import temporal_attention as _temporal_attention
 from .numeric import INTERPRETED
 
 __all__ = ["INTERPRETED", "decide", "gated_residual_meter", "residual_meter", "reuse_residual"]
@@ -78,6 +80,8 @@ _LAUNCHERS = {
     "residual_meter": _residual_meter.residual_meter,
     "reuse_residual_out": _reuse_residual.reuse_residual,
     "decide": _decide.decide,
+    "fused_qk_norm_rope": _fused_qk_norm_rope.fused_qk_norm_rope,
+    "temporal_attention_out": _temporal_attention.temporal_attention,
 }
 
 _library = torch.library.Library("adacache_triton", "DEF")
