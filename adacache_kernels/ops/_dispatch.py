@@ -36,7 +36,7 @@ def call(
     Returns the outputs, given or new, and then the sums, if there are any: a tuple, or the one tensor alone.
     """
     device_type = x.device.type
-    if torch.is_autocast_enabled(device_type):
+    if device_type != "meta" and torch.is_autocast_enabled(device_type):
         arguments = cast_under_autocast(x.dtype, ARGUMENTS[op], arguments)
     if torch.is_grad_enabled() and _require_grad((*outputs, *arguments)):
         refuse_grad((*ARGUMENTS[op], "out", "norm_out"), (*arguments, *outputs))
