@@ -365,7 +365,7 @@ def check_fused_qk_norm_rope(
 ) -> None:
     _check_qkv(qkv)
     angles = {"cos": cos, "sin": sin}
-    _check_norm_and_rope(qkv, q_weight, k_weight, angles, None)
+    _check_norm_and_rope(qkv, q_weight, k_weight, angles, eps, None)
     _check_written("qkv", qkv.flatten(2), {"q_weight": q_weight, "k_weight": k_weight, **angles})
 
 
@@ -386,7 +386,7 @@ def check_temporal_attention(
         raise ValueError(f"frames: expected 1 to {MAX_FRAMES}, got {frames}")
     _check_frames(frames, (), qkv.shape[1])
     angles = {"cos": cos, "sin": sin}
-    _check_norm_and_rope(qkv, q_weight, k_weight, angles, frames)
+    _check_norm_and_rope(qkv, q_weight, k_weight, angles, eps, frames)
     if out is not None:
         rows, tokens, _, heads, dim = qkv.shape
         _check_tensor("out", out)
@@ -425,8 +425,11 @@ def _check_norm_and_rope(
     q_weight: torch.Tensor | None,
     k_weight: torch.Tensor | None,
     angles: dict[str, torch.Tensor | None],
+    eps: float,
     frames: int | None,
 ) -> None:
+    if eps < 0:
+        raise ValueError(f"eps: expected at least 0, got {eps}")
     tokens, dim = qkv.shape[1], qkv.shape[4]
     weights = {"q_weight": q_weight, "k_weight": k_weight}
     for pair in (weights, angles):

@@ -77,12 +77,7 @@ template <>
 struct Format<bfloat16> {
   typedef HalfRegister Stored;
   static FloatRegister widen(Stored stored) {
-#if defined(__AVX512F__)
-    return float_of_bfloat16_bits<FloatRegister>(
-        bit_cast<WordRegister>(_mm512_cvtepu16_epi32(bit_cast<__m256i>(stored))));
-#else
     return float_of_bfloat16_bits<FloatRegister>(__builtin_convertvector(stored, WordRegister));
-#endif
   }
   static Stored narrow(FloatRegister value) {
     return __builtin_convertvector((bfloat16_bits_of_float<FloatRegister, WordRegister>(value)),
@@ -135,7 +130,8 @@ struct StoredLanes {
 template <class T>
 inline StoredLanes<T> load(const T* from) {
   StoredLanes<T> stored;
-  for (int i = 0; i < registers; ++i) memcpy(&stored.part[i], from + i * register_lanes, sizeof(stored.part[i]));
+  for (int i = 0; i < registers; ++i)
+    memcpy(&stored.part[i], from + i * register_lanes, sizeof(stored.part[i]));
   return stored;
 }
 
@@ -149,7 +145,8 @@ inline StoredLanes<T> load(const T* from, int64_t count) {
 
 template <class T>
 inline void store(T* to, const StoredLanes<T>& stored) {
-  for (int i = 0; i < registers; ++i) memcpy(to + i * register_lanes, &stored.part[i], sizeof(stored.part[i]));
+  for (int i = 0; i < registers; ++i)
+    memcpy(to + i * register_lanes, &stored.part[i], sizeof(stored.part[i]));
 }
 
 template <class T>
