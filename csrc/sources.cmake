@@ -2,6 +2,7 @@
 set(ADACACHE_CPU_SOURCES
     csrc/cpu/extrapolate_residual.cpp
     csrc/cpu/fresh_memory.cpp
+    csrc/cpu/fused_qk_norm_rope.cpp
     csrc/cpu/gated_residual.cpp
     csrc/cpu/gated_residual_meter.cpp
     csrc/cpu/gated_residual_norm.cpp
@@ -12,6 +13,7 @@ set(ADACACHE_CPU_SOURCES
     csrc/cpu/residual_meter.cpp
     csrc/cpu/reuse_residual.cpp
     csrc/cpu/stack_residual_meter.cpp
+    csrc/cpu/temporal_attention.cpp
     csrc/torch/register_cpu.cpp)
 set(ADACACHE_ENGINE_SOURCES csrc/engine/engine.cpp)
 set(ADACACHE_CUDA_SOURCES
