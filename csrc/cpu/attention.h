@@ -1,4 +1,4 @@
-// What both attention ops share on the CPU: their memory, and how work is cut.
+// What both attention ops share on the CPU: a unit of work and its memory.
 #pragma once
 
 #include "../core/fused_qk_norm_rope.h"
@@ -18,6 +18,12 @@ struct AttentionScratch {
   float* sin;       // [chunks][dim / 2][16]
   float* q_weight;  // [dim]
   float* k_weight;  // [dim]
+};
+
+// Tokens [first, last) of one row of the batch; of temporal_attention places, with all their frames.
+struct AttentionUnit {
+  int64_t row, first, last;
+  AttentionScratch scratch;
 };
 
 }  // namespace adacache::cpu

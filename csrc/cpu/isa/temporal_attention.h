@@ -1,7 +1,7 @@
-// The body of temporal_attention on the CPU. Included by kernels_of_isa.h.
+// temporal_attention.
 #pragma once
 
-#include "attention_of_isa.h"
+#include "heads.h"
 
 namespace adacache::cpu {
 inline namespace ADACACHE_ISA {
@@ -40,14 +40,12 @@ inline Lanes larger(Lanes a, Lanes b) {
 constexpr int product_rows = register_lanes == 16 ? 8 : register_lanes == 8 ? 4 : 2;
 
 // sums[r] = sum over i of factors[i][r] * lanes[i], in the order of i.
-inline __attribute__((always_inline)) void multiply_rows(int64_t count, const float* factors, int64_t factor_stride,
-                                                         const float* lanes, int64_t lanes_stride,
-                                                         Lanes (&sums)[product_rows]) {
+ADACACHE_INLINE void multiply_rows(int64_t count, const float* factors, int64_t factor_stride,
+                                   const float* lanes, int64_t lanes_stride, Lanes (&sums)[product_rows]) {
   for (int r = 0; r < product_rows; ++r) sums[r] = Lanes{};
   for (int64_t i = 0; i < count; ++i) {
     const Lanes value = load_lanes(lanes + i * lanes_stride);
-    for (int r = 0; r < product_rows; ++r)
-      sums[r] = sums[r] + times(value, factors[i * factor_stride + r]);
+    for (int r = 0; r < product_rows; ++r) sums[r] = sums[r] + times(value, factors[i * factor_stride + r]);
   }
 }
 
@@ -90,38 +88,33 @@ void attend(const TemporalAttention& p, const AttentionScratch& scratch, int64_t
         multiply_rows(frames, scratch.scores + i, lane_count, scratch.v + d, stride, sums);
         for (int r = 0; r < product_rows; ++r) {
           if (r >= left) break;
-          const StoredLanes<T> stored = narrow<T>(times(sums[r], inverse_sums[i + r]));
-          T* at = to + r * p.places * p.out_strides.token + d;
-          if (count == lane_count)
-            store(at, stored);
-          else
-            store(at, stored, count);
+          store_part(to + r * p.places * p.out_strides.token + d,
+                     narrow<T>(times(sums[r], inverse_sums[i + r])), count);
         }
       });
     }
   }
 }
 
-// Places [first, last) of one row.
 template <class T>
-void temporal_attention_places(const TemporalAttention& p, int64_t row, int64_t first, int64_t last,
-                               const AttentionScratch& scratch) {
+void temporal_attention_places(const TemporalAttention& p, const AttentionUnit& unit) {
+  const AttentionScratch& scratch = unit.scratch;
   const int64_t dim = p.shape.dim, heads = p.shape.heads, stride = rounded_up(dim, lane_count);
   const int64_t frame_distance = p.places * p.qkv_strides.token;
   const int64_t chunk_size = rounded_up(dim, 4) * lane_count;
   const int64_t angles_size = rounded_up(dim / 2, 4) * lane_count;
   widen_weights<T>(p.norm_rope, dim, scratch);
-  for (int64_t place = first; place < last; ++place) {
+  for (int64_t place = unit.first; place < unit.last; ++place) {
     // Angles that go by frame are the same for all places.
-    if (p.norm_rope.cos != nullptr && (place == first || p.norm_rope.tokens_per_angle == 1))
+    if (p.norm_rope.cos != nullptr && (place == unit.first || p.norm_rope.tokens_per_angle == 1))
       for (int64_t frame = 0; frame < p.frames; frame += lane_count) {
         const int64_t count = p.frames - frame < lane_count ? p.frames - frame : lane_count;
         const int64_t offset = frame / lane_count * angles_size;
         gather_angles(p.norm_rope, dim, frame * p.places + place, p.places, count, scratch,
                       scratch.cos + offset, scratch.sin + offset);
       }
-    const T* token = static_cast<const T*>(p.qkv) + row * p.qkv_strides.batch + place * p.qkv_strides.token;
-    T* out = static_cast<T*>(p.out) + row * p.out_strides.batch + place * p.out_strides.token;
+    const T* token = token_of<T>(p.qkv, p.qkv_strides, unit.row, place);
+    T* out = token_of<T>(p.out, p.out_strides, unit.row, place);
     for (int64_t head = 0; head < heads; ++head) {
       const T* q = token + head * dim;
       const T* k = q + heads * dim;
@@ -143,6 +136,10 @@ void temporal_attention_places(const TemporalAttention& p, int64_t row, int64_t 
       attend(p, scratch, chunk_size, out + head * dim);
     }
   }
+}
+
+void temporal_attention(const TemporalAttention& p, const AttentionUnit& unit) {
+  with_dtype(p.dtype, [&](auto element) { temporal_attention_places<decltype(element)>(p, unit); });
 }
 
 }  // namespace ADACACHE_ISA

@@ -1,9 +1,8 @@
-// Heads of sixteen tokens at a time, one token per lane: gathered, normalised, rotated, put back. Included by
-// kernels_of_isa.h.
+// Heads of sixteen tokens at a time, one token per lane: gathered, normalised, rotated, put back.
 #pragma once
 
-#include "../core/lanes.h"
-#include "attention.h"
+#include "../attention.h"
+#include "tokens.h"
 
 namespace adacache::cpu {
 inline namespace ADACACHE_ISA {
@@ -113,7 +112,7 @@ inline void rows_of_lanes(const float* lanes, int64_t width, int64_t stride, flo
 // Calls body(d, count) for sixteen values at a time. The last sixteen of a width that is no multiple overlap
 // those before: whole registers are far cheaper than parts.
 template <class Body>
-inline __attribute__((always_inline)) void for_each_sixteen_overlapping(int64_t width, const Body& body) {
+ADACACHE_INLINE void for_each_sixteen_overlapping(int64_t width, const Body& body) {
   if (width < lane_count) {
     if (width > 0) body(int64_t{0}, width);
     return;
@@ -129,19 +128,14 @@ template <class T>
 inline void widen_row(const T* from, int64_t width, float* to) {
   for_each_sixteen_overlapping(width, [&](int64_t d, int64_t count) {
     __builtin_prefetch(from + width + d);
-    store_lanes(to + d, widen(count == lane_count ? load(from + d) : load(from + d, count)));
+    store_lanes(to + d, widen(load_part(from + d, count)));
   });
 }
 
 template <class T>
 inline void narrow_row(const float* from, int64_t width, T* to) {
-  for_each_sixteen_overlapping(width, [&](int64_t d, int64_t count) {
-    const StoredLanes<T> stored = narrow<T>(load_lanes(from + d));
-    if (count == lane_count)
-      store(to + d, stored);
-    else
-      store(to + d, stored, count);
-  });
+  for_each_sixteen_overlapping(
+      width, [&](int64_t d, int64_t count) { store_part(to + d, narrow<T>(load_lanes(from + d)), count); });
 }
 
 // Up to sixteen rows of `width` values, `distance` apart, as lanes [width, up to a multiple of 4][16]; lanes
