@@ -1,11 +1,17 @@
 # Sources of the three libraries and the options that single files need; paths are relative to the repository.
 set(ADACACHE_CPU_SOURCES
+    csrc/cpu/extrapolate_residual.cpp
     csrc/cpu/fresh_memory.cpp
+    csrc/cpu/gated_residual.cpp
     csrc/cpu/gated_residual_meter.cpp
+    csrc/cpu/gated_residual_norm.cpp
+    csrc/cpu/gated_residual_norm_meter.cpp
     csrc/cpu/kernels.cpp
     csrc/cpu/kernels_baseline.cpp
+    csrc/cpu/layer_norm_modulate.cpp
     csrc/cpu/residual_meter.cpp
     csrc/cpu/reuse_residual.cpp
+    csrc/cpu/stack_residual_meter.cpp
     csrc/torch/register_cpu.cpp)
 set(ADACACHE_ENGINE_SOURCES csrc/engine/engine.cpp)
 set(ADACACHE_CUDA_SOURCES

@@ -28,6 +28,7 @@ constexpr int registers = lane_count / register_lanes;
 typedef float FloatRegister __attribute__((vector_size(4 * register_lanes)));
 typedef uint32_t WordRegister __attribute__((vector_size(4 * register_lanes)));
 typedef uint16_t HalfRegister __attribute__((vector_size(2 * register_lanes)));
+typedef uint8_t ByteRegister __attribute__((vector_size(register_lanes)));
 
 struct Lanes {
   FloatRegister part[registers] = {};
@@ -45,6 +46,12 @@ struct Lanes {
     return a;
   }
 };
+
+inline Lanes lanes_of(float value) {
+  Lanes lanes;
+  for (int i = 0; i < registers; ++i) lanes.part[i] = FloatRegister{} + value;
+  return lanes;
+}
 
 inline Lanes multiply(Lanes a, Lanes b) { return a * b; }
 
@@ -99,6 +106,17 @@ struct Format<float16> {
 #else
     return __builtin_convertvector((float16_bits_of_float<FloatRegister, WordRegister>(value)), HalfRegister);
 #endif
+  }
+};
+
+template <>
+struct Format<float8_e4m3> {
+  typedef ByteRegister Stored;
+  static FloatRegister widen(Stored stored) {
+    return float_of_float8_bits<FloatRegister>(__builtin_convertvector(stored, WordRegister));
+  }
+  static Stored narrow(FloatRegister value) {
+    return __builtin_convertvector((float8_bits_of_float<FloatRegister, WordRegister>(value)), ByteRegister);
   }
 };
 
@@ -174,6 +192,34 @@ inline StoredLanes<T> narrow(const Lanes& lanes) {
   for (int i = 0; i < registers; ++i) stored.part[i] = Format<T>::narrow(lanes.part[i]);
   return stored;
 }
+
+// The sum of the lanes, in the same order on every instruction set.
+inline float total(const Lanes& lanes) {
+  float lane[lane_count];
+  memcpy(lane, &lanes, sizeof(lane));
+  for (int half = lane_count / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
+  return lane[0];
+}
+
+// The largest magnitude. Compared as integers, NaN is larger than infinity and so is not lost.
+struct LargestMagnitude {
+  WordRegister part[registers] = {};
+
+  void gather(const Lanes& lanes) {
+    for (int i = 0; i < registers; ++i) {
+      const WordRegister magnitude = bit_cast<WordRegister>(lanes.part[i]) & 0x7fffffffu;
+      part[i] = magnitude > part[i] ? magnitude : part[i];
+    }
+  }
+  float largest() const {
+    uint32_t lane[lane_count];
+    memcpy(lane, part, sizeof(lane));
+    uint32_t found = 0;
+    for (int i = 0; i < lane_count; ++i) found = lane[i] > found ? lane[i] : found;
+    return bit_cast<float>(found);
+  }
+};
 
 // Float64 sums of lanes: float32 runs are short, one token long, and are gathered here.
 struct WideLanes {

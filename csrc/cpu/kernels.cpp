@@ -1,4 +1,4 @@
-// Chooses the CPU kernels for this processor, and cuts tensors into units of work.
+// Chooses the CPU kernels for this processor.
 #include "kernels.h"
 
 #include <cstdlib>
@@ -25,20 +25,6 @@ const Kernels& choose_kernels() {
 const Kernels& kernels() {
   static const Kernels& chosen = choose_kernels();
   return chosen;
-}
-
-Units units_of(const MeterShape& shape, DType dtype) {
-  // One frame of a unit is to stay in the second-level cache until the next one has met it, and small tensors
-  // are to give every core some units.
-  constexpr int64_t frame_bytes = 64 * 1024;
-  const int64_t token_bytes = shape.channels * (dtype == DType::float32 ? 4 : 2);
-  Units units;
-  units.places_per_unit = token_bytes > 0 ? frame_bytes / token_bytes : 1;
-  if (units.places_per_unit > shape.places / 16) units.places_per_unit = shape.places / 16;
-  if (units.places_per_unit < 1) units.places_per_unit = 1;
-  units.per_row = (shape.places + units.places_per_unit - 1) / units.places_per_unit;
-  units.count = token_bytes > 0 ? shape.rows * units.per_row : 0;
-  return units;
 }
 
 }  // namespace adacache::cpu

@@ -1,29 +1,43 @@
 // The CPU kernels and the choice among their copies, one per instruction set.
 #pragma once
 
+#include "../core/extrapolate_residual.h"
+#include "../core/gated_residual.h"
 #include "../core/gated_residual_meter.h"
+#include "../core/layer_norm_modulate.h"
 #include "../core/residual_meter.h"
 #include "../core/reuse_residual.h"
+#include "../core/stack_residual_meter.h"
 
 namespace adacache::cpu {
 
-// A unit of work: all frames of some neighbouring places of one row, so that a frame meets the earlier ones
-// in the cache. Units depend on the shape alone, and so do the sums.
-struct Units {
-  int64_t places_per_unit;
-  int64_t per_row;
-  int64_t count;
+// A unit of work on single tokens: [first, last) of one row of the batch.
+struct TokenUnit {
+  int64_t row, first, last;
+  bool stream_out, stream_norm;  // whether these outputs are written past the caches
+  float* norm_row;               // scratch memory of padded_channels
 };
 
-// Each processes one unit; the meters leave its sums, one per column, in `partial`.
+// A unit of a meter: all frames of some neighbouring places of one row, so that a frame meets the earlier
+// ones in the cache.
+struct MeterUnit {
+  int64_t row, first_place, end_place;
+  bool stream_out, stream_norm;
+  float* norm_row;
+  void* waiting;    // scratch memory for a float8 cache: waiting_frames of r, each token padded
+  double* partial;  // the unit's sums, one per column
+};
+
+// Each processes one unit. norm is null for the ops without one.
 struct Kernels {
   const char* name;
-  void (*gated_residual_meter)(const GatedResidualMeter&, const Units&, int64_t unit, bool streaming,
-                               double* partial);
-  void (*residual_meter)(const ResidualMeter&, const Units&, int64_t unit, double* partial);
-  // Tokens [first, last) of one row; `reuse` says whether this row does.
-  void (*reuse_residual)(const ReuseResidual&, int64_t row, int64_t first, int64_t last, bool reuse,
-                         bool streaming);
+  void (*gated_residual)(const GatedResidual&, const Norm* norm, const TokenUnit&);
+  void (*gated_residual_meter)(const GatedResidualMeter&, const Norm* norm, const MeterUnit&);
+  void (*stack_residual_meter)(const StackResidualMeter&, const MeterUnit&);
+  void (*residual_meter)(const ResidualMeter&, const MeterUnit&);
+  void (*reuse_residual)(const ReuseResidual&, bool reuse, const TokenUnit&);
+  void (*extrapolate_residual)(const ExtrapolateResidual&, const float* coefficients, const TokenUnit&);
+  void (*layer_norm_modulate)(const LayerNormModulate&, const TokenUnit&);
 };
 
 extern const Kernels baseline_kernels;
@@ -36,6 +50,18 @@ extern const Kernels avx512_kernels;
 // one.
 const Kernels& kernels();
 
-Units units_of(const MeterShape& shape, DType dtype);
+inline namespace ADACACHE_ISA {
 
+// Channels of a token in scratch memory: a whole number of sixteens.
+inline int64_t padded_channels(int64_t channels) { return (channels + 15) / 16 * 16; }
+
+// Frames of r that the motion looks at: this one and those back to the longest stride.
+inline int64_t waiting_frames(const MotionStrides& motion) {
+  int64_t frames = 1;
+  for (int i = 0; i < motion.count; ++i)
+    if (motion.stride[i] >= frames) frames = motion.stride[i] + 1;
+  return frames;
+}
+
+}  // namespace ADACACHE_ISA
 }  // namespace adacache::cpu

@@ -2,4 +2,4 @@
 #define ADACACHE_ISA avx2
 #define ADACACHE_KERNELS avx2_kernels
 #define ADACACHE_KERNELS_NAME "avx2"
-#include "kernels_of_isa.h"
+#include "isa/kernels.h"

@@ -2,8 +2,9 @@
 #if defined(__GNUC__) && !defined(__clang__)
 // GCC 12 warns about its own headers' undefined registers, which are meant to be so.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 #define ADACACHE_ISA avx512
 #define ADACACHE_KERNELS avx512_kernels
 #define ADACACHE_KERNELS_NAME "avx512"
-#include "kernels_of_isa.h"
+#include "isa/kernels.h"

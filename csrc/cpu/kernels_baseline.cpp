@@ -2,4 +2,4 @@
 #define ADACACHE_ISA baseline
 #define ADACACHE_KERNELS baseline_kernels
 #define ADACACHE_KERNELS_NAME "baseline"
-#include "kernels_of_isa.h"
+#include "isa/kernels.h"

@@ -1,19 +1,34 @@
 // The ops on the CPU, on checked raw pointers.
 #pragma once
 
-#include "../core/decide.h"
+#include "../core/extrapolate_residual.h"
+#include "../core/gated_residual.h"
 #include "../core/gated_residual_meter.h"
+#include "../core/gated_residual_norm.h"
+#include "../core/gated_residual_norm_meter.h"
+#include "../core/layer_norm_modulate.h"
 #include "../core/residual_meter.h"
 #include "../core/reuse_residual.h"
+#include "../core/stack_residual_meter.h"
 
 namespace adacache::cpu {
 
-// sums: [num_videos, sum_columns], written as a whole. video_of_row: checked, or null for one video.
-void gated_residual_meter(const GatedResidualMeter& parameters, const int32_t* video_of_row,
-                          int64_t num_videos, double* sums);
-void residual_meter(const ResidualMeter& parameters, const int32_t* video_of_row, int64_t num_videos,
-                    double* sums);
+// Where the sums of a meter go: [num_videos, sum_columns], written as a whole.
+struct MeterSums {
+  const int32_t* video_of_row;  // null: all rows are video 0's
+  int64_t num_videos;
+  double* sums;
+};
+
+void gated_residual(const GatedResidual& parameters);
+void gated_residual_meter(const GatedResidualMeter& parameters, const MeterSums& sums);
+void stack_residual_meter(const StackResidualMeter& parameters, const MeterSums& sums);
+void residual_meter(const ResidualMeter& parameters, const MeterSums& sums);
 void reuse_residual(const ReuseResidual& parameters);
+void extrapolate_residual(const ExtrapolateResidual& parameters);
+void layer_norm_modulate(const LayerNormModulate& parameters);
+void gated_residual_norm(const GatedResidualNorm& parameters);
+void gated_residual_norm_meter(const GatedResidualNormMeter& parameters, const MeterSums& sums);
 
 // Asks for huge pages for memory that has not been touched yet: first touches of small ones cost more than
 // the op.

@@ -1,17 +1,35 @@
-// Work on several threads, as many as torch.set_num_threads allows, and the summing of what they found.
+// Work on several threads, as many as torch.set_num_threads allows, cut into units that depend on the shapes
+// alone, and so do the sums of what the units found.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 #include <atomic>
-#include <limits>
 #include <vector>
 
-#include "../core/meter.h"
+#include "../core/decide.h"
 #include "kernels.h"
+#include "ops.h"
 
 namespace adacache::cpu {
+
+// Which outputs are written past the caches.
+struct Streaming {
+  bool out = false;
+  bool norm = false;
+};
+
+// Whether an output [B, N, C] is to be written past the caches: it is large, is not read by the op
+// (`replaced` is what it may take the place of), and tokens start at whole cache lines.
+inline bool worth_streaming(const void* out, const void* replaced, const TokenStrides& strides,
+                            const TokenShape& shape, DType dtype) {
+  const int64_t elements = shape.rows * shape.frames * shape.places * shape.channels;
+  constexpr int64_t large_bytes = 8 * 1024 * 1024;
+  return out != replaced && elements * bytes_of(dtype) >= large_bytes &&
+         reinterpret_cast<uintptr_t>(out) % 64 == 0 && strides.batch * bytes_of(dtype) % 64 == 0 &&
+         strides.token * bytes_of(dtype) % 64 == 0;
+}
 
 // Calls work(unit) for every unit. Threads take units as they come, so that a busy core does not hold up the
 // others.
@@ -26,35 +44,72 @@ void for_each_unit(int64_t units, int64_t bytes, const Work& work) {
   });
 }
 
-// Runs unit_sums(unit, partial) for all units and sums what they leave, in the order of the units: the number
-// of threads does not show in the sums.
-template <class UnitSumsFunction>
-void meter(const MeterShape& shape, const Units& units, DType dtype, const MotionStrides& motion,
-           bool all_columns, const int32_t* video_of_row, int64_t num_videos, double* sums,
-           const UnitSumsFunction& unit_sums) {
-  const int columns = sum_columns(motion);
-  std::vector<double> partials(units.count * columns);
-  const int64_t bytes =
-      shape.rows * shape.frames * shape.places * shape.channels * (dtype == DType::float32 ? 4 : 2);
-  for_each_unit(units.count, bytes, [&](int64_t unit) { unit_sums(unit, partials.data() + unit * columns); });
-  for (int64_t video = 0; video < num_videos; ++video)
-    for (int column = 0; column < columns; ++column)
-      sums[video * columns + column] =
-          measured(column, all_columns) ? 0.0 : std::numeric_limits<double>::quiet_NaN();
-  for (int64_t unit = 0; unit < units.count; ++unit) {
-    const int64_t video = video_of_row ? video_of_row[unit / units.per_row] : 0;
-    for (int column = 0; column < columns; ++column)
-      if (measured(column, all_columns)) sums[video * columns + column] += partials[unit * columns + column];
-  }
+// Memory of this thread, aligned to a cache line, good until its next call.
+inline void* thread_scratch(int64_t bytes) {
+  constexpr int64_t cache_line = 64;
+  thread_local std::vector<char> memory;
+  if (static_cast<int64_t>(memory.size()) < bytes + cache_line) memory.resize(bytes + cache_line);
+  const auto begin = reinterpret_cast<uintptr_t>(memory.data());
+  return reinterpret_cast<void*>((begin + cache_line - 1) / cache_line * cache_line);
 }
 
-// Whether an output is to be written past the caches: it is large, is not read by the op, and rows start at
-// whole cache lines.
-inline bool worth_streaming(const void* out, const void* x, const TokenStrides& strides, int64_t elements,
-                            int64_t element_bytes) {
-  constexpr int64_t large_bytes = 8 * 1024 * 1024;
-  return out != x && elements * element_bytes >= large_bytes && reinterpret_cast<uintptr_t>(out) % 64 == 0 &&
-         strides.batch * element_bytes % 64 == 0 && strides.token * element_bytes % 64 == 0;
+inline int64_t norm_row_bytes(int64_t channels) { return padded_channels(channels) * int64_t{sizeof(float)}; }
+
+// Calls work(TokenUnit) for all tokens of a tensor.
+template <class Work>
+void for_each_token_unit(const TokenShape& shape, DType dtype, const Streaming& streaming, const Work& work) {
+  const int64_t rows = shape.rows;
+  const int64_t tokens = shape.frames * shape.places;
+  const int64_t channels = shape.channels;
+  const int64_t row_bytes = tokens * channels * bytes_of(dtype);
+  if (rows * row_bytes == 0) return;
+  // As large as a huge page, so that threads seldom touch the same fresh one first; smaller for small
+  // tensors.
+  constexpr int64_t unit_bytes = 2 * 1024 * 1024;
+  const int64_t tokens_per_unit =
+      std::max<int64_t>(1, std::min(unit_bytes / (channels * bytes_of(dtype)), tokens / 8));
+  const int64_t units_per_row = (tokens + tokens_per_unit - 1) / tokens_per_unit;
+  for_each_unit(rows * units_per_row, rows * row_bytes, [&](int64_t unit) {
+    const int64_t first = unit % units_per_row * tokens_per_unit;
+    work(TokenUnit{unit / units_per_row, first, std::min(first + tokens_per_unit, tokens), streaming.out,
+                   streaming.norm, static_cast<float*>(thread_scratch(norm_row_bytes(channels)))});
+  });
+}
+
+// Calls work(MeterUnit) for all places of all rows, and sums what it leaves in the order of the units.
+template <class Parameters, class Work>
+void meter(const Parameters& p, const Streaming& streaming, const MeterSums& result, const Work& work) {
+  const TokenShape& shape = p.shape;
+  // One frame of a unit is to stay in the second-level cache until the next one has met it, and small tensors
+  // are to give every core some units.
+  constexpr int64_t frame_bytes = 64 * 1024;
+  const int64_t token_bytes = shape.channels * bytes_of(p.dtype);
+  const int64_t places_per_unit =
+      std::max<int64_t>(1, std::min(frame_bytes / std::max<int64_t>(token_bytes, 1), shape.places / 16));
+  const int64_t units_per_row = (shape.places + places_per_unit - 1) / places_per_unit;
+  const int64_t units = token_bytes > 0 ? shape.rows * units_per_row : 0;
+  const int columns = sum_columns(p.motion);
+  const int64_t norm_bytes = norm_row_bytes(shape.channels);
+  const int64_t waiting_bytes =
+      waiting_frames(p.motion) * places_per_unit * padded_channels(shape.channels) * bytes_of(p.dtype);
+  std::vector<double> partials(units * columns);
+  for_each_unit(units, shape.rows * shape.frames * shape.places * token_bytes, [&](int64_t unit) {
+    const int64_t first_place = unit % units_per_row * places_per_unit;
+    char* scratch = static_cast<char*>(thread_scratch(norm_bytes + waiting_bytes));
+    work(MeterUnit{unit / units_per_row, first_place, std::min(first_place + places_per_unit, shape.places),
+                   streaming.out, streaming.norm, reinterpret_cast<float*>(scratch), scratch + norm_bytes,
+                   partials.data() + unit * columns});
+  });
+  double* sums = result.sums;
+  for (int64_t video = 0; video < result.num_videos; ++video)
+    for (int column = 0; column < columns; ++column)
+      sums[video * columns + column] = measured(column, p.all_columns) ? 0.0 : not_a_number();
+  for (int64_t unit = 0; unit < units; ++unit) {
+    const int64_t video = result.video_of_row ? result.video_of_row[unit / units_per_row] : 0;
+    for (int column = 0; column < columns; ++column)
+      if (measured(column, p.all_columns))
+        sums[video * columns + column] += partials[unit * columns + column];
+  }
 }
 
 }  // namespace adacache::cpu

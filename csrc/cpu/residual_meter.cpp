@@ -4,11 +4,9 @@
 
 namespace adacache::cpu {
 
-void residual_meter(const ResidualMeter& p, const int32_t* video_of_row, int64_t num_videos, double* sums) {
-  const Units units = units_of(p.shape, p.dtype);
+void residual_meter(const ResidualMeter& p, const MeterSums& sums) {
   const Kernels& chosen = kernels();
-  meter(p.shape, units, p.dtype, p.motion, p.all_columns, video_of_row, num_videos, sums,
-        [&](int64_t unit, double* partial) { chosen.residual_meter(p, units, unit, partial); });
+  meter(p, {}, sums, [&](const MeterUnit& unit) { chosen.residual_meter(p, unit); });
 }
 
 }  // namespace adacache::cpu

@@ -1,0 +1,18 @@
+// All CPU kernels of one instruction set. Included by one file per instruction set, which has set
+// ADACACHE_ISA and ADACACHE_KERNELS (the table to define) and is compiled with the options of that
+// instruction set.
+#include "extrapolate_residual.h"
+#include "gated_residual.h"
+#include "gated_residual_meter.h"
+#include "layer_norm_modulate.h"
+#include "residual_meter.h"
+#include "reuse_residual.h"
+#include "stack_residual_meter.h"
+
+namespace adacache::cpu {
+
+const Kernels ADACACHE_KERNELS = {ADACACHE_KERNELS_NAME, gated_residual,     gated_residual_meter,
+                                  stack_residual_meter,  residual_meter,     reuse_residual,
+                                  extrapolate_residual,  layer_norm_modulate};
+
+}  // namespace adacache::cpu

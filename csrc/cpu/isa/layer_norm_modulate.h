@@ -1,0 +1,27 @@
+// layer_norm_modulate.
+#pragma once
+
+#include "norm.h"
+
+namespace adacache::cpu {
+inline namespace ADACACHE_ISA {
+
+template <class T>
+void layer_norm_modulate_tokens(const LayerNormModulate& p, const TokenUnit& unit) {
+  const int64_t x_row = row_of(p.x_rows, unit.row);
+  for (int64_t n = unit.first; n < unit.last; ++n) {
+    const T* x = token_of<T>(p.x, p.x_strides, x_row, n);
+    NormRow row{unit.norm_row, {}};
+    for_each_sixteen(p.shape.channels,
+                     [&](int64_t c, int64_t count) { row.gather(c, widen(load_part(x + c, count))); });
+    put_norm<T>(row, p.norm, p.shape, unit.row, n, unit.stream_norm);
+  }
+  if (unit.stream_out || unit.stream_norm) finish_streaming();
+}
+
+void layer_norm_modulate(const LayerNormModulate& p, const TokenUnit& unit) {
+  with_dtype(p.dtype, [&](auto element) { layer_norm_modulate_tokens<decltype(element)>(p, unit); });
+}
+
+}  // namespace ADACACHE_ISA
+}  // namespace adacache::cpu

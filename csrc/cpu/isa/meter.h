@@ -1,0 +1,195 @@
+// What the metered ops share: the sums of a unit, the walk over its frames, and the residual that they keep.
+#pragma once
+
+#include <type_traits>
+
+#include "../../core/meter.h"
+#include "tokens.h"
+
+namespace adacache::cpu {
+inline namespace ADACACHE_ISA {
+
+// The sums of one unit, gathered token by token.
+template <bool all_columns>
+struct UnitSums {
+  WideLanes sums[max_columns];
+  WideLanes frame_abs;
+
+  void gather_token(const Meter<Lanes, all_columns>& token) {
+    for (int column = 0; column < (all_columns ? first_motion_column : sq_diff); ++column)
+      if (column != abs_new) sums[column].gather(token.sums[column]);
+    frame_abs.gather(token.sums[abs_new]);
+  }
+
+  template <class T>
+  void gather_motion(int stride_index, const T* later, const T* earlier, int64_t channels) {
+    Lanes difference;
+    for_each_sixteen(channels, [&](int64_t channel, int64_t count) {
+      difference = difference + absolute(widen<T>(load_part(later + channel, count)) -
+                                         widen<T>(load_part(earlier + channel, count)));
+    });
+    sums[first_motion_column + 2 * stride_index].gather(difference);
+  }
+
+  void finish_frame(const MotionStrides& motion, int64_t frame, int64_t frames) {
+    sums[abs_new].gather(frame_abs, 1);
+    for (int i = 0; i < motion.count; ++i)
+      if (const int weight = motion_weight(frame, frames, motion.stride[i]))
+        sums[first_motion_column + 2 * i + 1].gather(frame_abs, weight);
+    frame_abs = WideLanes{};
+  }
+
+  void finish_unit(const MotionStrides& motion, double* partial) const {
+    for (int column = 0; column < sum_columns(motion); ++column) partial[column] = sums[column].total();
+  }
+};
+
+// Walks all frames of the unit's places. measure(frame, place, n, meter) measures token n;
+// residual_of(frame, place, n) gives its r, and is asked for earlier frames too.
+template <bool all_columns, class Measure, class ResidualOf>
+ADACACHE_INLINE void walk_unit(const TokenShape& shape, const MotionStrides& motion, const MeterUnit& unit,
+                               const Measure& measure, const ResidualOf& residual_of) {
+  UnitSums<all_columns> sums;
+  for (int64_t frame = 0; frame < shape.frames; ++frame) {
+    for (int64_t place = unit.first_place; place < unit.end_place; ++place) {
+      const int64_t n = frame * shape.places + place;
+      Meter<Lanes, all_columns> meter;
+      measure(frame, place, n, meter);
+      sums.gather_token(meter);
+      for (int i = 0; i < motion.count; ++i) {
+        const int64_t stride = motion.stride[i];
+        if (frame < stride) continue;
+        sums.gather_motion(i, residual_of(frame, place, n),
+                           residual_of(frame - stride, place, n - stride * shape.places), shape.channels);
+      }
+    }
+    sums.finish_frame(motion, frame, shape.frames);
+  }
+  sums.finish_unit(motion, unit.partial);
+}
+
+// The kept residual of a unit, in x's dtype: the new r is written over the old one, and is read there again.
+template <class T, class Stored>
+class KeptResidual {
+ public:
+  KeptResidual(const Cache& cache, const TokenShape&, const MotionStrides&, const MeterUnit& unit)
+      : cache_(cache), row_(row_of(cache.rows, unit.row)) {}
+
+  void start_token(int64_t, int64_t, int64_t n) {
+    token_ = token_of<T>(cache_.data, cache_.strides, row_, n);
+  }
+  ADACACHE_INLINE Lanes old_value(int64_t c, int64_t count) const {
+    return widen(load_part(token_ + c, count));
+  }
+  ADACACHE_INLINE void keep(int64_t c, int64_t count, const StoredLanes<T>& r, const Lanes&) {
+    store_part(token_ + c, r, count);
+  }
+  void finish_token(int64_t) {}
+  const T* residual_of(int64_t, int64_t, int64_t n) const {
+    return token_of<T>(cache_.data, cache_.strides, row_, n);
+  }
+
+ private:
+  const Cache& cache_;
+  int64_t row_;
+  T* token_ = nullptr;
+};
+
+// In float8 a token's scale is known only after all of it: r waits in scratch memory, as many frames of it as
+// the motion looks back.
+template <class T>
+class KeptResidual<T, float8_e4m3> {
+ public:
+  KeptResidual(const Cache& cache, const TokenShape& shape, const MotionStrides& motion,
+               const MeterUnit& unit)
+      : cache_(cache),
+        row_(row_of(cache.rows, unit.row)),
+        waiting_(static_cast<T*>(unit.waiting)),
+        first_place_(unit.first_place),
+        places_(unit.end_place - unit.first_place),
+        channels_(padded_channels(shape.channels)),
+        frames_(waiting_frames(motion)) {}
+
+  void start_token(int64_t frame, int64_t place, int64_t n) {
+    token_ = token_of<float8_e4m3>(cache_.data, cache_.strides, row_, n);
+    scale_ = token_of<float>(cache_.scale, cache_.scale_strides, row_, n);
+    old_scale_ = lanes_of(*scale_);
+    residual_ = waiting(frame, place);
+    largest_ = {};
+  }
+  ADACACHE_INLINE Lanes old_value(int64_t c, int64_t count) const {
+    return multiply(old_scale_, widen(load_part(token_ + c, count)));
+  }
+  ADACACHE_INLINE void keep(int64_t c, int64_t, const StoredLanes<T>& r, const Lanes& value) {
+    store(residual_ + c, r);
+    largest_.gather(value);
+  }
+  void finish_token(int64_t channels) {
+    const float largest = largest_.largest();
+    *scale_ = float8_scale(largest);
+    const Lanes inverse = lanes_of(float8_inverse_scale(largest));
+    for_each_sixteen(channels, [&](int64_t c, int64_t count) {
+      store_part(token_ + c, narrow<float8_e4m3>(multiply(widen(load(residual_ + c)), inverse)), count);
+    });
+  }
+  const T* residual_of(int64_t frame, int64_t place, int64_t) const { return waiting(frame, place); }
+
+ private:
+  T* waiting(int64_t frame, int64_t place) const {
+    return waiting_ + (frame % frames_ * places_ + place - first_place_) * channels_;
+  }
+
+  const Cache& cache_;
+  int64_t row_;
+  T* waiting_;
+  int64_t first_place_, places_, channels_, frames_;
+  float8_e4m3* token_ = nullptr;
+  float* scale_ = nullptr;
+  T* residual_ = nullptr;
+  Lanes old_scale_;
+  LargestMagnitude largest_;
+};
+
+// A unit of an op that keeps what it measures. prepare(frame, place, n) gives a token's function (channel,
+// count) -> r, and finish(n) is called after the token.
+template <class T, class Stored, bool all_columns, class Parameters, class Prepare, class Finish>
+ADACACHE_INLINE void keep_and_measure(const Parameters& p, const MeterUnit& unit, const Prepare& prepare,
+                                      const Finish& finish) {
+  KeptResidual<T, Stored> kept(p.residual, p.shape, p.motion, unit);
+  walk_unit<all_columns>(
+      p.shape, p.motion, unit,
+      [&](int64_t frame, int64_t place, int64_t n, Meter<Lanes, all_columns>& meter) {
+        const auto residual_of_token = prepare(n);
+        kept.start_token(frame, place, n);
+        for_each_sixteen(p.shape.channels, [&](int64_t c, int64_t count) {
+          const StoredLanes<T> r = residual_of_token(c, count);
+          const Lanes value = widen(r);
+          meter.measure(value, kept.old_value(c, count));
+          kept.keep(c, count, r, value);
+        });
+        kept.finish_token(p.shape.channels);
+        finish(n);
+      },
+      [&](int64_t frame, int64_t place, int64_t n) { return kept.residual_of(frame, place, n); });
+  if (unit.stream_out || unit.stream_norm) finish_streaming();
+}
+
+// Calls function(T{}, Stored{}, all_columns) for a metered op with a kept residual.
+template <class Parameters, class Function>
+void with_metered_types(const Parameters& p, const Function& function) {
+  with_dtype(p.dtype, [&](auto element) {
+    const auto with_columns = [&](auto stored) {
+      if (p.all_columns)
+        function(element, stored, std::true_type{});
+      else
+        function(element, stored, std::false_type{});
+    };
+    if (p.residual.dtype == DType::float8_e4m3)
+      with_columns(float8_e4m3{});
+    else
+      with_columns(element);
+  });
+}
+
+}  // namespace ADACACHE_ISA
+}  // namespace adacache::cpu

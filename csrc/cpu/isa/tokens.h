@@ -1,0 +1,78 @@
+// How the CPU kernels of one instruction set walk over a token, sixteen channels at a time.
+#pragma once
+
+#include "../../core/lanes.h"
+#include "../../core/tokens.h"
+#include "../kernels.h"
+
+namespace adacache::cpu {
+inline namespace ADACACHE_ISA {
+
+#define ADACACHE_INLINE inline __attribute__((always_inline))
+
+template <class T>
+const T* token_of(const void* tensor, const TokenStrides& strides, int64_t row, int64_t token) {
+  return static_cast<const T*>(tensor) + row * strides.batch + token * strides.token;
+}
+
+template <class T>
+T* token_of(void* tensor, const TokenStrides& strides, int64_t row, int64_t token) {
+  return static_cast<T*>(tensor) + row * strides.batch + token * strides.token;
+}
+
+// What modulates a token; null where nothing does.
+template <class T>
+const T* token_of(const Modulator& modulator, int64_t row, int64_t frame, int64_t place) {
+  if (!modulator.data) return nullptr;
+  return static_cast<const T*>(modulator.data) + row * modulator.batch + frame * modulator.frame +
+         place * modulator.place;
+}
+
+// Calls body(channel, count): whole sixteens first, then what is left of the token.
+template <class Body>
+ADACACHE_INLINE void for_each_sixteen(int64_t channels, const Body& body) {
+  int64_t channel = 0;
+  for (; channel + lane_count <= channels; channel += lane_count) body(channel, int64_t{lane_count});
+  if (channel < channels) body(channel, channels - channel);
+}
+
+template <class T>
+ADACACHE_INLINE StoredLanes<T> load_part(const T* from, int64_t count) {
+  return count == lane_count ? load(from) : load(from, count);
+}
+
+template <class T>
+ADACACHE_INLINE void store_part(T* to, const StoredLanes<T>& stored, int64_t count) {
+  if (count == lane_count)
+    store(to, stored);
+  else
+    store(to, stored, count);
+}
+
+// An output of the op.
+template <class T>
+ADACACHE_INLINE void put_part(T* to, const StoredLanes<T>& stored, int64_t count, bool streaming) {
+  if (streaming && count == lane_count)
+    store_streaming(to, stored);
+  else
+    store_part(to, stored, count);
+}
+
+// Calls function(T{}) with the element type of the tensors. Not core's dispatch(): that one is shared by all
+// instruction sets.
+template <class Function>
+void with_dtype(DType dtype, const Function& function) {
+  switch (dtype) {
+    case DType::float32:
+      return function(float{});
+    case DType::bfloat16:
+      return function(bfloat16{});
+    case DType::float16:
+      return function(float16{});
+    case DType::float8_e4m3:
+      return;
+  }
+}
+
+}  // namespace ADACACHE_ISA
+}  // namespace adacache::cpu
