@@ -38,9 +38,7 @@ def sum_in_thread(tile, VECTOR: tl.constexpr, PASSES: tl.constexpr = 1):
         return tl.sum(tile, 0)
     else:
         places: tl.constexpr = tile.shape[0] // PASSES
-        by_vector = tl.sum(
-            tl.reshape(tile, [PASSES, places, tile.shape[1] // VECTOR, VECTOR]), 3
-        )
+        by_vector = tl.sum(tl.reshape(tile, [PASSES, places, tile.shape[1] // VECTOR, VECTOR]), 3)
         return tl.sum(by_vector, 0)
 
 
