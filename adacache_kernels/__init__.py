@@ -12,6 +12,7 @@ from .columns import METRICS, RULES, initial_state, state_columns, sum_columns
 from .ops import (
     decide,
     extrapolate_residual,
+    fused_qk_norm_rope,
     gated_residual,
     gated_residual_meter,
     gated_residual_norm,
@@ -21,6 +22,7 @@ from .ops import (
     residual_meter,
     reuse_residual,
     stack_residual_meter,
+    temporal_attention,
 )
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "build_info",
     "decide",
     "extrapolate_residual",
+    "fused_qk_norm_rope",
     "gated_residual",
     "gated_residual_meter",
     "gated_residual_norm",
@@ -45,5 +48,6 @@ __all__ = [
     "stack_residual_meter",
     "state_columns",
     "sum_columns",
+    "temporal_attention",
     "use_backend",
 ]

@@ -11,6 +11,7 @@ import torch
 from ..ops._fake import FAKE_KERNELS, SCHEMAS
 from .decide import decide
 from .extrapolate_residual import extrapolate_residual
+from .fused_qk_norm_rope import fused_qk_norm_rope
 from .gated_residual import gated_residual
 from .gated_residual_meter import gated_residual_meter
 from .gated_residual_norm import gated_residual_norm
@@ -21,6 +22,7 @@ from .numeric import INTERPRETED
 from .residual_meter import residual_meter
 from .reuse_residual import reuse_residual
 from .stack_residual_meter import stack_residual_meter
+from .temporal_attention import temporal_attention
 
 __all__ = ["INTERPRETED"]
 
@@ -37,6 +39,8 @@ _LAUNCHERS = {
     "gated_residual_norm_out": gated_residual_norm,
     "gated_residual_norm_meter_out": gated_residual_norm_meter,
     "decide": decide,
+    "fused_qk_norm_rope": fused_qk_norm_rope,
+    "temporal_attention_out": temporal_attention,
 }
 
 _library = torch.library.Library("adacache_triton", "DEF")
