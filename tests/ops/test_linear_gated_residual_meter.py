@@ -1,5 +1,5 @@
-"""linear_gated_residual_meter: the fused kernel against float64 up to the rounding of y, and exactly from there
-on; when it is fused; bad input."""
+"""linear_gated_residual_meter: the fused kernel against float64 up to the rounding of y, and exactly from
+there on; when it is fused; bad input."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_fused(triton_device: torch.device, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("gate", [None, "row", "token", "shared"])
 def test_gates(triton_device: torch.device, gate: str | None) -> None:
-    """Without a bias too, and with places beyond the first tile's: what lies beyond the last is not measured."""
+    """Without a bias too, and with more places than a tile's: what lies beyond the last is not measured."""
     shape = Shape(1, 2, 67, 16) if gate is None else SHAPE
     call = make_call(shape, torch.float32, triton_device, gate=gate, bias=gate != "row", seed=1)
     check_fused(shape, call, metric="l2")
@@ -239,14 +239,14 @@ def test_fused_takes_no_float8_and_one_dtype(triton_device: torch.device) -> Non
     call = make_call(SHAPE, torch.bfloat16, triton_device)
     scale = torch.ones(SHAPE.rows, SHAPE.tokens, device=triton_device)
     float8 = call | {"residual": call["residual"].to(torch.float8_e4m3fn)}
-    with pytest.raises(ValueError, match="^residual_scale: expected None for the fused op"):
+    with pytest.raises(ValueError, match=r"^residual_scale: expected None for the fused op"):
         linear_gated_residual_meter(**float8, residual_scale=scale, frames=3, fused=True)
-    with pytest.raises(ValueError, match="^weight: expected dtype torch.bfloat16"):
+    with pytest.raises(ValueError, match=r"^weight: expected dtype torch\.bfloat16"):
         linear_gated_residual_meter(**(call | {"weight": call["weight"].float()}), frames=3, fused=True)
 
 
 @pytest.mark.skipif(_backend._INTERPRETED, reason="Triton runs on the CPU here")
 def test_fused_where_triton_cannot_run() -> None:
     call = make_call(SHAPE, torch.float32, torch.device("cpu"))
-    with pytest.raises(RuntimeError, match="^fused: the fused op is a Triton kernel, which cannot run here"):
+    with pytest.raises(RuntimeError, match=r"^fused: the fused op is a Triton kernel, which cannot run here"):
         linear_gated_residual_meter(**call, frames=3, fused=True)

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).resolve().parent
-#: What is not about kernels.
-OTHERS = ("test_backends.py", "test_triton_compile.py", "test_triton_interpreter.py")
-FILES = sorted(path.name for path in FOLDER.glob("test_*.py") if path.name not in OTHERS)
+#: What is not about kernels, or starts processes of its own.
+OTHERS = ("test_backends", "test_triton")
+FILES = sorted(path.name for path in FOLDER.glob("test_*.py") if not path.name.startswith(OTHERS))
 
 #: Older interpreters take an array of one element for a loop bound, which NumPy refuses from 2.4 on (seen:
 #: Triton 3.6).
