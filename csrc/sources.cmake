@@ -18,9 +18,15 @@ set(ADACACHE_CPU_SOURCES
 set(ADACACHE_ENGINE_SOURCES csrc/engine/engine.cpp)
 set(ADACACHE_CUDA_SOURCES
     csrc/cuda/decide.cu
+    csrc/cuda/extrapolate_residual.cu
+    csrc/cuda/gated_residual.cu
     csrc/cuda/gated_residual_meter.cu
+    csrc/cuda/gated_residual_norm.cu
+    csrc/cuda/gated_residual_norm_meter.cu
+    csrc/cuda/layer_norm_modulate.cu
     csrc/cuda/residual_meter.cu
     csrc/cuda/reuse_residual.cu
+    csrc/cuda/stack_residual_meter.cu
     csrc/cuda/video_sums.cu
     csrc/torch/register_cuda.cpp)
 

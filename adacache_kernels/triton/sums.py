@@ -18,51 +18,57 @@ def no_sums(
     STRIDES: tl.constexpr,
     SQUARES: tl.constexpr,
     VECTOR: tl.constexpr,
+    PASSES: tl.constexpr = 1,
 ):
     """Zero in each column that is measured, for tiles of [PLACES, CHANNELS]."""
     sums = ()
     for column in tl.static_range((7 if SQUARES else 3) + 2 * len(STRIDES)):
         if VECTOR > 1:
-            sums = sums + (tl.zeros([PLACES, CHANNELS // VECTOR], dtype=tl.float64),)
+            sums = sums + (tl.zeros([PLACES // PASSES, CHANNELS // VECTOR], dtype=tl.float64),)
         else:
             sums = sums + (tl.zeros([CHANNELS], dtype=tl.float64),)
     return sums
 
 
 @triton.jit
-def sum_in_thread(tile, VECTOR: tl.constexpr):
-    """Add what one thread holds: its vectors if accesses are that wide, else its places."""
-    if VECTOR > 1:
-        return tl.sum(tl.reshape(tile, [tile.shape[0], tile.shape[1] // VECTOR, VECTOR]), 2)
-    else:
+def sum_in_thread(tile, VECTOR: tl.constexpr, PASSES: tl.constexpr = 1):
+    """Add what one thread holds: VECTOR neighbouring channels, in each of the PASSES that the threads make over
+    the tile's places; with VECTOR 1 all places of a channel."""
+    if VECTOR == 1:
         return tl.sum(tile, 0)
+    else:
+        places: tl.constexpr = tile.shape[0] // PASSES
+        by_vector = tl.sum(
+            tl.reshape(tile, [PASSES, places, tile.shape[1] // VECTOR, VECTOR]), 3
+        )
+        return tl.sum(by_vector, 0)
 
 
 @triton.jit
-def measure(new, old, SQUARES: tl.constexpr, VECTOR: tl.constexpr):
+def measure(new, old, SQUARES: tl.constexpr, VECTOR: tl.constexpr, PASSES: tl.constexpr = 1):
     """The columns without a motion term, for one tile of one frame."""
     diff = new - old
     sums = (
-        sum_in_thread(tl.abs(diff), VECTOR),
-        sum_in_thread(tl.abs(old), VECTOR),
-        sum_in_thread(tl.abs(new), VECTOR),
+        sum_in_thread(tl.abs(diff), VECTOR, PASSES),
+        sum_in_thread(tl.abs(old), VECTOR, PASSES),
+        sum_in_thread(tl.abs(new), VECTOR, PASSES),
     )
     if SQUARES:
         sums = sums + (
-            sum_in_thread(diff * diff, VECTOR),
-            sum_in_thread(old * old, VECTOR),
-            sum_in_thread(new * new, VECTOR),
-            sum_in_thread(new * old, VECTOR),
+            sum_in_thread(diff * diff, VECTOR, PASSES),
+            sum_in_thread(old * old, VECTOR, PASSES),
+            sum_in_thread(new * new, VECTOR, PASSES),
+            sum_in_thread(new * old, VECTOR, PASSES),
         )
     return sums
 
 
 @triton.jit
-def measure_motion(new, earlier, paired, VECTOR: tl.constexpr):
+def measure_motion(new, earlier, paired, VECTOR: tl.constexpr, PASSES: tl.constexpr = 1):
     """The two columns of one stride, 0 where no earlier frame is `paired` with this one."""
     return (
-        tl.where(paired, sum_in_thread(tl.abs(new - earlier), VECTOR), 0.0),
-        tl.where(paired, sum_in_thread(tl.abs(new) + tl.abs(earlier), VECTOR), 0.0),
+        tl.where(paired, sum_in_thread(tl.abs(new - earlier), VECTOR, PASSES), 0.0),
+        tl.where(paired, sum_in_thread(tl.abs(new) + tl.abs(earlier), VECTOR, PASSES), 0.0),
     )
 
 

@@ -44,9 +44,8 @@ def gated(y, gate, dtype: tl.constexpr):
 
 
 @triton.jit
-def load_cache(cache, at, mask, scale):
-    """A kept residual as float32; `scale` is that of its tokens in float8, None otherwise."""
-    stored = tl.load(cache + at, mask=mask, other=0)
+def kept(stored, scale):
+    """The values of a cache as float32; `scale` is that of its tokens in float8, None otherwise."""
     if scale is None:
         return stored.to(tl.float32)
     else:

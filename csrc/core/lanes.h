@@ -6,7 +6,7 @@
 
 #include "numeric.h"
 
-#if defined(__F16C__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #elif defined(__SSE2__)
 #include <emmintrin.h>
@@ -63,6 +63,54 @@ inline Lanes absolute(Lanes a) {
   return a;
 }
 
+// Between words and the lower part of their bits. Written out where the compiler would take vectors apart.
+inline WordRegister widen_bits(HalfRegister bits) {
+#if defined(__AVX512F__)
+  return bit_cast<WordRegister>(_mm512_cvtepu16_epi32(bit_cast<__m256i>(bits)));
+#elif defined(__AVX2__)
+  return bit_cast<WordRegister>(_mm256_cvtepu16_epi32(bit_cast<__m128i>(bits)));
+#else
+  return __builtin_convertvector(bits, WordRegister);
+#endif
+}
+
+inline WordRegister widen_bits(ByteRegister bits) {
+#if defined(__AVX512F__)
+  return bit_cast<WordRegister>(_mm512_cvtepu8_epi32(bit_cast<__m128i>(bits)));
+#elif defined(__AVX2__)
+  return bit_cast<WordRegister>(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(bit_cast<long long>(bits))));
+#else
+  return __builtin_convertvector(bits, WordRegister);
+#endif
+}
+
+// The words are smaller than 2^16, or 2^8.
+template <class Stored>
+inline Stored narrow_bits(WordRegister words) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(Stored) == 32)
+    return bit_cast<Stored>(_mm512_cvtepi32_epi16(bit_cast<__m512i>(words)));
+  else
+    return bit_cast<Stored>(_mm512_cvtepi32_epi8(bit_cast<__m512i>(words)));
+#elif defined(__AVX2__)
+  const __m256i all = bit_cast<__m256i>(words);
+  const __m128i halves = _mm_packus_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+  if constexpr (sizeof(Stored) == 16)
+    return bit_cast<Stored>(halves);
+  else
+    return bit_cast<Stored>(static_cast<long long>(_mm_cvtsi128_si64(_mm_packus_epi16(halves, halves))));
+#else
+  return __builtin_convertvector(words, Stored);
+#endif
+}
+
+// Some values in their storage format, and the floats that this storage holds.
+template <class Stored>
+struct RoundedRegister {
+  Stored stored;
+  FloatRegister value;
+};
+
 template <class T>
 struct Format;
 
@@ -70,18 +118,18 @@ template <>
 struct Format<float> {
   typedef FloatRegister Stored;
   static FloatRegister widen(Stored stored) { return stored; }
-  static Stored narrow(FloatRegister value) { return value; }
+  static RoundedRegister<Stored> round(FloatRegister value) { return {value, value}; }
 };
 
 template <>
 struct Format<bfloat16> {
   typedef HalfRegister Stored;
   static FloatRegister widen(Stored stored) {
-    return float_of_bfloat16_bits<FloatRegister>(__builtin_convertvector(stored, WordRegister));
+    return float_of_bfloat16_bits<FloatRegister>(widen_bits(stored));
   }
-  static Stored narrow(FloatRegister value) {
-    return __builtin_convertvector((bfloat16_bits_of_float<FloatRegister, WordRegister>(value)),
-                                   HalfRegister);
+  static RoundedRegister<Stored> round(FloatRegister value) {
+    const WordRegister bits = float_bits_rounded_to_bfloat16<FloatRegister, WordRegister>(value);
+    return {narrow_bits<Stored>(bits >> 16), bit_cast<FloatRegister>(bits & 0xffff0000u)};
   }
 };
 
@@ -94,18 +142,20 @@ struct Format<float16> {
 #elif defined(__AVX2__) && defined(__F16C__)
     return bit_cast<FloatRegister>(_mm256_cvtph_ps(bit_cast<__m128i>(stored)));
 #else
-    return float_of_float16_bits<FloatRegister>(__builtin_convertvector(stored, WordRegister));
+    return float_of_float16_bits<FloatRegister>(widen_bits(stored));
 #endif
   }
-  static Stored narrow(FloatRegister value) {
+  static RoundedRegister<Stored> round(FloatRegister value) {
 #if defined(__AVX512F__)
-    return bit_cast<Stored>(
+    const Stored stored = bit_cast<Stored>(
         _mm512_cvtps_ph(bit_cast<__m512>(value), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 #elif defined(__AVX2__) && defined(__F16C__)
-    return bit_cast<Stored>(_mm256_cvtps_ph(bit_cast<__m256>(value), _MM_FROUND_TO_NEAREST_INT));
+    const Stored stored =
+        bit_cast<Stored>(_mm256_cvtps_ph(bit_cast<__m256>(value), _MM_FROUND_TO_NEAREST_INT));
 #else
-    return __builtin_convertvector((float16_bits_of_float<FloatRegister, WordRegister>(value)), HalfRegister);
+    const Stored stored = narrow_bits<Stored>(float16_bits_of_float<FloatRegister, WordRegister>(value));
 #endif
+    return {stored, widen(stored)};
   }
 };
 
@@ -113,10 +163,11 @@ template <>
 struct Format<float8_e4m3> {
   typedef ByteRegister Stored;
   static FloatRegister widen(Stored stored) {
-    return float_of_float8_bits<FloatRegister>(__builtin_convertvector(stored, WordRegister));
+    return float_of_float8_bits<FloatRegister>(widen_bits(stored));
   }
-  static Stored narrow(FloatRegister value) {
-    return __builtin_convertvector((float8_bits_of_float<FloatRegister, WordRegister>(value)), ByteRegister);
+  static RoundedRegister<Stored> round(FloatRegister value) {
+    const Stored stored = narrow_bits<Stored>(float8_bits_of_float<FloatRegister, WordRegister>(value));
+    return {stored, widen(stored)};
   }
 };
 
@@ -189,11 +240,22 @@ inline Lanes widen(const StoredLanes<T>& stored) {
   return lanes;
 }
 
+// Values rounded to T, in both forms.
 template <class T>
-inline StoredLanes<T> narrow(const Lanes& lanes) {
+struct RoundedLanes {
   StoredLanes<T> stored;
-  for (int i = 0; i < registers; ++i) stored.part[i] = Format<T>::narrow(lanes.part[i]);
-  return stored;
+  Lanes value;
+};
+
+template <class T>
+inline RoundedLanes<T> round(const Lanes& lanes) {
+  RoundedLanes<T> rounded;
+  for (int i = 0; i < registers; ++i) {
+    const auto part = Format<T>::round(lanes.part[i]);
+    rounded.stored.part[i] = part.stored;
+    rounded.value.part[i] = part.value;
+  }
+  return rounded;
 }
 
 // The sum of the lanes, in the same order on every instruction set.

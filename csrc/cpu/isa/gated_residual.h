@@ -25,12 +25,13 @@ struct GatedToken {
         streaming(streaming) {}
 
   // Puts x_out, leaves it in `norm` too unless that is null, and gives r.
-  ADACACHE_INLINE StoredLanes<T> put(int64_t c, int64_t count, NormRow* norm) const {
-    StoredLanes<T> r = load_part(y + c, count);
-    if (gate) r = narrow<T>(multiply(widen(load_part(gate + c, count)), widen(r)));
-    const StoredLanes<T> sum = narrow<T>(add(widen(load_part(x + c, count)), widen(r)));
-    put_part(out + c, sum, count, streaming);
-    if (norm) norm->gather(c, widen(sum));
+  ADACACHE_INLINE RoundedLanes<T> put(int64_t c, int64_t count, NormRow* norm) const {
+    const StoredLanes<T> stored = load_part(y + c, count);
+    RoundedLanes<T> r{stored, widen(stored)};
+    if (gate) r = round<T>(multiply(widen(load_part(gate + c, count)), r.value));
+    const RoundedLanes<T> sum = round<T>(add(widen(load_part(x + c, count)), r.value));
+    put_part(out + c, sum.stored, count, streaming);
+    if (norm) norm->gather(c, sum.value);
     return r;
   }
 };
@@ -41,8 +42,9 @@ void gated_residual_tokens(const GatedResidual& p, const Norm* norm, const Token
   for (int64_t n = unit.first; n < unit.last; ++n) {
     const GatedToken<T> token(p, unit.row, x_row, n, unit.stream_out);
     NormRow row{unit.norm_row, {}};
-    for_each_sixteen(p.shape.channels,
-                     [&](int64_t c, int64_t count) { token.put(c, count, norm ? &row : nullptr); });
+    for_each_sixteen(p.shape.channels, [&](int64_t c, int64_t count) ADACACHE_INLINE_LAMBDA {
+      token.put(c, count, norm ? &row : nullptr);
+    });
     if (norm) put_norm<T>(row, *norm, p.shape, unit.row, n, unit.stream_norm);
   }
   if (unit.stream_out || unit.stream_norm) finish_streaming();

@@ -18,7 +18,8 @@ void gated_residual_meter(const GatedResidualMeter& p, const Norm* norm, const M
         [&](int64_t n) {
           row.sum = {};
           const GatedToken<T> token(p, unit.row, x_row, n, unit.stream_out);
-          return [token, gathered](int64_t c, int64_t count) { return token.put(c, count, gathered); };
+          return [token, gathered](int64_t c, int64_t count)
+                     ADACACHE_INLINE_LAMBDA { return token.put(c, count, gathered); };
         },
         [&](int64_t n) {
           if (norm) put_norm<T>(row, *norm, p.shape, unit.row, n, unit.stream_norm);

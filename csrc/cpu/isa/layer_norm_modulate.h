@@ -12,8 +12,9 @@ void layer_norm_modulate_tokens(const LayerNormModulate& p, const TokenUnit& uni
   for (int64_t n = unit.first; n < unit.last; ++n) {
     const T* x = token_of<T>(p.x, p.x_strides, x_row, n);
     NormRow row{unit.norm_row, {}};
-    for_each_sixteen(p.shape.channels,
-                     [&](int64_t c, int64_t count) { row.gather(c, widen(load_part(x + c, count))); });
+    for_each_sixteen(p.shape.channels, [&](int64_t c, int64_t count) ADACACHE_INLINE_LAMBDA {
+      row.gather(c, widen(load_part(x + c, count)));
+    });
     put_norm<T>(row, p.norm, p.shape, unit.row, n, unit.stream_norm);
   }
   if (unit.stream_out || unit.stream_norm) finish_streaming();

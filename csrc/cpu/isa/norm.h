@@ -42,13 +42,13 @@ void put_norm(const NormRow& row, const Norm& norm, const TokenShape& shape, int
   const T* shift = token_of<T>(norm.shift, batch_row, frame, place);
   const Lanes one = lanes_of(1);
   T* out = token_of<T>(norm.out, norm.out_strides, batch_row, token);
-  for_each_sixteen(channels, [&](int64_t c, int64_t count) {
+  for_each_sixteen(channels, [&](int64_t c, int64_t count) ADACACHE_INLINE_LAMBDA {
     Lanes value = (widen(load(row.values + c)) - means) * inverse_deviation;
     if (weight) value = value * widen(load_part(weight + c, count));
     if (bias) value = value + widen(load_part(bias + c, count));
     if (scale) value = value * (one + widen(load_part(scale + c, count)));
     if (shift) value = value + widen(load_part(shift + c, count));
-    put_part(out + c, narrow<T>(value), count, streaming);
+    put_part(out + c, round<T>(value).stored, count, streaming);
   });
 }
 

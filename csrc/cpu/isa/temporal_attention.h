@@ -96,7 +96,7 @@ void attend(const TemporalAttention& p, const AttentionScratch& scratch, int64_t
         for (int r = 0; r < product_rows; ++r) {
           if (r >= left) break;
           store_part(to + r * p.places * p.out_strides.token + d,
-                     narrow<T>(times(sums[r], inverse_sums[i + r])), count);
+                     round<T>(times(sums[r], inverse_sums[i + r])).stored, count);
         }
       });
     }

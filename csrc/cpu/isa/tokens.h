@@ -8,7 +8,9 @@
 namespace adacache::cpu {
 inline namespace ADACACHE_ISA {
 
-#define ADACACHE_INLINE inline __attribute__((always_inline))
+// Bodies of loops: outlined ones would pass their vectors through memory.
+#define ADACACHE_INLINE_LAMBDA __attribute__((always_inline))
+#define ADACACHE_INLINE inline ADACACHE_INLINE_LAMBDA
 
 template <class T>
 const T* token_of(const void* tensor, const TokenStrides& strides, int64_t row, int64_t token) {
