@@ -472,7 +472,7 @@ def _check_qkv(qkv: torch.Tensor) -> None:
     if dim > MAX_HEAD_DIM:
         raise ValueError(f"qkv: expected dim of at most {MAX_HEAD_DIM}, got {dim}")
     wanted = (heads * dim, dim, 1)
-    if any(
+    if qkv.numel() and any(
         size > 1 and stride != want
         for size, stride, want in zip(qkv.shape[2:], qkv.stride()[2:], wanted, strict=True)
     ):
