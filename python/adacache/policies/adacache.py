@@ -188,8 +188,8 @@ class AdaCacheSchedule:
         first, last = (1, num_steps) if motion is None else motion.steps(num_steps)
         self._rule: dict[str, Any] = {
             "num_steps": num_steps,
-            "thresholds": torch.tensor(list(policy.codebook), dtype=torch.float64, device=device),
-            "rates": torch.tensor(list(policy.codebook.values()), dtype=torch.float64, device=device),
+            "thresholds": _sent(list(policy.codebook), device),
+            "rates": _sent(list(policy.codebook.values()), device),
             "metric": policy.metric,
             "rule": policy.rule,
             "window": (first, last),
@@ -242,6 +242,11 @@ class AdaCacheSchedule:
             record["nonfinite"] = [bool(flag) for flag in record["nonfinite"]]
             records.append(record)
         return records
+
+
+def _sent(values: Sequence[float], device: torch.device) -> Tensor:
+    """A float64 tensor that reaches the device on its own: one made there would make the host wait."""
+    return torch.tensor(values, dtype=torch.float64).to(device, non_blocking=True)
 
 
 class _HostCopy:
