@@ -26,6 +26,8 @@ OPS = (
     "gated_residual_norm",
     "gated_residual_norm_meter",
     "decide",
+    "fused_qk_norm_rope",
+    "temporal_attention",
 )
 DEVICES = ("cpu", "cuda")
 

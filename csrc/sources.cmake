@@ -2,6 +2,7 @@
 set(ADACACHE_CPU_SOURCES
     csrc/cpu/extrapolate_residual.cpp
     csrc/cpu/fresh_memory.cpp
+    csrc/cpu/fused_qk_norm_rope.cpp
     csrc/cpu/gated_residual.cpp
     csrc/cpu/gated_residual_meter.cpp
     csrc/cpu/gated_residual_norm.cpp
@@ -12,13 +13,20 @@ set(ADACACHE_CPU_SOURCES
     csrc/cpu/residual_meter.cpp
     csrc/cpu/reuse_residual.cpp
     csrc/cpu/stack_residual_meter.cpp
+    csrc/cpu/temporal_attention.cpp
     csrc/torch/register_cpu.cpp)
 set(ADACACHE_ENGINE_SOURCES csrc/engine/engine.cpp)
 set(ADACACHE_CUDA_SOURCES
     csrc/cuda/decide.cu
+    csrc/cuda/extrapolate_residual.cu
+    csrc/cuda/gated_residual.cu
     csrc/cuda/gated_residual_meter.cu
+    csrc/cuda/gated_residual_norm.cu
+    csrc/cuda/gated_residual_norm_meter.cu
+    csrc/cuda/layer_norm_modulate.cu
     csrc/cuda/residual_meter.cu
     csrc/cuda/reuse_residual.cu
+    csrc/cuda/stack_residual_meter.cu
     csrc/cuda/video_sums.cu
     csrc/torch/register_cuda.cpp)
 

@@ -1,12 +1,13 @@
 // What the device bodies do together as a block, and how the sums of threads become the sums of a video.
 //
-// A Block gives thread(), threads() (a multiple of 32), index(), barrier(), shuffle_down(value, distance)
-// within each 32 threads, and shared(), memory of the block. On the GPU these are CUDA's own; the tests run a
-// block as host threads.
+// A Block gives thread(), threads() (a multiple of 32), index(), barrier(), shared() (memory of the block),
+// and within each 32 threads shuffle_down(value, distance) and warp_largest(value). On the GPU these are
+// CUDA's own; the tests run a block on the host.
 #pragma once
 
 #include "decide.h"
 #include "meter.h"
+#include "walk.h"
 
 namespace adacache {
 
@@ -14,87 +15,209 @@ constexpr int warp_threads = 32;
 
 inline namespace ADACACHE_ISA {
 
-// Bytes of shared memory that a meter's block needs: motion sums of each thread, then column sums of each
-// warp.
-ADACACHE_HD int64_t meter_shared_bytes(int threads, const MotionStrides& motion) {
-  return int64_t{2} * motion.count * threads * 4 + int64_t{threads / warp_threads} * sum_columns(motion) * 8;
+// Where the parts of a meter's shared memory begin, in bytes.
+struct SharedLayout {
+  int motion_sums;  // float [2 * strides, threads]; the history of r comes first
+  int warp_sums;    // double [warps, columns]
+  int exchange;     // of BlockReduction
+  int bytes;
+};
+
+// Of BlockReduction.
+ADACACHE_HD int exchange_bytes(int threads) { return threads / warp_threads * 4 * 4; }
+
+// vector_bytes: of what one thread keeps of one frame.
+ADACACHE_HD SharedLayout shared_layout(int threads, int history, int vector_bytes,
+                                       const MotionStrides& motion) {
+  const int warps = threads / warp_threads;
+  SharedLayout layout{};
+  layout.motion_sums = history * threads * vector_bytes;
+  layout.warp_sums = layout.motion_sums + 2 * motion.count * threads * 4;
+  layout.exchange = layout.warp_sums + warps * sum_columns(motion) * 8;
+  layout.bytes = layout.exchange + exchange_bytes(threads);
+  return layout;
 }
 
-// Sums `value` over each warp, in a fixed order; the result is thread 0's.
-template <class Block>
-ADACACHE_HD double warp_sum(Block& block, double value) {
+// Sums `value` over each warp, in a fixed order; the result is the first thread's.
+template <class Block, class Value>
+ADACACHE_HD Value warp_sum(Block& block, Value value) {
   for (int distance = warp_threads / 2; distance > 0; distance /= 2)
     value += block.shuffle_down(value, distance);
   return value;
 }
 
-// One thread's sums: the elementwise ones in registers, the motion sums in shared memory, because their
-// number is only known at run time and registers cannot be indexed.
-template <bool all_columns, class Block>
+// Sums and maxima over a block, for all of its threads. Uses alternate between two places in shared memory,
+// so that one barrier a time is enough: who writes a place again has passed the barrier that its last readers
+// have reached after reading.
+template <class Block>
+class BlockReduction {
+ public:
+  ADACACHE_HD BlockReduction(Block& block, void* exchange)
+      : block_(block), exchange_(static_cast<uint32_t*>(exchange)) {}
+
+  ADACACHE_HD float sum(float value) {
+    uint32_t* exchange = next();
+    value = warp_sum(block_, value);
+    if (first()) exchange[warp()] = bit_cast<uint32_t>(value);
+    block_.barrier();
+    return total(exchange);
+  }
+
+  // Of the bits of floats that are not negative, whose order is that of the numbers, NaN last.
+  ADACACHE_HD uint32_t largest(uint32_t value) {
+    uint32_t* exchange = next();
+    value = block_.warp_largest(value);
+    if (first()) exchange[warp()] = value;
+    block_.barrier();
+    return largest_of(exchange);
+  }
+
+  ADACACHE_HD void sum_and_largest(float& value, uint32_t& largest) {
+    uint32_t* exchange = next();
+    value = warp_sum(block_, value);
+    largest = block_.warp_largest(largest);
+    if (first()) {
+      exchange[warp()] = bit_cast<uint32_t>(value);
+      exchange[warps() + warp()] = largest;
+    }
+    block_.barrier();
+    value = total(exchange);
+    largest = largest_of(exchange + warps());
+  }
+
+ private:
+  ADACACHE_HD int warps() const { return block_.threads() / warp_threads; }
+  ADACACHE_HD int warp() const { return block_.thread() / warp_threads; }
+  ADACACHE_HD bool first() const { return block_.thread() % warp_threads == 0; }
+  ADACACHE_HD uint32_t* next() {
+    second_ = !second_;
+    return exchange_ + (second_ ? 2 * warps() : 0);
+  }
+  ADACACHE_HD float total(const uint32_t* exchange) const {
+    float sum = bit_cast<float>(exchange[0]);
+    for (int w = 1; w < warps(); ++w) sum += bit_cast<float>(exchange[w]);
+    return sum;
+  }
+  ADACACHE_HD uint32_t largest_of(const uint32_t* exchange) const {
+    uint32_t largest = exchange[0];
+    for (int w = 1; w < warps(); ++w) largest = exchange[w] > largest ? exchange[w] : largest;
+    return largest;
+  }
+
+  Block& block_;
+  uint32_t* exchange_;
+  bool second_ = false;
+};
+
+// One thread's sums over the tokens that it meets, frame by frame: the elementwise ones in registers, the
+// motion sums in shared memory, because their number is only known at run time and registers cannot be
+// indexed. There the thread also keeps r of the frames before, so that motion costs no pass over memory.
+template <bool all_columns, class Values, int width, int vectors, class Block>
 class ThreadSums {
  public:
-  ADACACHE_HD ThreadSums(Block& block, const MotionStrides& motion, int64_t frames)
-      : block_(block), motion_(motion), frames_(frames), motion_sums_(static_cast<float*>(block.shared())) {
+  ADACACHE_HD ThreadSums(Block& block, const MotionStrides& motion, int history, int frames)
+      : block_(block),
+        motion_(motion),
+        frames_(frames),
+        depth_(history),
+        shared_(static_cast<char*>(block.shared())),
+        layout_(shared_layout(block.threads(), history, vectors * sizeof(Values), motion)) {
     for (int i = 0; i < 2 * motion.count; ++i) motion_sum(i) = 0;
   }
 
-  ADACACHE_HD void measure(float new_value, float old_value) { meter_.measure(new_value, old_value); }
+  ADACACHE_HD void* exchange() const { return shared_ + layout_.exchange; }
 
-  // After the elements of a frame.
-  ADACACHE_HD void finish_frame(int64_t frame) {
-    const float frame_abs = meter_.sums[abs_new];
-    meter_.sums[abs_new] = 0;
-    abs_new_ += frame_abs;
-    for (int i = 0; i < motion_.count; ++i)
-      if (const int weight = motion_weight(frame, frames_, motion_.stride[i]))
-        motion_sum(2 * i + 1) += weight * frame_abs;
+  ADACACHE_HD void measure(float new_value, float old_value) { frame_sums_.measure(new_value, old_value); }
+
+  // The motion between r, a vector of the frame at hand, and other frames: against the frames before it where
+  // the history reaches far enough, else against later ones, whose r `ahead(stride)` works out again.
+  template <class Ahead>
+  ADACACHE_HD void measure_motion(int frame, int vector, const Values& r, const Ahead& ahead) {
+    for (int i = 0; i < motion_.count; ++i) {
+      const int stride = motion_.stride[i];
+      const bool before = stride <= depth_;
+      if (before ? frame < stride : frame + stride >= frames_) continue;
+      const Values other = before ? *kept(stride, vector) : ahead(stride);
+      float differences[width];
+      ADACACHE_UNROLL
+      for (int c = 0; c < width; ++c) differences[c] = absolute(r.get(c) - other.get(c));
+      motion_sum(2 * i) += sum_of(differences);
+    }
+    remember(vector, r);
   }
 
-  // current: r of this frame. earlier(stride): r of that many frames before.
-  template <int width, class Values, class Earlier>
-  ADACACHE_HD void gather_motion(int64_t frame, const Values& current, const Earlier& earlier) {
-    for (int i = 0; i < motion_.count; ++i) {
-      if (frame < motion_.stride[i]) continue;
-      const Values before = earlier(motion_.stride[i]);
-      float difference = 0;
-      for (int c = 0; c < width; ++c) difference += absolute(current.get(c) - before.get(c));
-      motion_sum(2 * i) += difference;
+  ADACACHE_HD void remember(int vector, const Values& r) {
+    if (depth_ > 0) *kept(0, vector) = r;
+  }
+
+  ADACACHE_HD void next_frame_of_history() { slot_ = slot_ + 1 < depth_ ? slot_ + 1 : 0; }
+
+  // After the elements of a frame. Short sums first, then sums of sums: float32 loses less.
+  ADACACHE_HD void finish_frame(int frame) {
+    for (int i = 0; i < motion_.count; ++i)
+      if (const int weight = motion_weight(frame, frames_, motion_.stride[i]))
+        motion_sum(2 * i + 1) += weight * frame_sums_.sums[abs_new];
+    ADACACHE_UNROLL
+    for (int column = 0; column < columns; ++column) {
+      sums_[column] += frame_sums_.sums[column];
+      frame_sums_.sums[column] = 0;
     }
+    next_frame_of_history();
+  }
+
+  ADACACHE_HD void poison() {
+    ADACACHE_UNROLL
+    for (int column = 0; column < columns; ++column) sums_[column] = static_cast<float>(not_a_number());
+    for (int i = 0; i < 2 * motion_.count; ++i) motion_sum(i) = static_cast<float>(not_a_number());
   }
 
   // Leaves the block's sums at partials[column * distance].
   ADACACHE_HD void finish(double* partials, int64_t distance) {
-    const int columns = sum_columns(motion_);
+    const int all = sum_columns(motion_);
     const int warp = block_.thread() / warp_threads;
     const bool first = block_.thread() % warp_threads == 0;
-    double* warp_sums = reinterpret_cast<double*>(motion_sums_ + 2 * motion_.count * block_.threads());
-    for (int column = 0; column < first_motion_column; ++column) {
-      if (column >= sq_diff && !all_columns) break;
-      const double sum = warp_sum(block_, column == abs_new ? abs_new_ : meter_.sums[column]);
-      if (first) warp_sums[warp * columns + column] = sum;
+    double* warp_sums = reinterpret_cast<double*>(shared_ + layout_.warp_sums);
+    ADACACHE_UNROLL
+    for (int column = 0; column < columns; ++column) {
+      const double sum = warp_sum(block_, static_cast<double>(sums_[column]));
+      if (first) warp_sums[warp * all + column] = sum;
     }
     for (int i = 0; i < 2 * motion_.count; ++i) {
-      const double sum = warp_sum(block_, motion_sum(i));
-      if (first) warp_sums[warp * columns + first_motion_column + i] = sum;
+      const double sum = warp_sum(block_, static_cast<double>(motion_sum(i)));
+      if (first) warp_sums[warp * all + first_motion_column + i] = sum;
     }
     block_.barrier();
     const int column = block_.thread();
-    if (column < columns && measured(column, all_columns)) {
+    if (column < all && measured(column, all_columns)) {
       double sum = 0;
-      for (int w = 0; w < block_.threads() / warp_threads; ++w) sum += warp_sums[w * columns + column];
+      for (int w = 0; w < block_.threads() / warp_threads; ++w) sum += warp_sums[w * all + column];
       partials[column * distance] = sum;
     }
   }
 
  private:
-  ADACACHE_HD float& motion_sum(int i) { return motion_sums_[i * block_.threads() + block_.thread()]; }
+  static constexpr int columns = all_columns ? first_motion_column : sq_diff;
+
+  ADACACHE_HD float& motion_sum(int i) const {
+    return reinterpret_cast<float*>(shared_ + layout_.motion_sums)[i * block_.threads() + block_.thread()];
+  }
+
+  // Where this thread keeps r of `stride` frames before the one at hand.
+  ADACACHE_HD Values* kept(int stride, int vector) const {
+    const int slot = slot_ - stride + (stride > slot_ ? depth_ : 0);
+    return reinterpret_cast<Values*>(shared_) + (slot * vectors + vector) * block_.threads() +
+           block_.thread();
+  }
 
   Block& block_;
   const MotionStrides& motion_;
-  int64_t frames_;
-  float* motion_sums_;
-  Meter<float, all_columns> meter_;  // its abs_new is the current frame's
-  float abs_new_ = 0;
+  int frames_;
+  int depth_;
+  int slot_ = 0;
+  char* shared_;
+  SharedLayout layout_;
+  Meter<float, all_columns> frame_sums_;
+  float sums_[columns] = {};
 };
 
 // The columns of all blocks' sums, [rows, columns, blocks_per_row], become sums [num_videos, columns]: one
@@ -138,4 +261,34 @@ ADACACHE_HD void video_sums_body(Block& block, const VideoSums& p) {
 }
 
 }  // namespace ADACACHE_ISA
+
+// Enough threads for several rounds of full multiprocessors on any GPU.
+constexpr int64_t enough_threads = int64_t{1} << 18;
+
+// Frames that fit the shared memory beside the motion sums, out of the 48 KB that every launch may have.
+inline int history_that_fits(const MotionStrides& motion, int threads, int vector_bytes) {
+  const int room = 47 * 1024 - shared_layout(threads, 0, vector_bytes, motion).bytes;
+  const int limit = (room < 32 * 1024 ? room : 32 * 1024) / (threads * vector_bytes);
+  int depth = 0;
+  for (int i = 0; i < motion.count; ++i)
+    if (motion.stride[i] <= limit && motion.stride[i] > depth) depth = motion.stride[i];
+  return depth;
+}
+
+// Divides a row's frames into segments for blocks of their own where the places alone would not fill a GPU. A
+// segment starts by working out r of the frames in its history, hence it is several times as long.
+inline void divide_frames(Plan& plan, int64_t rows, int64_t frames, int64_t blocks_per_segment,
+                          bool divisible) {
+  plan.blocks_per_segment = blocks_per_segment;
+  if (rows == 0 || frames == 0 || blocks_per_segment == 0) return;
+  const int64_t wanted = (enough_threads - 1) / (rows * blocks_per_segment * plan.threads) + 1;
+  const int64_t shortest = 4 * (plan.history > 1 ? plan.history : 1);
+  const int64_t most = divisible && frames > shortest ? frames / shortest : 1;
+  const int64_t segments = wanted < most ? wanted : most;
+  plan.per_segment = static_cast<int>((frames + segments - 1) / segments);
+  plan.segments = (frames + plan.per_segment - 1) / plan.per_segment;
+  plan.blocks_per_row = plan.segments * blocks_per_segment;
+  plan.blocks = rows * plan.blocks_per_row;
+}
+
 }  // namespace adacache

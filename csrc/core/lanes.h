@@ -178,10 +178,12 @@ struct StoredLanes {
   typename Format<T>::Stored part[registers];
 };
 
+// Register by register: a copy as a whole may be made in narrower pieces, for which the reader then waits.
 template <class T>
 inline StoredLanes<T> load(const T* from) {
   StoredLanes<T> stored;
-  memcpy(&stored, from, sizeof(stored));
+  for (int i = 0; i < registers; ++i)
+    memcpy(&stored.part[i], from + i * register_lanes, sizeof(stored.part[i]));
   return stored;
 }
 
@@ -195,7 +197,8 @@ inline StoredLanes<T> load(const T* from, int64_t count) {
 
 template <class T>
 inline void store(T* to, const StoredLanes<T>& stored) {
-  memcpy(to, &stored, sizeof(stored));
+  for (int i = 0; i < registers; ++i)
+    memcpy(to + i * register_lanes, &stored.part[i], sizeof(stored.part[i]));
 }
 
 template <class T>

@@ -4,8 +4,16 @@
 #if !defined(__CUDA_ARCH__)
 #include <cassert>
 #endif
+#include <type_traits>
 
 #include "numeric.h"
+
+// For loops over registers, which only constants can index.
+#if defined(__CUDACC__)
+#define ADACACHE_UNROLL _Pragma("unroll")
+#else
+#define ADACACHE_UNROLL
+#endif
 
 namespace adacache {
 inline namespace ADACACHE_ISA {
@@ -14,6 +22,8 @@ template <class T, int width>
 struct Packed {
   static constexpr int bytes = sizeof(T) * width;
   static constexpr int alignment = bytes < 16 ? bytes : 16;
+  static constexpr int per_word = 4 / sizeof(T);
+  static_assert(bytes % 4 == 0, "whole words");
   // Words, so that the compiler sees one 16-byte access and not eight of two bytes.
   struct alignas(alignment) Words {
     uint32_t word[bytes / 4];
@@ -39,24 +49,70 @@ struct Packed {
 #endif
   }
 
-  ADACACHE_HD float get(int i) const {
+  // The first `count` elements, wherever they lie; the others are 0 and so add nothing to any sum.
+  static ADACACHE_HD Packed load(const T* from, int count) {
+    float values[width];
+    ADACACHE_UNROLL
+    for (int i = 0; i < width; ++i) values[i] = i < count ? to_float(from[i]) : 0.0f;
+    return of(values);
+  }
+
+  ADACACHE_HD void store(T* to, int count) const {
+    ADACACHE_UNROLL
+    for (int i = 0; i < width; ++i)
+      if (i < count) to[i] = element(i);
+  }
+
+  ADACACHE_HD float get(int i) const { return to_float(element(i)); }
+
+  // Rounded to T.
+  static ADACACHE_HD Packed of(const float (&values)[width]) {
+    Packed packed;
+    ADACACHE_UNROLL
+    for (int i = 0; i < bytes / 4; ++i) packed.words.word[i] = word_of(values + i * per_word);
+    return packed;
+  }
+
+ private:
+  ADACACHE_HD T element(int i) const {
     if constexpr (sizeof(T) == 4) {
-      return bit_cast<float>(words.word[i]);
+      return bit_cast<T>(words.word[i]);
     } else {
-      return to_float(T{static_cast<uint16_t>(words.word[i / 2] >> (i % 2 * 16))});
+      using Bits = decltype(T::bits);
+      return T{static_cast<Bits>(words.word[i / per_word] >> (i % per_word * 8 * sizeof(T)))};
     }
   }
 
-  ADACACHE_HD void set(int i, float value) {
-    T stored;
-    from_float(value, stored);
-    if constexpr (sizeof(T) == 4) {
-      words.word[i] = bit_cast<uint32_t>(stored);
-    } else if (i % 2 == 0) {
-      words.word[i / 2] = stored.bits;
-    } else {
-      words.word[i / 2] |= static_cast<uint32_t>(stored.bits) << 16;
+  static ADACACHE_HD uint32_t word_of(const float* values) {
+#if defined(__CUDA_ARCH__)
+    uint32_t word;
+    if constexpr (std::is_same_v<T, bfloat16>) {
+      asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(values[1]), "f"(values[0]));
+      return word;
+    } else if constexpr (std::is_same_v<T, float16>) {
+      asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(values[1]), "f"(values[0]));
+      return word;
     }
+#if __CUDA_ARCH__ >= 890
+    if constexpr (std::is_same_v<T, float8_e4m3>) {
+      uint16_t low, high;
+      asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(low) : "f"(values[1]), "f"(values[0]));
+      asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(high) : "f"(values[3]), "f"(values[2]));
+      return low | static_cast<uint32_t>(high) << 16;
+    }
+#endif
+#endif
+    uint32_t result = 0;
+    ADACACHE_UNROLL
+    for (int i = 0; i < per_word; ++i) {
+      T stored;
+      from_float(values[i], stored);
+      if constexpr (sizeof(T) == 4)
+        result = bit_cast<uint32_t>(stored);
+      else
+        result |= static_cast<uint32_t>(stored.bits) << (i * 8 * sizeof(T));
+    }
+    return result;
   }
 };
 
@@ -68,20 +124,39 @@ struct Packed<T, 1> {
   static ADACACHE_HD Packed load(const T* from) { return {*from}; }
   ADACACHE_HD void store(T* to) const { *to = element; }
   ADACACHE_HD float get(int) const { return to_float(element); }
-  ADACACHE_HD void set(int, float value) { from_float(value, element); }
+  static ADACACHE_HD Packed of(const float (&values)[1]) {
+    Packed packed;
+    from_float(values[0], packed.element);
+    return packed;
+  }
 };
 
 // Elements per 16-byte access.
 template <class T>
 constexpr int vector_width = 16 / sizeof(T);
 
+// Sums in a fixed order that does not wait for one addition after the other.
+template <int width>
+ADACACHE_HD float sum_of(const float (&values)[width]) {
+  float sums[width];
+  ADACACHE_UNROLL
+  for (int i = 0; i < width; ++i) sums[i] = values[i];
+  ADACACHE_UNROLL
+  for (int half = width / 2; half > 0; half /= 2) ADACACHE_UNROLL
+  for (int i = 0; i < half; ++i) sums[i] += sums[i + half];
+  return sums[0];
+}
+
 }  // namespace ADACACHE_ISA
 
-// Whether every access of `width` elements at this pointer and these strides starts at a multiple of 16
-// bytes.
+inline int vector_width_of(DType dtype) { return static_cast<int>(16 / bytes_of(dtype)); }
+
+// Whether every access of `width` elements at this pointer and these strides may be one of a whole vector.
 template <class... Strides>
-bool vectors_are_aligned(const void* data, int width, Strides... strides) {
-  return reinterpret_cast<uintptr_t>(data) % 16 == 0 && ((strides % width == 0) && ...);
+bool vectors_are_aligned(const void* data, DType dtype, int width, Strides... strides) {
+  const int64_t bytes = width * bytes_of(dtype);
+  const int64_t alignment = bytes < 16 ? bytes : 16;
+  return reinterpret_cast<uintptr_t>(data) % alignment == 0 && ((strides % width == 0) && ...);
 }
 
 }  // namespace adacache

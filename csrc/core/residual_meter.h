@@ -1,7 +1,8 @@
 // The sums between two residuals that the caller holds: parameters and device body.
 #pragma once
 
-#include "gated_residual_meter.h"
+#include "elementwise.h"
+#include "meter_walk.h"
 
 namespace adacache {
 
@@ -17,55 +18,73 @@ struct ResidualMeter {
 
 inline namespace ADACACHE_ISA {
 
-// Threads and partials as in gated_residual_meter_body.
-template <class T, int width, bool all_columns, class Block>
-ADACACHE_HD void residual_meter_body(Block& block, const ResidualMeter& p, double* partials) {
+// r as it lies in memory; nothing is written.
+template <class T, int width_>
+class PairSource {
+ public:
+  using Element = T;
+  static constexpr int width = width_;
   using Values = Packed<T, width>;
-  const int64_t vectors = p.shape.channels / width;
-  const int64_t blocks_per_row = meter_blocks_per_row(p.shape, width, block.threads());
-  const int64_t row = block.index() / blocks_per_row;
-  const int64_t block_of_row = block.index() % blocks_per_row;
-  const int64_t item = block_of_row * block.threads() + block.thread();
-  const int64_t frames = p.shape.frames;
-  ThreadSums<all_columns, Block> sums(block, p.motion, frames);
+  using Loaded = Values;
 
-  if (item < p.shape.places * vectors) {
-    const int64_t place = item / vectors;
-    const int64_t channel = item % vectors * width;
-    const T* residual = static_cast<const T*>(p.residual) + row * p.residual_strides.batch +
-                        place * p.residual_strides.token + channel;
-    const T* old =
-        static_cast<const T*>(p.old) + row * p.old_strides.batch + place * p.old_strides.token + channel;
-    const int64_t residual_frame = p.residual_strides.token * p.shape.places;
-    Values next_r = Values::load(residual);
-    Values next_old = Values::load(old);
-    Values previous{};
-    for (int64_t frame = 0; frame < frames; ++frame) {
-      const Values r = next_r;
-      const Values current_old = next_old;
-      if (frame + 1 < frames) {
-        old += p.old_strides.token * p.shape.places;
-        next_r = Values::load(residual + residual_frame);
-        next_old = Values::load(old);
-      }
-      for (int c = 0; c < width; ++c) sums.measure(r.get(c), current_old.get(c));
-      sums.finish_frame(frame);
-      sums.template gather_motion<width>(frame, r, [&](int stride) {
-        return stride == 1 ? previous : Values::load(residual - stride * residual_frame);
-      });
-      previous = r;
-      residual += residual_frame;
-    }
+  ADACACHE_HD PairSource(const ResidualMeter& p, const Steps& steps, const Walk& walk, int64_t channel)
+      : r_(static_cast<const T*>(p.residual), p.residual_strides, walk.row, walk, channel, steps.x) {}
+
+  static ADACACHE_HD bool readable(const ResidualMeter&, int64_t) { return true; }
+  static ADACACHE_HD void poison(const ResidualMeter&, const Steps&, const Walk&, int64_t, int) {}
+  ADACACHE_HD Loaded load(int64_t steps, int64_t offset, int) const {
+    return Values::load(r_.ahead(steps, offset));
   }
-  sums.finish(partials + row * sum_columns(p.motion) * blocks_per_row + block_of_row, blocks_per_row);
+  ADACACHE_HD Values load_gate(int64_t, int) const { return {}; }
+  ADACACHE_HD Values residual(const Loaded& loaded, const Values&) const { return loaded; }
+  ADACACHE_HD Values residual_at(int64_t steps, int64_t offset, int count) const {
+    return load(steps, offset, count);
+  }
+  ADACACHE_HD Values result(const Loaded& loaded, const Values&) const { return loaded; }
+  ADACACHE_HD void store_result(const Values&, int64_t, int) const {}
+  ADACACHE_HD void advance() { r_.advance(); }
+
+ private:
+  Cursor<const T> r_;
+};
+
+template <class T, int width>
+class OldVectors {
+ public:
+  ADACACHE_HD OldVectors(const ResidualMeter& p, const Steps& steps, const Walk& walk, int64_t channel)
+      : at_(static_cast<const T*>(p.old), p.old_strides, walk.row, walk, channel, steps.residual) {}
+
+  static ADACACHE_HD bool readable(const ResidualMeter&, int64_t) { return true; }
+  ADACACHE_HD Packed<T, width> load(int64_t steps) const {
+    return Packed<T, width>::load(at_.ahead(steps, 0));
+  }
+  ADACACHE_HD void store(const Packed<T, width>&) const {}
+  ADACACHE_HD void advance() { at_.advance(); }
+
+ private:
+  Cursor<const T> at_;
+};
+
+template <class T, int width, bool all_columns, class Block>
+ADACACHE_HD void residual_meter_body(Block& block, const ResidualMeter& p, const Plan& plan,
+                                     double* partials) {
+  meter_walk<PairSource<T, width>, OldVectors<T, width>, all_columns>(block, p, plan, partials);
 }
 
 }  // namespace ADACACHE_ISA
 
 inline bool vectors_fit(const ResidualMeter& p, int width) {
   return p.shape.channels % width == 0 &&
-         vectors_are_aligned(p.residual, width, p.residual_strides.batch, p.residual_strides.token) &&
-         vectors_are_aligned(p.old, width, p.old_strides.batch, p.old_strides.token);
+         vectors_are_aligned(p.residual, p.residual_strides, p.dtype, width) &&
+         vectors_are_aligned(p.old, p.old_strides, p.dtype, width);
+}
+
+inline Plan plan_of(const ResidualMeter& p, int threads) {
+  const int wide = vector_width_of(p.dtype);
+  Plan plan = plan_meter_walk(p, vectors_fit(p, wide) ? wide : 1, /*divisible=*/true, threads);
+  plan.steps.x = step_of(p.residual_strides, p.shape, /*along_frames=*/true);
+  plan.steps.residual = step_of(p.old_strides, p.shape, /*along_frames=*/true);
+  return plan;
 }
 
 }  // namespace adacache

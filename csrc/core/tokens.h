@@ -21,8 +21,8 @@ struct TokenShape {
   int64_t channels;
 };
 
-// A gate, shift or scale: one for all tokens of a row, for each frame, or for each token. Strides in elements,
-// 0 where it is shared.
+// A gate, shift or scale: one for all tokens of a row, for each frame, or for each token. Strides in
+// elements, 0 where it is shared.
 struct Modulator {
   const void* data;  // null: absent (a gate of 1, a shift or scale of 0)
   int64_t batch, frame, place;
@@ -66,8 +66,8 @@ ADACACHE_HD int64_t row_of(const RowIndex& rows, int64_t row) {
 // The largest number of float8 e4m3.
 constexpr float float8_largest = 448.0f;
 
-// A token's scale and what its values are multiplied by before they are rounded to float8. A token of (nearly)
-// nothing has scale 1, since 448 / largest would overflow; one that holds NaN has scale NaN.
+// A token's scale and what its values are multiplied by before they are rounded to float8. A token of
+// (nearly) nothing has scale 1, since 448 / largest would overflow; one that holds NaN has scale NaN.
 constexpr float float8_negligible = 7.8886090522101181e-31f;  // 2^-100
 
 ADACACHE_HD float float8_scale(float largest) {

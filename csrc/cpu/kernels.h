@@ -8,6 +8,7 @@
 #include "../core/residual_meter.h"
 #include "../core/reuse_residual.h"
 #include "../core/stack_residual_meter.h"
+#include "attention.h"
 
 namespace adacache::cpu {
 
@@ -41,6 +42,8 @@ struct Kernels {
   void (*reuse_residual)(const ReuseResidual&, bool reuse, const TokenUnit&);
   void (*extrapolate_residual)(const ExtrapolateResidual&, const float* coefficients, const TokenUnit&);
   void (*layer_norm_modulate)(const LayerNormModulate&, const TokenUnit&);
+  void (*fused_qk_norm_rope)(const FusedQkNormRope&, const AttentionUnit&);
+  void (*temporal_attention)(const TemporalAttention&, const AttentionUnit&);
 };
 
 extern const Kernels baseline_kernels;

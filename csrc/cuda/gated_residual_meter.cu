@@ -1,35 +1,47 @@
 // gated_residual_meter on CUDA.
-#include "block.cuh"
+#include "meter.cuh"
 
 namespace adacache::cuda {
 
 template <class T, int width, bool all_columns>
-__global__ void __launch_bounds__(block_threads, all_columns ? blocks_per_multiprocessor_all_columns
-                                                             : blocks_per_multiprocessor)
-gated_residual_meter(const __grid_constant__ GatedResidualMeter p, double* partials) {
-  DeviceBlock block;
-  gated_residual_meter_body<T, width, all_columns>(block, p, partials);
+__global__ void __launch_bounds__(block_threads, walk_blocks(all_columns)) gated_residual_meter(
+    const __grid_constant__ GatedResidualMeter p, const __grid_constant__ Plan plan, double* partials) {
+  DeviceBlock<block_threads> block;
+  if (block.index() < plan.blocks) gated_residual_meter_body<T, width, all_columns>(block, p, plan, partials);
 }
 
-MeterLaunch plan(const GatedResidualMeter& p) { return plan_meter(p); }
+template <class T, int vectors>
+__global__ void __launch_bounds__(most_threads_of_token(vectors), token_blocks(vectors))
+gated_residual_meter_float8(const __grid_constant__ GatedResidualMeter p, const __grid_constant__ Plan plan,
+                            double* partials) {
+  DeviceBlock<0> block;
+  if (block.index() < plan.blocks) gated_residual_meter_float8_body<T, vectors>(block, p, plan, partials);
+}
 
-cudaError_t gated_residual_meter(const GatedResidualMeter& p, const MeterLaunch& launch, double* workspace,
-                                 const int32_t* video_of_row, int64_t num_videos, double* sums,
-                                 cudaStream_t stream) {
-  if (launch.blocks > 0) {
-    dispatch(p.dtype, [&](auto element) {
-      using T = decltype(element);
-      constexpr int wide = vector_width<T>;
+int64_t workspace_elements(const GatedResidualMeter& p) {
+  return plan_of(p, block_threads).blocks * sum_columns(p.motion);
+}
+
+cudaError_t gated_residual_meter(const GatedResidualMeter& p, const MeterSums& sums, cudaStream_t stream) {
+  const Plan plan = plan_of(p, block_threads);
+  cudaError_t error = cudaSuccess;
+  dispatch(p.dtype, [&](auto element) {
+    using T = decltype(element);
+    if (p.residual.dtype == DType::float8_e4m3) {
+      error = with_vectors(plan, [&](auto vectors) {
+        return launch(gated_residual_meter_float8<T, vectors>, plan, token_meter_shared_bytes(plan, p.motion),
+                      stream, p, plan, sums.workspace);
+      });
+    } else {
       // Single elements are the exception: one kernel for them measures all columns.
-      const auto kernel = launch.width == 1 ? gated_residual_meter<T, 1, true>
-                          : p.all_columns   ? gated_residual_meter<T, wide, true>
-                                            : gated_residual_meter<T, wide, false>;
-      kernel<<<static_cast<unsigned>(launch.blocks), block_threads,
-               meter_shared_bytes(block_threads, p.motion), stream>>>(p, workspace);
-    });
-    if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
-  }
-  return finish_meter(p, launch, workspace, video_of_row, num_videos, sums, stream);
+      const auto kernel = plan.width == 1 ? gated_residual_meter<T, 1, true>
+                          : p.all_columns ? gated_residual_meter<T, vector_width<T>, true>
+                                          : gated_residual_meter<T, vector_width<T>, false>;
+      error = launch(kernel, plan, meter_walk_shared_bytes(p, plan), stream, p, plan, sums.workspace);
+    }
+  });
+  if (error != cudaSuccess) return error;
+  return finish_meter(p.shape, p.motion, p.all_columns, plan, sums, stream);
 }
 
 }  // namespace adacache::cuda

@@ -4,31 +4,45 @@
 #include <cuda_runtime_api.h>
 
 #include "../core/decide.h"
+#include "../core/extrapolate_residual.h"
+#include "../core/gated_residual.h"
 #include "../core/gated_residual_meter.h"
+#include "../core/gated_residual_norm.h"
+#include "../core/gated_residual_norm_meter.h"
+#include "../core/layer_norm_modulate.h"
 #include "../core/residual_meter.h"
 #include "../core/reuse_residual.h"
+#include "../core/stack_residual_meter.h"
 
 namespace adacache::cuda {
 
-// The shape of a meter's launch, and the workspace that it needs: one float64 per row, column and block.
-struct MeterLaunch {
-  int width;
-  int64_t blocks_per_row;
-  int64_t blocks;
-  int64_t workspace_elements;
+// What a meter leaves behind, and how rows belong to videos.
+struct MeterSums {
+  const int32_t* video_of_row;  // null: all rows belong to video 0
+  int64_t num_videos;
+  double* sums;       // [num_videos, sum_columns], written as a whole
+  double* workspace;  // workspace_elements() of it
 };
 
-MeterLaunch plan(const GatedResidualMeter& parameters);
-MeterLaunch plan(const ResidualMeter& parameters);
+// Float64 numbers that a meter needs to work.
+int64_t workspace_elements(const GatedResidualMeter& parameters);
+int64_t workspace_elements(const StackResidualMeter& parameters);
+int64_t workspace_elements(const ResidualMeter& parameters);
+int64_t workspace_elements(const GatedResidualNormMeter& parameters);
 
-// sums: [num_videos, sum_columns] float64, written as a whole.
-cudaError_t gated_residual_meter(const GatedResidualMeter& parameters, const MeterLaunch& launch,
-                                 double* workspace, const int32_t* video_of_row, int64_t num_videos,
-                                 double* sums, cudaStream_t stream);
-cudaError_t residual_meter(const ResidualMeter& parameters, const MeterLaunch& launch, double* workspace,
-                           const int32_t* video_of_row, int64_t num_videos, double* sums,
-                           cudaStream_t stream);
+cudaError_t gated_residual_meter(const GatedResidualMeter& parameters, const MeterSums& sums,
+                                 cudaStream_t stream);
+cudaError_t stack_residual_meter(const StackResidualMeter& parameters, const MeterSums& sums,
+                                 cudaStream_t stream);
+cudaError_t residual_meter(const ResidualMeter& parameters, const MeterSums& sums, cudaStream_t stream);
+cudaError_t gated_residual_norm_meter(const GatedResidualNormMeter& parameters, const MeterSums& sums,
+                                      cudaStream_t stream);
+
+cudaError_t gated_residual(const GatedResidual& parameters, cudaStream_t stream);
 cudaError_t reuse_residual(const ReuseResidual& parameters, cudaStream_t stream);
+cudaError_t extrapolate_residual(const ExtrapolateResidual& parameters, cudaStream_t stream);
+cudaError_t layer_norm_modulate(const LayerNormModulate& parameters, cudaStream_t stream);
+cudaError_t gated_residual_norm(const GatedResidualNorm& parameters, cudaStream_t stream);
 cudaError_t decide(const DecisionRule& rule, const double* sums, int64_t sums_columns, double* state,
                    int64_t state_columns, int64_t videos, int64_t step, int64_t site, cudaStream_t stream);
 

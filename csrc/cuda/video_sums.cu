@@ -1,17 +1,21 @@
 // The last step of the meters on CUDA: the blocks' sums become the videos' sums.
-#include "block.cuh"
+#include "meter.cuh"
 
 namespace adacache::cuda {
 
 __global__ void __launch_bounds__(block_threads) video_sums(const __grid_constant__ VideoSums p) {
-  DeviceBlock block;
-  video_sums_body(block, p);
+  DeviceBlock<block_threads> block;
+  if (block.index() < p.num_videos * p.columns) video_sums_body(block, p);
 }
 
-cudaError_t launch_video_sums(const VideoSums& p, cudaStream_t stream) {
-  video_sums<<<static_cast<unsigned>(p.num_videos * p.columns), block_threads,
-               video_sums_shared_bytes(block_threads), stream>>>(p);
-  return cudaGetLastError();
+cudaError_t finish_meter(const TokenShape& shape, const MotionStrides& motion, bool all_columns,
+                         const Plan& plan, const MeterSums& sums, cudaStream_t stream) {
+  const VideoSums p{sums.workspace,      sums.video_of_row, sums.sums,           shape.rows,
+                    plan.blocks_per_row, sums.num_videos,   sum_columns(motion), all_columns};
+  Plan one_block_each;
+  one_block_each.threads = block_threads;
+  one_block_each.blocks = p.num_videos * p.columns;
+  return launch(video_sums, one_block_each, video_sums_shared_bytes(block_threads), stream, p);
 }
 
 }  // namespace adacache::cuda

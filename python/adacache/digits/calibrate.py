@@ -27,7 +27,7 @@ from adacache.digits import FPS, SIZE, WEIGHTS, encode, load, noise, with_null
 from adacache.digits.captions import MOTIONS, Prompt, training_prompts
 from adacache.handle import disable, enable
 from adacache.models.rectified_flow import RectifiedFlow
-from adacache.models.stdit3 import STDiT3, add_residual, gated
+from adacache.models.stdit3 import AddResidual, Modulation, STDiT3, add_residual, gated
 from adacache.policies import AdaCache, MotionRegularization, preset
 from adacache.policies.presets import DIGIT_CODEBOOKS
 
@@ -268,15 +268,18 @@ class _Recorder(nn.Module):
     ) -> Tensor:
         tokens, conditioning = self.model.embed(x, timestep, **geometry)
         conditioning = self.model.with_captions(conditioning, y, mask)
-        for position, (block, angles) in enumerate(self.model.stack(conditioning)):
-            watched = position == 2 * self.block + 1
-            tokens = block(tokens, conditioning, angles, self._add if watched else add_residual)
+        tokens = self.model.run_stack(tokens, conditioning, self._add_at)
         return self.model.unembed(tokens, conditioning)
 
-    def _add(self, part: str, x: Tensor, y: Tensor, gate: Tensor | None) -> Tensor:
+    def _add_at(self, position: int) -> AddResidual:
+        return self._add if position == 2 * self.block + 1 else add_residual
+
+    def _add(
+        self, part: str, x: Tensor, y: Tensor, gate: Tensor | None, norm: Modulation | None
+    ) -> tuple[Tensor, Tensor | None]:
         if part == "temporal_attention" and gate is not None:
             self.residuals.append(gated(y, gate))
-        return add_residual(part, x, y, gate)
+        return add_residual(part, x, y, gate, norm)
 
 
 def _sample(

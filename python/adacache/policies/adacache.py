@@ -20,7 +20,7 @@ from adacache.policies.base import MetricSite, StackInfo, check_blocks, check_st
 RULES = ("published", "paper")
 METRICS = ("l1", "l2", "cosine")
 CACHES = ("stack", "sublayer")
-CACHE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+CACHE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn)
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,8 @@ class AdaCache:
         metric: "l1", "l2" or "cosine".
         per_video: each video of a batch is decided on its own; False: once for all rows, as published.
         cache: "stack" keeps one residual of the whole stack, "sublayer" one per sub-layer, as published.
-        cache_dtype: storage of the kept residuals (float32, bfloat16 or float16); None: the tokens' dtype.
+        cache_dtype: storage of the kept residuals: float32, bfloat16, float16 or, for the stack's,
+            float8_e4m3fn with a scale for each token; None: the tokens' dtype.
     """
 
     codebook: Mapping[float, int]
@@ -121,6 +122,8 @@ class AdaCache:
             raise ValueError(
                 f"cache_dtype: expected one of {[str(d) for d in CACHE_DTYPES]}, got {self.cache_dtype}"
             )
+        if self.cache_dtype == torch.float8_e4m3fn and self.cache != "stack":
+            raise ValueError(f"cache_dtype: float8_e4m3fn needs cache='stack', got cache={self.cache!r}")
 
     def sites(self, stack: StackInfo) -> tuple[MetricSite, ...]:
         """The measured sites in the order they run.

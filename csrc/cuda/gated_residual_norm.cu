@@ -1,0 +1,25 @@
+// gated_residual_norm on CUDA.
+#include "token.cuh"
+
+namespace adacache::cuda {
+
+template <class T, int vectors>
+__global__ void __launch_bounds__(most_threads_of_token(vectors), token_blocks(vectors)) gated_residual_norm(
+    const __grid_constant__ GatedResidualNorm p, const __grid_constant__ Plan plan) {
+  DeviceBlock<0> block;
+  if (block.index() < plan.blocks) gated_residual_norm_body<T, vectors>(block, p, plan);
+}
+
+cudaError_t gated_residual_norm(const GatedResidualNorm& p, cudaStream_t stream) {
+  const Plan plan = plan_of(p);
+  cudaError_t error = cudaSuccess;
+  dispatch(p.residual.dtype, [&](auto element) {
+    using T = decltype(element);
+    error = with_vectors(plan, [&](auto vectors) {
+      return launch(gated_residual_norm<T, vectors>, plan, token_shared_bytes(plan), stream, p, plan);
+    });
+  });
+  return error;
+}
+
+}  // namespace adacache::cuda

@@ -1,0 +1,17 @@
+// What the launches of the meters share.
+#pragma once
+
+#include "token.cuh"
+
+namespace adacache::cuda {
+
+// Blocks on a multiprocessor that the walk along frames is compiled for: enough warps to hide memory latency,
+// of 64 registers a thread. Measuring all columns takes a few more, which are better had from occupancy than
+// from spilling.
+constexpr int walk_blocks(bool all_columns) { return all_columns ? 3 : 4; }
+
+// The blocks' sums become the videos' sums, after the meter itself; defined in video_sums.cu.
+cudaError_t finish_meter(const TokenShape& shape, const MotionStrides& motion, bool all_columns,
+                         const Plan& plan, const MeterSums& sums, cudaStream_t stream);
+
+}  // namespace adacache::cuda

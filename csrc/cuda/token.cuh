@@ -1,0 +1,28 @@
+// What the launches of kernels whose blocks own a token share.
+#pragma once
+
+#include <type_traits>
+
+#include "block.cuh"
+
+namespace adacache::cuda {
+
+// Blocks of the largest size on a multiprocessor that they are compiled for, by vectors that a thread holds.
+constexpr int token_blocks(int vectors) { return vectors == 1 ? 3 : vectors == 2 ? 2 : 1; }
+
+// Calls function(std::integral_constant) with the number of vectors that a thread holds of a token.
+template <class Function>
+cudaError_t with_vectors(const Plan& plan, const Function& function) {
+  switch (plan.vectors_per_thread) {
+    case 1:
+      return function(std::integral_constant<int, 1>{});
+    case 2:
+      return function(std::integral_constant<int, 2>{});
+    case most_vectors_held:
+      return function(std::integral_constant<int, most_vectors_held>{});
+    default:
+      return function(std::integral_constant<int, 0>{});
+  }
+}
+
+}  // namespace adacache::cuda
