@@ -203,6 +203,8 @@ class Place:
     watched: dict[str, tuple[nn.Module, Any]] = field(default_factory=dict)
     """Children that are looked at, with the handle of the hook."""
     seen: Seen = field(default_factory=dict)
+    awaited: Callable[[], None] | None = None
+    """Asked after each of them has run, while the block is measured."""
 
     def stream(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         if name in kwargs:
@@ -224,8 +226,9 @@ class Place:
                 self.watched[name][1].remove()
 
             def note(_module: nn.Module, _args: Any, output: Any, name: str = name) -> None:
-                if self.handle.passing is not None:
+                if self.awaited is not None:
                     self.seen[name] = output
+                    self.awaited()
 
             self.watched[name] = (child, child.register_forward_hook(note))
 
@@ -352,13 +355,9 @@ class Pass:
             }
             args = tuple(chosen.pop(name) for name in place.names[: len(args)])
             kwargs = chosen
-        if site is None:
-            returned = plain(block, *args, **kwargs)
+        if site is not None and watched is not None:
+            returned = self.measure_within(place, site, watched, args, kwargs)
         else:
-            if watched is not None:
-                place.watch(watched.children)
-                # Compiled code may have been made before the children were looked at.
-                plain = _uncompiled()
             returned = plain(block, *args, **kwargs)
         outputs = [returned] if isinstance(returned, Tensor) else list(returned)
         place.returns_tuple = not isinstance(returned, Tensor)
@@ -370,21 +369,34 @@ class Pass:
                 f"model: {type(block).__name__} returned {type(returned).__name__}, expected a tensor or a tuple "
                 f"that begins with {list(self.adapter.streams)}"
             )
-        if site is not None:
-            given = place.arguments(args, kwargs)
-            if watched is not None:
-                missing = [name for name in watched.children if name not in place.seen]
-                if missing:
-                    raise RuntimeError(
-                        f"metric_part: {type(block).__name__} did not run its {missing}, so {part!r} cannot be "
-                        'measured; metric_part="block" works for all blocks'
-                    )
-                residual = watched.residual(block, place.seen, given)
-                place.seen.clear()
-            else:
-                residual = outputs[0] - given[self.adapter.streams[0]]
-            self.measure(site, place.list.fold, residual)
+        if site is not None and watched is None:
+            x = place.stream(self.adapter.streams[0], args, kwargs)
+            self.measure(site, place.list.fold, outputs[0] - x)
         return outputs, returned
+
+    def measure_within(self, place: Place, site: int, watched: Watched, args: Any, kwargs: Any) -> Any:
+        """Runs a block and measures a residual as soon as it can be formed; returns what the block returns."""
+        block, given = place.block_module, place.arguments(args, kwargs)
+
+        def form() -> None:
+            if len(place.seen) == len(watched.children):
+                self.measure(site, place.list.fold, watched.residual(block, place.seen, given))
+
+        place.watch(watched.children)
+        place.awaited = form
+        try:
+            # Not as it may have been compiled, which can have been before its children were looked at.
+            returned = _uncompiled()(block, *args, **kwargs)
+        finally:
+            place.awaited = None
+            missing = [name for name in watched.children if name not in place.seen]
+            place.seen.clear()
+        if missing:
+            raise RuntimeError(
+                f"metric_part: {type(block).__name__} did not run its {missing}, so {watched.part!r} cannot be "
+                'measured; metric_part="block" works for all blocks'
+            )
+        return returned
 
     def reuse(self, place: Place, streams: list[Tensor]) -> Any:
         outputs = streams
