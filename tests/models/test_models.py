@@ -89,7 +89,7 @@ def test_videos_of_a_batch_decide_for_themselves(case: Case) -> None:
             together = case.denoise(model, batch, STEPS)
         assert [handle.trace.steps_of(video) for video in range(3)] == schedules
         for video in range(3):
-            assert relative_error(together[video], singles[video][0]) < 1e-4
+            assert relative_error(together[video], singles[video][0]) < case.tolerance
 
 
 @every_case
@@ -115,7 +115,7 @@ def test_guidance_in_two_calls(case: Case) -> None:
         for step in range(STEPS):
             conditional, unconditional = case.predict(model, both, torch.cat((z, z)), step, STEPS).chunk(2)
             z = z - (unconditional + 2.0 * (conditional - unconditional)) / STEPS
-    assert relative_error(finals[0], z) < 1e-4
+    assert relative_error(finals[0], z) < case.tolerance
 
 
 @every_case
@@ -150,11 +150,14 @@ def test_half_precision(case: Case, dtype: torch.dtype) -> None:
         name: value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
         for name, value in case.values().items()
     }
-    plain = case.denoise(model, values, 9)
-    with enabled(model, adacache.AdaCache(codebook={99.0: 1}), 9):
-        assert torch.equal(case.denoise(model, values, 9), plain)
-    with enabled(model, adacache.AdaCache(codebook={99.0: 3}), 9) as handle:
-        final = case.denoise(model, values, 9)
+    # Some models keep a few modules in float32, and run in half precision under autocast alone.
+    mixed = case.name.startswith(("HunyuanVideo15", "Kandinsky5"))
+    with torch.autocast("cpu", dtype) if mixed else contextlib.nullcontext():
+        plain = case.denoise(model, values, 9)
+        with enabled(model, adacache.AdaCache(codebook={99.0: 1}), 9):
+            assert torch.equal(case.denoise(model, values, 9), plain)
+        with enabled(model, adacache.AdaCache(codebook={99.0: 3}), 9) as handle:
+            final = case.denoise(model, values, 9)
     assert handle.trace.computed_steps == [1, 2, 5, 8, 9]
     assert torch.isfinite(final).all()
     assert relative_error(final, plain) < 1.0
@@ -171,6 +174,25 @@ def test_autocast(case: Case) -> None:
             final = case.denoise(model, values, 9)
     assert handle.trace.computed_steps == [1, 2, 5, 8, 9]
     assert torch.isfinite(final).all()
+
+
+@every_case
+def test_found_by_structure_gives_the_same(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its adapter, a model is enabled too, and reuse does the same."""
+    model, values = case.model(), case.values()
+    schedule = adacache.Replay([1, 2, 5, 9, 11, 12])
+    with enabled(model, schedule) as handle:
+        assert handle.known
+        expected = case.denoise(model, values, STEPS)
+    monkeypatch.setattr("adacache.handle.adapter_for", adacache.adapters.GenericAdapter)
+    with enabled(model, schedule) as handle:
+        assert not handle.known
+        assert relative_error(case.denoise(model, values, STEPS), expected) < case.tolerance
+        assert relative_error(case.denoise(model, values, STEPS), expected) < case.tolerance
+    plain = case.denoise(model, values, 9)
+    with enabled(model, adacache.AdaCache(codebook={9.0: 1}), 9) as handle:
+        assert torch.equal(case.denoise(model, values, 9), plain)
+    assert {record["site"].rsplit(".")[-1] for record in handle.trace.measurements} == {"block"}
 
 
 @every_case

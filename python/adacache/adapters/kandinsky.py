@@ -18,7 +18,7 @@ class Kandinsky5Adapter(BlockAdapter):
     classes = ("Kandinsky5Transformer3DModel",)
     lists = (BlockList("visual_transformer_blocks"),)
     streams = ("visual_embed",)
-    shared = ("rope", "sparse_params")
+    shared = ("sparse_params",)
     frame_axis = 1
     parts = (
         Watched(
