@@ -65,7 +65,7 @@ def enable_model(
     piped: bool,
 ) -> Handle:
     """`enable` for one transformer; `piped` if a pipeline will tell the steps."""
-    model = getattr(model, "_orig_mod", model)  # what torch.compile has wrapped
+    wrapper, model = _unwrapped(model)
     if _ATTRIBUTE in model.__dict__:
         raise ValueError("model: AdaCache is enabled on it already; call adacache.disable(model) first")
     if num_steps is None and not piped:
@@ -74,7 +74,8 @@ def enable_model(
         )
     handle = Handle(model, adapter_for(model), policy, num_steps, rows_per_video)
     if isinstance(handle.adapter, BlockAdapter):
-        handle.adapter.install(model, handle)
+        handle.wrapper = wrapper
+        handle.adapter.install(model, handle, wrapper)
     else:
         model.__dict__["forward"] = handle.forward
     model.__dict__[_ATTRIBUTE] = handle
@@ -90,18 +91,25 @@ def disable(model: Any) -> None:
     if is_pipeline(model):
         PipelineHandle.of(model).disable()
         return
-    model = getattr(model, "_orig_mod", model)
+    _, model = _unwrapped(model)
     if _ATTRIBUTE not in model.__dict__:
         raise ValueError("model: AdaCache is not enabled on it")
     handle: Handle = model.__dict__[_ATTRIBUTE]
     if isinstance(handle.adapter, BlockAdapter):
-        handle.adapter.uninstall(model)
+        handle.adapter.uninstall(model, handle.wrapper)
     elif handle.replaced_forward is None:
         del model.__dict__["forward"]
     else:
         model.__dict__["forward"] = handle.replaced_forward
     del model.__dict__[_ATTRIBUTE]
+    handle.on = False
     handle.reset()
+
+
+def _unwrapped(model: Any) -> tuple[Any, Any]:
+    """What torch.compile has wrapped a model in, or None, and the model."""
+    inner = getattr(model, "_orig_mod", None)
+    return (None, model) if inner is None else (model, inner)
 
 
 @contextlib.contextmanager
@@ -143,6 +151,9 @@ class Handle:
         self.replaced_forward = model.__dict__.get("forward")
         """A forward that stood on the model itself rather than on its class, for `disable`."""
         self.stack: StackInfo = adapter.stack(model)
+        self.wrapper: Any = None
+        """What torch.compile has wrapped the model in, if that was given to `enable`."""
+        self.on = True
         self.warned_between = False
         self._named_policy = policy
         self._warned_few = False

@@ -23,7 +23,7 @@ def interpose(thing: Any, **methods: Callable[..., Any]) -> None:
         "__doc__": base.__doc__,
         _BASE: base,
     }
-    thing.__class__ = type(base.__name__, (base,), replaced | own)
+    _set_class(thing, type(base.__name__, (base,), replaced | own))
 
 
 def restore(thing: Any) -> None:
@@ -37,7 +37,12 @@ def restore(thing: Any) -> None:
         raise RuntimeError(
             f"model: the class of {type(thing).__name__} was changed after AdaCache was enabled; undo that first"
         )
-    thing.__class__ = base
+    _set_class(thing, base)
+
+
+def _set_class(thing: Any, kind: type) -> None:
+    # What torch.compile wraps hands the setting of its own attributes on to the model.
+    object.__setattr__(thing, "__class__", kind)
 
 
 def plain_class(thing: Any) -> type:

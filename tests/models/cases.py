@@ -101,7 +101,9 @@ class Case:
                 z = z - self.predict(model, values, z, step, num_steps) / num_steps
         return z
 
-    def denoise_in_two_calls(self, model: Any, values: Values, null: Values, num_steps: int, context: bool) -> Tensor:
+    def denoise_in_two_calls(
+        self, model: Any, values: Values, null: Values, num_steps: int, context: bool
+    ) -> Tensor:
         """A loop with guidance in two calls, inside diffusers' `cache_context` or not."""
         import contextlib
 
@@ -183,7 +185,9 @@ def denoise_slowly(
                 if old is not None:
                     distances.append((step, float((new - old).abs().sum() / old.abs().sum())))
                     score = distances[-1][1] / rate
-                    rate = next((r for limit, r in codebook.items() if score < limit), [*codebook.values()][-1])
+                    rate = next(
+                        (r for limit, r in codebook.items() if score < limit), [*codebook.values()][-1]
+                    )
                 old = new
     finally:
         for hook in hooks:
@@ -460,7 +464,9 @@ HUNYUAN_IMAGE = Case(
         rope_axes_dim=(2, 2, 4),
         image_condition_type="token_replace",
     ),
-    lambda videos, frames: {name: v for name, v in HUNYUAN.inputs(videos, frames).items() if name != "guidance"},
+    lambda videos, frames: {
+        name: v for name, v in HUNYUAN.inputs(videos, frames).items() if name != "guidance"
+    },
     lists=HUNYUAN.lists,
     streams=HUNYUAN.streams,
     after_attention=HUNYUAN.after_attention,

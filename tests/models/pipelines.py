@@ -35,7 +35,9 @@ class PipelineCase:
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
-    def generate(self, pipeline: Any, num_steps: int = 12, prompts: int = 1, seed: int = 0, **more: Any) -> Tensor:
+    def generate(
+        self, pipeline: Any, num_steps: int = 12, prompts: int = 1, seed: int = 0, **more: Any
+    ) -> Tensor:
         generators = [torch.Generator().manual_seed(seed + i) for i in range(prompts)]
         frames = pipeline(
             **self.call(prompts),
@@ -174,7 +176,12 @@ def _allegro() -> Values:
     vae = AutoencoderKLAllegro(
         latent_channels=4, block_out_channels=(8,) * 4, layers_per_block=1, norm_num_groups=2
     )
-    return {**NO_TEXT, "vae": vae, "transformer": ALLEGRO.model(), "scheduler": EulerAncestralDiscreteScheduler()}
+    return {
+        **NO_TEXT,
+        "vae": vae,
+        "transformer": ALLEGRO.model(),
+        "scheduler": EulerAncestralDiscreteScheduler(),
+    }
 
 
 def _hunyuan_15() -> Values:
@@ -183,9 +190,7 @@ def _hunyuan_15() -> Values:
 
     config = {**dict(HUNYUAN_15.model().config), "in_channels": 9}
     model = replace(HUNYUAN_15, build=lambda: HunyuanVideo15Transformer3DModel.from_config(config)).model()
-    vae = AutoencoderKLHunyuanVideo15(
-        latent_channels=4, block_out_channels=(8,) * 5, layers_per_block=1
-    )
+    vae = AutoencoderKLHunyuanVideo15(latent_channels=4, block_out_channels=(8,) * 5, layers_per_block=1)
     return {
         **NO_TEXTS,
         "vae": vae,
@@ -270,7 +275,13 @@ PIPELINES = [
     PipelineCase(
         "LTXPipeline",
         _ltx,
-        lambda n: {**two_embeddings(n, 5, 12), **two_masks(n, 5), "height": 64, "width": 96, "num_frames": 17},
+        lambda n: {
+            **two_embeddings(n, 5, 12),
+            **two_masks(n, 5),
+            "height": 64,
+            "width": 96,
+            "num_frames": 17,
+        },
     ),
     PipelineCase(
         "LTXImageToVideoPipeline",

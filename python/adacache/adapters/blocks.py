@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -164,24 +164,29 @@ class BlockAdapter:
             for part in (*(watched.part for watched in self.parts if watched.list == one.name), "block")
         ]
 
-    def install(self, model: Any, handle: Handle) -> None:
-        """Stands before the model and its blocks."""
+    def install(self, model: Any, handle: Handle, wrapper: Any = None) -> None:
+        """Stands before the model and its blocks, and before what torch.compile has wrapped the model in, which
+        knows the model's call from before."""
         signature = inspect.signature(type(model).forward)
         places = self.places(model)
         if not places:
             raise ValueError(f"model: {self.model_class} has no block in {[one.name for one in self.lists]}")
         methods: dict[str, Callable[..., Any]] = {
-            "__call__": functools.partial(_run_model, self, handle, signature)
+            "__call__": functools.partial(_uncompiled(_run_model), self, handle, signature)
         }
+        if wrapper is not None:
+            interpose(wrapper, **methods)
         if hasattr(model, "cache_context"):
             methods["cache_context"] = functools.partial(_note_context, handle)
         interpose(model, **methods)
         for number, one, block in places:
             names = list(inspect.signature(block.forward).parameters)
             block.__dict__[_PLACE] = Place(handle, block, number, one, names)
-            interpose(block, __call__=_run_block)
+            interpose(block, __call__=_uncompiled(_run_block))
 
-    def uninstall(self, model: Any) -> None:
+    def uninstall(self, model: Any, wrapper: Any = None) -> None:
+        if wrapper is not None:
+            restore(wrapper)
         for _, _, block in self.places(model):
             block.__dict__.pop(_PLACE).forget()
             restore(block)
@@ -386,7 +391,7 @@ class Pass:
         place.awaited = form
         try:
             # Not as it may have been compiled, which can have been before its children were looked at.
-            returned = _uncompiled()(block, *args, **kwargs)
+            returned = _call_uncompiled()(block, *args, **kwargs)
         finally:
             place.awaited = None
             missing = [name for name in watched.children if name not in place.seen]
@@ -576,6 +581,9 @@ def _run_model(
     **kwargs: Any,
 ) -> Any:
     """The model's `__call__` with caching."""
+    # A wrapper of the model has called before, or one that was made while AdaCache was on calls after it.
+    if handle.passing is not None or not handle.on:
+        return plain(model, *args, **kwargs)
     given = dict(signature.bind(model, *args, **kwargs).arguments)
     given.update(given.pop("kwargs", {}))
     latents = given[adapter.latents]
@@ -609,14 +617,12 @@ def _note_context(handle: Handle, plain: Callable[..., Any], model: Any, name: s
 
 
 @functools.cache
-def _uncompiled() -> Callable[..., Any]:
+def _uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which torch.compile leaves alone, though not what it calls."""
+    return torch.compiler.disable(function, recursive=False)
+
+
+@functools.cache
+def _call_uncompiled() -> Callable[..., Any]:
     """`nn.Module.__call__` that takes no compiled code."""
     return torch.compiler.disable(nn.Module._call_impl)
-
-
-def iterate_modules(model: nn.Module, depth: int) -> Iterator[tuple[str, nn.Module]]:
-    """Descendants of a module to a depth, in the order they were defined."""
-    for name, child in model.named_children():
-        yield name, child
-        if depth > 1:
-            yield from ((f"{name}.{inner}", module) for inner, module in iterate_modules(child, depth - 1))
