@@ -315,6 +315,9 @@ class Handle:
         except BaseException as error:
             request.end(f"{type(error).__name__}: {error}")
             raise
+        observe = getattr(request.schedule, "observe", None)
+        if observe is not None:
+            observe(call, request.caches)
 
     def _request_of(self, run: PipelineRun, x: Tensor, context: str | None) -> tuple[Request, bool]:
         """The request of a call inside a pipeline's, and whether it is a further guidance branch of the step

@@ -650,3 +650,67 @@ CASES = [
     EASYANIMATE,
     CONSISID,
 ]
+
+
+def _twin(module: str, name: str) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        import importlib
+
+        model: nn.Module = getattr(importlib.import_module(f"twins.{module}"), name)()
+        return model
+
+    return build
+
+
+def _twin_inputs(videos: int, frames: int) -> Values:
+    return {"hidden_states": _randn(videos, 4, frames, 4, 4), "encoder_hidden_states": _randn(videos, 5, 12)}
+
+
+OPEN_SORA = Case(
+    "STDiT3",
+    _twin("open_sora", "STDiT3"),
+    lambda videos, frames: {"x": _randn(videos, 4, frames, 4, 4), "y": _randn(videos, 5, 12)},
+    lists=("spatial_blocks", "temporal_blocks"),
+    alternating=True,
+    streams=("x",),
+    after_attention={"temporal_blocks": "before_cross"},
+    part="temporal_attention",
+    latents="x",
+)
+OPEN_SORA_PACKED = Case(
+    "STDiT3, packed captions and a given frame",
+    OPEN_SORA.build,
+    lambda videos, frames: {
+        **OPEN_SORA.inputs(videos, frames),
+        "mask": (torch.arange(5)[None] < torch.arange(videos)[:, None] % 3 + 3).long(),
+        "x_mask": torch.arange(frames).expand(videos, -1) > 0,
+    },
+    lists=OPEN_SORA.lists,
+    alternating=True,
+    streams=("x",),
+    part="temporal_attention",
+    latents="x",
+    after_attention={"temporal_blocks": "before_cross"},
+)
+LATTE_T2V = Case(
+    "LatteT2V",
+    _twin("latte", "LatteT2V"),
+    _twin_inputs,
+    lists=LATTE.lists,
+    alternating=True,
+    after_attention={"temporal_transformer_blocks": "norm2"},
+    part="temporal_attention",
+)
+OPEN_SORA_PLAN_12 = Case(
+    "OpenSoraT2V",
+    _twin("open_sora_plan", "OpenSoraT2V"),
+    _twin_inputs,
+    after_attention={"transformer_blocks": "attn2"},
+)
+OPEN_SORA_PLAN_13 = Case(
+    "OpenSoraT2V_v1_3",
+    _twin("open_sora_plan", "OpenSoraT2V_v1_3"),
+    _twin_inputs,
+    after_attention={"transformer_blocks": "attn2"},
+)
+TWINS = [OPEN_SORA, OPEN_SORA_PACKED, LATTE_T2V, OPEN_SORA_PLAN_12, OPEN_SORA_PLAN_13]

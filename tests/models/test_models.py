@@ -10,7 +10,7 @@ from typing import Any
 import adacache
 import pytest
 import torch
-from cases import CASES, Case, denoise_slowly, relative_error
+from cases import CASES, TWINS, Case, denoise_slowly, relative_error
 
 pytest.importorskip("diffusers", reason="the models' classes come from diffusers")
 
@@ -25,7 +25,7 @@ def ids(case: Case) -> str:
     return case.name.replace(" ", "_").replace(",", "")
 
 
-every_case = pytest.mark.parametrize("case", CASES, ids=ids)
+every_case = pytest.mark.parametrize("case", [*CASES, *TWINS], ids=ids)
 
 
 @contextlib.contextmanager

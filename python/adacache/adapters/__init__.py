@@ -18,6 +18,8 @@ from adacache.adapters.kandinsky import Kandinsky5Adapter
 from adacache.adapters.latte import LatteAdapter
 from adacache.adapters.ltx import LTX2VideoAdapter, LTXVideoAdapter
 from adacache.adapters.mochi import MochiAdapter
+from adacache.adapters.open_sora import OpenSoraAdapter
+from adacache.adapters.open_sora_plan import OpenSoraPlan12Adapter, OpenSoraPlan13Adapter
 from adacache.adapters.stdit3 import STDiT3Adapter
 from adacache.adapters.wan import HeliosAdapter, WanAdapter
 
@@ -25,6 +27,9 @@ __all__ = ["Adapter", "BlockAdapter", "GenericAdapter", "Pass", "adapter_for", "
 
 ADAPTERS: tuple[Adapter, ...] = (
     STDiT3Adapter(),
+    OpenSoraAdapter(),
+    OpenSoraPlan13Adapter(),
+    OpenSoraPlan12Adapter(),
     LatteAdapter(),
     CogVideoXAdapter(),
     EasyAnimateAdapter(),

@@ -10,7 +10,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,7 +25,6 @@ from adacache.request import Call, Request
 if TYPE_CHECKING:
     from adacache.handle import Handle
 
-FOLDS = ("video", "spatial", "temporal")
 _PLACE = "_adacache_place"
 
 Arguments = dict[str, Any]
@@ -41,8 +40,8 @@ class BlockList:
     Attributes:
         name: attribute of the model.
         kind: what tells its blocks from those of other lists by name, such as "temporal".
-        fold: how tokens lie in the blocks' input: "video" [B, N, C], "spatial" [B*T, S, C] or "temporal"
-            [B*S, T, C].
+        fold: how tokens lie in the blocks' input: "video" [B, N, C], "spatial" [B*T, S, C], "temporal"
+            [B*S, T, C] or "tokens first" [N, B, C].
     """
 
     name: str
@@ -83,6 +82,7 @@ class BlockAdapter:
         frame_axis: dimension of the latents that counts frames.
         parts: what can be measured: where its residual is formed.
         default_part: what is measured if the policy does not say.
+        mixes: whether rows can be taken out of the blocks' batch; if not, all are computed when one is.
     """
 
     classes: tuple[str, ...] = ()
@@ -95,6 +95,7 @@ class BlockAdapter:
     frame_axis: int = 2
     parts: tuple[Watched, ...] = ()
     default_part: str = "attention"
+    mixes: bool = True
 
     @property
     def model_class(self) -> str:
@@ -504,6 +505,8 @@ class Pass:
         frames, video_of_row = self.frames, call.video_of_row
         if fold == "spatial":
             residual = residual.unflatten(0, (count, -1)).flatten(1, 2)
+        elif fold == "tokens first":
+            residual = residual.transpose(0, 1).contiguous()
         if residual.shape[1] % frames:
             frames = 1
         residual = residual if residual.stride(-1) == 1 else residual.contiguous()
@@ -538,14 +541,17 @@ class Pass:
         fold = place.list.fold
         if fold == "video" or x.ndim != 3:
             return x
-        if fold == "spatial":
-            return x.unflatten(0, (count, -1)).flatten(1, 2)
-        return x.unflatten(0, (count, -1)).transpose(1, 2).flatten(1, 2)
+        if fold == "tokens first":
+            return x.transpose(0, 1)
+        rows = x.unflatten(0, (count, -1))
+        return (rows if fold == "spatial" else rows.transpose(1, 2)).flatten(1, 2)
 
     def from_video(self, x: Tensor, place: Place) -> Tensor:
         fold = place.list.fold
         if fold == "video" or x.ndim != 3:
             return x
+        if fold == "tokens first":
+            return x.transpose(0, 1).contiguous()
         frames = x.unflatten(1, (self.frames, -1))
         return (frames if fold == "spatial" else frames.transpose(1, 2)).flatten(0, 1)
 
@@ -588,6 +594,8 @@ def _run_model(
     given.update(given.pop("kwargs", {}))
     latents = given[adapter.latents]
     with handle.call(latents, given[adapter.timestep]) as (request, call):
+        if call.computing and call.reusing and not adapter.mixes:
+            call = replace(call, computing=sorted(call.computing + call.reusing), reusing=[])
         frames = adapter.frames(model, given)
         now = Pass(adapter, request, call, latents.shape[0], frames, latents.device)
         if not call.computing and not request.keeps_blocks:

@@ -1,4 +1,4 @@
-"""Latte (arXiv 2401.03048), as in diffusers: a spatial block, a temporal block, a spatial block ..."""
+"""Latte (arXiv 2401.03048) and Open-Sora-Plan 1.1: a spatial block, a temporal block, a spatial block ..."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def gated_attention(block: Any, seen: dict[str, Any], given: Arguments) -> Tenso
 
 
 class LatteAdapter(BlockAdapter):
-    classes = ("LatteTransformer3DModel",)
+    classes = ("LatteTransformer3DModel", "LatteT2V")  # diffusers'; the projects' own, also in videosys
     lists = (
         BlockList("transformer_blocks", "spatial", "spatial"),
         BlockList("temporal_transformer_blocks", "temporal", "temporal"),
