@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 
 from .heads import norm_and_rope
@@ -25,6 +27,12 @@ def temporal_attention(
     # [B, places, heads, frames, dim]
     by_place = (rows, frames, tokens // frames, heads, dim)
     q, k, v = (x.reshape(by_place).permute(0, 2, 3, 1, 4) for x in (q, k, qkv[:, :, 2].float()))
-    y = torch.softmax(q @ k.transpose(-1, -2) * scale, -1) @ v
+    device = qkv.device.type
+    # Under autocast the products would be rounded to its dtype.
+    no_autocast = (
+        torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+    )
+    with no_autocast:
+        y = torch.softmax(q @ k.transpose(-1, -2) * scale, -1) @ v
     result = y.permute(0, 3, 1, 2, 4).reshape(rows, tokens, heads * dim).to(qkv.dtype)
     return result if out is None else out.copy_(result)

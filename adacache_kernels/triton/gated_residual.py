@@ -1,5 +1,5 @@
-"""x + gate*y in one pass; and, for `gated_residual_norm` and `layer_norm_modulate`, the layer norm of the result
-(or of x itself) in the same pass."""
+"""x + gate*y in one pass; and, for `gated_residual_norm` and `layer_norm_modulate`, the layer norm of the
+result (or of x itself) in the same pass."""
 
 from __future__ import annotations
 
@@ -67,6 +67,7 @@ def gated_residual_kernel(
         # A limit: the interpreter cannot broadcast a scalar mask.
         present = token < tl.where(exists, tokens, 0)
     x_at = row_of_x * x_row + token * x_token + channel
+    y_at = row * y_row + token * y_token + channel
     if gate is not None:
         gate += row * gate_row
     if shift is not None:
@@ -74,18 +75,26 @@ def gated_residual_kernel(
     if scale is not None:
         scale += row * scale_row
 
+    # All that is read is on its way before the first of it is used or written.
+    xs = ()
+    ys = ()
+    for chunk in tl.static_range(CHUNKS):
+        start = chunk * BLOCK_CHANNELS
+        mask = present & (channel + start < channels)
+        xs = xs + (tl.load(x + x_at + start, mask=mask, other=0.0),)
+        if y is not None:
+            ys = ys + (tl.load(y + y_at + start, mask=mask, other=0.0),)
     streams = ()
     for chunk in tl.static_range(CHUNKS):
         start = chunk * BLOCK_CHANNELS
         here = channel + start
         mask = present & (here < channels)
-        stream = tl.load(x + x_at + start, mask=mask, other=0.0).to(tl.float32)
+        stream = xs[chunk].to(tl.float32)
         if y is not None:
             factor = None
             if gate is not None:
                 factor = load_modulator(gate, gate_step, frame, token, here, mask, GATE)
-            loaded = tl.load(y + row * y_row + token * y_token + here, mask=mask, other=0.0)
-            total = stream + gated(loaded, factor, dtype).to(tl.float32)
+            total = stream + gated(ys[chunk], factor, dtype).to(tl.float32)
             given = total
             if x_rows is not None:
                 given = tl.where(exists, total, float("nan"))

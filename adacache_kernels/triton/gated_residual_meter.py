@@ -14,7 +14,7 @@ from .launch import SHARED, aligned, modulator, on_device, tiling, whole_token_t
 from .norm import store_norm
 from .numeric import round_to
 from .sums import add_sums, combine_sums, measure, measure_motion, no_sums, store_sums
-from .tokens import gated, load_cache, load_modulator, row_of, store_float8
+from .tokens import gated, kept, load_modulator, row_of, store_float8
 
 _SHARED = tl.constexpr(SHARED)
 
@@ -116,10 +116,10 @@ def gated_residual_meter_kernel(
         norm_out += row * norm_row
 
     # One gate for all frames stays in registers if it is one tile.
-    KEPT: tl.constexpr = gate is not None and GATE == _SHARED and CHUNKS == 1
-    kept = None
-    if KEPT:
-        kept = load_modulator(gate, gate_step, 0, place, channel, present & (channel < channels), GATE)
+    ONE_FACTOR: tl.constexpr = gate is not None and GATE == _SHARED and CHUNKS == 1
+    one_factor = None
+    if ONE_FACTOR:
+        one_factor = load_modulator(gate, gate_step, 0, place, channel, present & (channel < channels), GATE)
     before = ()
     for chunk in tl.static_range(CHUNKS):
         before = before + (tl.zeros([BLOCK_PLACES, BLOCK_CHANNELS], dtype=dtype),)
@@ -130,6 +130,20 @@ def gated_residual_meter_kernel(
         old_scale = None
         if residual_scale is not None:
             old_scale = tl.load(residual_scale + residual_scale_at, mask=present, other=1.0)
+        # All that is read of a frame is on its way before the first of it is used or written.
+        stored = ()
+        ys = ()
+        xs = ()
+        for chunk in tl.static_range(CHUNKS):
+            start = chunk * BLOCK_CHANNELS
+            mask = present & (channel + start < channels)
+            stored = stored + (tl.load(residual + residual_at + start, mask=mask, other=0),)
+            ys = ys + (tl.load(y + y_at + start, mask=mask, other=0.0),)
+            xs = xs + (tl.load(x + x_at + start, mask=mask, other=0.0),)
+        if BARRIER:
+            # Loads and stores of different widths give an element to different threads: none may write what
+            # another has still to read.
+            tl.debug_barrier()
         residuals = ()
         streams = ()
         measured_chunks = ()
@@ -138,17 +152,12 @@ def gated_residual_meter_kernel(
             here = channel + start
             inside = here < channels
             mask = present & inside
-            old = load_cache(residual, residual_at + start, mask, old_scale)
-            factor = kept
-            if gate is not None and not KEPT:
+            factor = one_factor
+            if gate is not None and not ONE_FACTOR:
                 factor = load_modulator(gate, gate_step, frame, token, here, mask, GATE)
-            rounded = gated(tl.load(y + y_at + start, mask=mask, other=0.0), factor, dtype)
+            rounded = gated(ys[chunk], factor, dtype)
             new = rounded.to(tl.float32)
-            x_out = round_to(tl.load(x + x_at + start, mask=mask, other=0.0).to(tl.float32) + new, dtype)
-            if BARRIER:
-                # Loads and stores of different widths give an element to different threads: none may write
-                # what another has still to read.
-                tl.debug_barrier()
+            x_out = round_to(xs[chunk].to(tl.float32) + new, dtype)
             if residual_scale is None:
                 tl.store(residual + residual_at + start, rounded, mask=mask)
             given = x_out
@@ -158,7 +167,7 @@ def gated_residual_meter_kernel(
             residuals = residuals + (rounded,)
             streams = streams + (x_out.to(tl.float32),)
 
-            measured = measure(new, old, SQUARES, VECTOR)
+            measured = measure(new, kept(stored[chunk], old_scale), SQUARES, VECTOR)
             for index in tl.static_range(len(STRIDES)):
                 paired = frame >= STRIDES[index]
                 if STRIDES[index] == 1:

@@ -29,7 +29,9 @@ class Tiling:
     vector: int
 
 
-def tiling(places: int, channels: int, element_size: int, *, aligned: bool = True, vectors: int = 1) -> Tiling:
+def tiling(
+    places: int, channels: int, element_size: int, *, aligned: bool = True, vectors: int = 1
+) -> Tiling:
     """Tile a [places, channels] plane so that each thread has `vectors` times 16 bytes of each tensor."""
     vector = 16 // element_size
     elements = NUM_WARPS * 32 * vector * vectors
@@ -100,7 +102,8 @@ def modulator(tensor: torch.Tensor | None, frames: int, tokens: int) -> Modulato
 def frames_of(*modulators: torch.Tensor | None, tokens: int) -> int:
     """The number of frames (groups of tokens) that the modulators are given for, 1 if none is."""
     return max(
-        (tensor.shape[1] for tensor in modulators if tensor is not None and tensor.shape[1] < tokens), default=1
+        (tensor.shape[1] for tensor in modulators if tensor is not None and tensor.shape[1] < tokens),
+        default=1,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -102,7 +103,9 @@ def linear_gated_residual_meter_kernel(
             for start in range(0, inner, BLOCK_INNER):
                 left = inner - start
                 a_tile = tl.load(a + a_at + start, mask=(place < places) & (k[None, :] < left), other=0.0)
-                weight_tile = tl.load(weight + weight_at + start, mask=inside & (k[:, None] < left), other=0.0)
+                weight_tile = tl.load(
+                    weight + weight_at + start, mask=inside & (k[:, None] < left), other=0.0
+                )
                 if _INTERPRETED:  # whose products take bfloat16 for integers
                     a_tile, weight_tile = a_tile.to(tl.float32), weight_tile.to(tl.float32)
                 total = tl.dot(a_tile, weight_tile, total, input_precision="ieee")
@@ -151,6 +154,27 @@ def linear_gated_residual_meter_kernel(
         store_sums(partial, sums, exists, row, rows, block, blocks, SQUARES)
 
 
+@dataclass(frozen=True)
+class ProductTiling:
+    constants: dict[str, int]
+    warps: int
+
+
+def product_tiling(element_size: int) -> ProductTiling:
+    # float32 has no tensor cores here (they would round to 10 bits): its tiles are those of plain arithmetic.
+    places, channels, inner, warps = (128, 128, 64, 8) if element_size == 2 else (64, 64, 32, 4)
+    vector = 16 // element_size
+    constants = {
+        "BLOCK_PLACES": places,
+        "BLOCK_CHANNELS": channels,
+        "BLOCK_INNER": inner,
+        "PLACE_BLOCKS_TOGETHER": 8,
+        "VECTOR": vector,
+        "PASSES": places * (channels // 2) // (vector * 32 * warps),
+    }
+    return ProductTiling(constants, warps)
+
+
 def linear_gated_residual_meter(
     a: torch.Tensor,
     weight: torch.Tensor,
@@ -172,11 +196,10 @@ def linear_gated_residual_meter(
     places = tokens // frames
     squares = metric != METRICS["l1"]
     gates = modulator(gate, frames, tokens)
-    # float32 has no tensor cores here (they would round to 10 bits): its tiles are those of plain arithmetic.
-    wide = x.element_size() == 4
-    block_places, block_channels, block_inner, warps = (64, 64, 32, 4) if wide else (128, 128, 64, 8)
-    vector = 16 // x.element_size()
-    blocks = triton.cdiv(places, block_places) * triton.cdiv(channels, block_channels) if out.numel() else 0
+    tile = product_tiling(x.element_size())
+    place_blocks = triton.cdiv(places, tile.constants["BLOCK_PLACES"])
+    channel_blocks = triton.cdiv(channels, tile.constants["BLOCK_CHANNELS"])
+    blocks = place_blocks * channel_blocks if out.numel() else 0
     partial = torch.empty((7 + 2 * len(strides), rows, blocks), dtype=torch.float64, device=x.device)
     with on_device(x):
         if blocks:
@@ -213,13 +236,8 @@ def linear_gated_residual_meter(
                 STRIDES=tuple(strides),
                 SQUARES=squares,
                 GATE=gates.per,
-                BLOCK_PLACES=block_places,
-                BLOCK_CHANNELS=block_channels,
-                BLOCK_INNER=block_inner,
-                PLACE_BLOCKS_TOGETHER=8,
-                VECTOR=vector,
-                PASSES=block_places * (block_channels // 2) // (vector * 32 * warps),
-                num_warps=warps,
+                **tile.constants,
+                num_warps=tile.warps,
                 num_stages=3,
                 enable_fp_fusion=False,  # eager PyTorch rounds gate*y before it adds
             )

@@ -8,7 +8,7 @@ import triton.language as tl
 
 from .launch import aligned, on_device, tiling
 from .numeric import round_to
-from .tokens import load_cache, row_of
+from .tokens import kept, row_of
 
 
 @triton.jit
@@ -80,13 +80,12 @@ def reuse_residual_kernel(
             mask=reused,
             other=1.0,
         )
-    cached = load_cache(
-        residual,
-        row_of_residual * residual_row + token * residual_token + channel,
-        reused & (channel < channels),
-        scale,
+    stored = tl.load(
+        residual + row_of_residual * residual_row + token * residual_token + channel,
+        mask=reused & (channel < channels),
+        other=0,
     )
-    total = stream.to(tl.float32) + cached
+    total = stream.to(tl.float32) + kept(stored, scale)
     if CHECKED:
         total = tl.where(exists, total, float("nan"))
     total = round_to(total, out.dtype.element_ty)

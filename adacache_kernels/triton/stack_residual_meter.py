@@ -12,7 +12,7 @@ from ..columns import METRICS
 from .launch import aligned, on_device, tiling, whole_token_tiling
 from .numeric import round_to
 from .sums import add_sums, combine_sums, measure, measure_motion, no_sums, store_sums
-from .tokens import load_cache, row_of, store_float8
+from .tokens import kept, row_of, store_float8
 
 
 @triton.jit
@@ -90,29 +90,34 @@ def stack_residual_meter_kernel(
         old_scale = None
         if residual_scale is not None:
             old_scale = tl.load(residual_scale + residual_scale_at, mask=present, other=1.0)
+        # All that is read of a frame is on its way before the first of it is used or written.
+        stored = ()
+        afters = ()
+        befores = ()
+        for chunk in tl.static_range(CHUNKS):
+            start = chunk * BLOCK_CHANNELS
+            mask = present & (channel + start < channels)
+            stored = stored + (tl.load(residual + residual_at + start, mask=mask, other=0),)
+            afters = afters + (tl.load(x_out + x_out_at + start, mask=mask, other=0.0),)
+            befores = befores + (tl.load(x_in + x_in_at + start, mask=mask, other=0.0),)
+        if BARRIER:
+            # Loads and stores of different widths give an element to different threads: none may write what
+            # another has still to read.
+            tl.debug_barrier()
         residuals = ()
         measured_chunks = ()
         for chunk in tl.static_range(CHUNKS):
             start = chunk * BLOCK_CHANNELS
             mask = present & (channel + start < channels)
-            old = load_cache(residual, residual_at + start, mask, old_scale)
-            after = tl.load(x_out + x_out_at + start, mask=mask, other=0.0)
-            rounded = round_to(
-                after.to(tl.float32) - tl.load(x_in + x_in_at + start, mask=mask, other=0.0).to(tl.float32),
-                dtype,
-            )
-            if BARRIER:
-                # Loads and stores of different widths give an element to different threads: none may write
-                # what another has still to read.
-                tl.debug_barrier()
+            rounded = round_to(afters[chunk].to(tl.float32) - befores[chunk].to(tl.float32), dtype)
             if residual_scale is None:
                 tl.store(residual + residual_at + start, rounded, mask=mask)
             if out is not None and not LATE:
-                tl.store(out + out_at + start, after, mask=mask)
+                tl.store(out + out_at + start, afters[chunk], mask=mask)
             residuals = residuals + (rounded,)
 
             new = rounded.to(tl.float32)
-            measured = measure(new, old, SQUARES, VECTOR)
+            measured = measure(new, kept(stored[chunk], old_scale), SQUARES, VECTOR)
             for number in tl.static_range(len(STRIDES)):
                 paired = frame >= STRIDES[number]
                 if STRIDES[number] == 1:

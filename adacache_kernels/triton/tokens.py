@@ -14,7 +14,7 @@ _PER_TOKEN = tl.constexpr(PER_TOKEN)
 
 @triton.jit
 def row_of(rows, row, total):
-    """The row of a tensor of `total` rows that `rows` names for this row of the batch, -1 if there is none."""
+    """The row of a tensor with `total` rows that `rows` names for this row of the batch, -1 if none."""
     if rows is None:
         return row
     else:
@@ -44,9 +44,8 @@ def gated(y, gate, dtype: tl.constexpr):
 
 
 @triton.jit
-def load_cache(cache, at, mask, scale):
-    """A kept residual as float32; `scale` is that of its tokens in float8, None otherwise."""
-    stored = tl.load(cache + at, mask=mask, other=0)
+def kept(stored, scale):
+    """The values of a cache as float32; `scale` is that of its tokens in float8, None otherwise."""
     if scale is None:
         return stored.to(tl.float32)
     else:

@@ -28,7 +28,7 @@ inline HeadShape head_shape(const Tensor& qkv) {
   require(dim <= max_head_dim, "qkv: expected dim of at most ", max_head_dim, ", got ", dim);
   const std::array<int64_t, 3> wanted{heads * dim, dim, 1};
   for (int i = 0; i < 3; ++i)
-    require(qkv.size(2 + i) <= 1 || qkv.stride(2 + i) == wanted[i],
+    require(qkv.numel() == 0 || qkv.size(2 + i) <= 1 || qkv.stride(2 + i) == wanted[i],
             "qkv: expected the last three dimensions contiguous (strides ", list(wanted), "), got strides ",
             list(qkv.strides()));
   return {heads, dim};

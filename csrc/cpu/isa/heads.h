@@ -15,7 +15,7 @@ inline int64_t rounded_up(int64_t value, int64_t multiple) {
 
 inline Lanes load_lanes(const float* from) { return widen(load(from)); }
 
-inline void store_lanes(float* to, const Lanes& lanes) { store(to, narrow<float>(lanes)); }
+inline void store_lanes(float* to, const Lanes& lanes) { store(to, round<float>(lanes).stored); }
 
 inline Lanes times(Lanes a, float factor) {
   for (int i = 0; i < registers; ++i) a.part[i] *= factor;
@@ -134,8 +134,9 @@ inline void widen_row(const T* from, int64_t width, float* to) {
 
 template <class T>
 inline void narrow_row(const float* from, int64_t width, T* to) {
-  for_each_sixteen_overlapping(
-      width, [&](int64_t d, int64_t count) { store_part(to + d, narrow<T>(load_lanes(from + d)), count); });
+  for_each_sixteen_overlapping(width, [&](int64_t d, int64_t count) {
+    store_part(to + d, round<T>(load_lanes(from + d)).stored, count);
+  });
 }
 
 // Up to sixteen rows of `width` values, `distance` apart, as lanes [width, up to a multiple of 4][16]; lanes

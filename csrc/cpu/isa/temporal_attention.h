@@ -39,13 +39,20 @@ inline Lanes larger(Lanes a, Lanes b) {
 // As many rows of a product as registers hold beside what they are made from. It divides 16.
 constexpr int product_rows = register_lanes == 16 ? 8 : register_lanes == 8 ? 4 : 2;
 
-// sums[r] = sum over i of factors[i][r] * lanes[i], in the order of i.
+// sums[r] = sum over i of factors[i][r] * lanes[i], in the order of i: in runs that are short, so that the
+// rounding errors of a wide head stay small.
 ADACACHE_INLINE void multiply_rows(int64_t count, const float* factors, int64_t factor_stride,
                                    const float* lanes, int64_t lanes_stride, Lanes (&sums)[product_rows]) {
+  constexpr int64_t run_length = 32;
   for (int r = 0; r < product_rows; ++r) sums[r] = Lanes{};
-  for (int64_t i = 0; i < count; ++i) {
-    const Lanes value = load_lanes(lanes + i * lanes_stride);
-    for (int r = 0; r < product_rows; ++r) sums[r] = sums[r] + times(value, factors[i * factor_stride + r]);
+  for (int64_t first = 0; first < count; first += run_length) {
+    const int64_t last = first + run_length < count ? first + run_length : count;
+    Lanes run[product_rows];
+    for (int64_t i = first; i < last; ++i) {
+      const Lanes value = load_lanes(lanes + i * lanes_stride);
+      for (int r = 0; r < product_rows; ++r) run[r] = run[r] + times(value, factors[i * factor_stride + r]);
+    }
+    for (int r = 0; r < product_rows; ++r) sums[r] = sums[r] + run[r];
   }
 }
 
@@ -89,7 +96,7 @@ void attend(const TemporalAttention& p, const AttentionScratch& scratch, int64_t
         for (int r = 0; r < product_rows; ++r) {
           if (r >= left) break;
           store_part(to + r * p.places * p.out_strides.token + d,
-                     narrow<T>(times(sums[r], inverse_sums[i + r])), count);
+                     round<T>(times(sums[r], inverse_sums[i + r])).stored, count);
         }
       });
     }
