@@ -22,6 +22,7 @@ from attention_cases import (
     eager_attention,
     exact_attention,
     make_inputs,
+    refuse_cuda,
 )
 from op_cases import DTYPES, LAYOUTS, READ_LAYOUTS, Buffer, same_bits
 
@@ -32,8 +33,7 @@ SMALL = Shape(2, 5, 3, 2, 24)
 
 @pytest.fixture(autouse=True)
 def _has_op(request: pytest.FixtureRequest) -> None:
-    if "backend" in request.fixturenames and request.getfixturevalue("backend") == "cuda":
-        pytest.skip("the CUDA library has no attention: Triton serves it")
+    refuse_cuda(request)
 
 
 def run_and_check(
