@@ -1,5 +1,5 @@
-"""Attention over time as STDiT3 and Latte do it, with tokens rearranged around PyTorch's attention, against one
-op that reads them as they lie. A wrong result is not timed.
+"""Attention over time as STDiT3 and Latte do it, with tokens rearranged around PyTorch's attention, against
+one op that reads them as they lie. A wrong result is not timed.
 
 python benchmarks/temporal_attention.py [--device cuda --dtype bfloat16 --places 3600] [--frames 15]
                                         [--models stdit3 latte] [--no-compile] [--json FILE]
@@ -57,8 +57,8 @@ class Inputs:
 
 
 def as_the_model(inputs: Inputs) -> torch.Tensor:
-    """`STDiT3Block.attention` and `SelfAttention` of `adacache.models.stdit3`, without the projections; Latte's
-    block is the same without norm and rotation."""
+    """`STDiT3Block.attention` and `SelfAttention` of `adacache.models.stdit3`, without the projections;
+    Latte's block is the same without norm and rotation."""
     rows, tokens, channels = inputs.x.shape
     inputs.x.unflatten(1, (inputs.frames, -1)).transpose(1, 2).flatten(0, 1)
     attended = attention(*rotated(inputs)).transpose(1, 2).flatten(2)
@@ -111,7 +111,7 @@ def make_inputs(
 
 
 def check(inputs: Inputs) -> None:
-    """Refuses an error against float64 of more than twice the model's own and a rounding, on the first row."""
+    """Refuses an error of the first row of more than twice the model's own and a rounding."""
     one = Inputs(
         inputs.x[:1],
         inputs.qkv[:1],

@@ -94,8 +94,8 @@ def rounding_of(dtype: torch.dtype) -> float:
 
 
 def error_of_norm_and_rope(exact: numpy.ndarray, dim: int) -> numpy.ndarray:
-    """What float32 may be off in a head of q or k: the sum of squares, and a handful of roundings of numbers no
-    larger than the pair that is rotated."""
+    """What float32 may be off in a head of q or k: the sum of squares, and a handful of roundings of numbers
+    no larger than the pair that is rotated."""
     return (dim / 2 + 16) * FLOAT32_ROUNDING * numpy.sqrt(2) * numpy.abs(exact).max(-1, keepdims=True)
 
 
