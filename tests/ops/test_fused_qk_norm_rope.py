@@ -1,4 +1,4 @@
-"""fused_qk_norm_rope: error against float64 beside plain PyTorch's, what is left alone, layouts, bad input."""
+"""fused_qk_norm_rope: error against float64 beside plain PyTorch's, what stays, layouts, bad input."""
 
 from __future__ import annotations
 
