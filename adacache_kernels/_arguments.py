@@ -111,12 +111,12 @@ def check_linear(
     a: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, like: torch.Tensor
 ) -> None:
     """What a linear layer adds to the checks of its output, which is like `like`."""
-    for name, tensor, dims in (("a", a, "[B, N, K]"), ("weight", weight, "[C, K]"), ("bias", bias, "[C]")):
-        if tensor is None and name == "bias":
-            continue
+    given = [("a", a, "[B, N, K]"), ("weight", weight, "[C, K]")]
+    given += [] if bias is None else [("bias", bias, "[C]")]
+    for name, tensor, size in given:
         _check_tensor(name, tensor)
-        if tensor.dim() != dims.count(",") + 1:
-            raise ValueError(f"{name}: expected {dims}, got {list(tensor.shape)}")
+        if tensor.dim() != size.count(",") + 1:
+            raise ValueError(f"{name}: expected {size}, got {list(tensor.shape)}")
         _check_device(name, tensor, like)
     if weight.shape[1] != a.shape[2]:
         raise ValueError(f"weight: expected [C, K] with K = {a.shape[2]} as a, got {list(weight.shape)}")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -19,17 +18,13 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from built_copy import BuildFailed, build_copy, copy_libraries, copy_sources
 from mutations import MUTATIONS, SELECTIONS, Mutation, Selection
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "build" / "mutation"
-COPIED = ("adacache_kernels", "benchmarks", "csrc", "python", "tests", "tools", "CMakeLists.txt", "setup.py")
-COPIED += ("pyproject.toml", "README.md", "LICENSE")
+ONE_ISA = "-DADACACHE_ONE_ISA=ON"  # the bodies are the same for all instruction sets
 TEST_LIMIT = 300  # seconds; a fault may also hang a test
-
-
-class Broken(Exception):
-    """What makes the check itself worthless: it says why."""
 
 
 @dataclass
@@ -102,17 +97,19 @@ class Worker(threading.Thread):
         if not self.mutations:
             return
         try:
-            copy_tree(self.tree)
+            copy_sources(ROOT, self.tree)
+            copy_libraries(ROOT, self.tree)
             needed = list(dict.fromkeys(m.selection for m in self.mutations))
             if any(SELECTIONS[name].library for name in needed):
-                build_library(self.tree)
+                build_copy(self.tree, ONE_ISA)
             for name in needed:
                 status, output = run_selection(SELECTIONS[name], self.tree)
                 if status != 0:
-                    raise Broken(f"selection {name} fails without any fault:\n{output[-3000:]}")
+                    self.broken.append(f"selection {name} fails without any fault:\n{output[-3000:]}")
+                    return
             for mutation in self.mutations:
                 self.outcomes.append(self.plant(mutation))
-        except Broken as reason:
+        except BuildFailed as reason:
             self.broken.append(str(reason))
 
     def plant(self, mutation: Mutation) -> Outcome:
@@ -123,9 +120,9 @@ class Worker(threading.Thread):
         path.write_text(sound.replace(mutation.find, mutation.replace))
         try:
             if selection.library:
-                build_library(self.tree)
+                build_copy(self.tree, ONE_ISA)
             status, output = run_selection(selection, self.tree)
-        except Broken as reason:
+        except BuildFailed as reason:
             self.broken.append(f"{mutation.name}: {reason}")
             status, output = 0, ""
         finally:
@@ -136,45 +133,6 @@ class Worker(threading.Thread):
         outcome = Outcome(mutation, caught, failed_test(output), time.monotonic() - started)
         print(f"{'caught' if caught else 'MISSED'}: {mutation.name} ({outcome.seconds:.0f} s)", flush=True)
         return outcome
-
-
-def copy_tree(tree: Path) -> None:
-    """Brings the copy up to date. What differs gets today's time, so that it is compiled again."""
-    ignored = shutil.ignore_patterns("__pycache__", "*.so", "_build_info.json")
-    wanted: set[Path] = set()
-    for name in COPIED:
-        source = ROOT / name
-        files = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.is_file())
-        for file in files:
-            if ignored(str(file.parent), [file.name]) or "__pycache__" in file.parts:
-                continue
-            target = tree / file.relative_to(ROOT)
-            wanted.add(target)
-            if not target.exists() or target.read_bytes() != file.read_bytes():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, target)
-    for file in [p for p in tree.rglob("*") if p.is_file()] if tree.exists() else []:
-        inside = file.relative_to(tree).parts[0]
-        if (
-            inside in COPIED
-            and file not in wanted
-            and file.suffix != ".so"
-            and file.name != "_build_info.json"
-        ):
-            file.unlink()
-    for file in (ROOT / "adacache_kernels").glob("*"):
-        if file.suffix == ".so" or file.name == "_build_info.json":
-            shutil.copyfile(file, tree / "adacache_kernels" / file.name)
-
-
-def build_library(tree: Path) -> None:
-    """One instruction set is enough: the bodies are the same for all."""
-    arguments = f"{os.environ.get('CMAKE_ARGS', '')} -DADACACHE_ONE_ISA=ON".strip()
-    environment = {**os.environ, "ADACACHE_CUDA": "0", "CMAKE_ARGS": arguments}
-    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
-    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise Broken(f"does not compile:\n{(done.stdout + done.stderr)[-3000:]}")
 
 
 def run_selection(selection: Selection, tree: Path) -> tuple[int, str]:

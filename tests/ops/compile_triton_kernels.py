@@ -2,8 +2,8 @@
 
 python tests/ops/compile_triton_kernels.py [--full] [ARCHITECTURE ...]      e.g. 80 90 100 120
 
-Without --full each kernel in bfloat16 and one or two of its forms; with it every dtype, metric and layout, for
-widths of today's models.
+Without --full each kernel in bfloat16 and one or two of its forms; with it every dtype, metric and layout,
+for widths of today's models.
 """
 
 from __future__ import annotations
@@ -242,8 +242,7 @@ def compile_case(case: Case, architecture: int) -> Compiled:
     names = list(case.kernel.arg_names)
     integer = "i32" if case.kernel is decide_kernel else "i64"
     types: dict[str, Any] = dict.fromkeys(names, integer)
-    types |= {name: f"*{case.dtype}" for name in POINTERS} | OTHER_POINTERS | case.types
-    # What the stream's names mean to other kernels is all of one type.
+    types |= dict.fromkeys(POINTERS, f"*{case.dtype}") | OTHER_POINTERS | case.types
     signature = {name: "constexpr" if name in case.constants else types[name] for name in names}
     divisible = [["tt.divisibility", 16]] if case.aligned else []
     attributes: dict[tuple[int, ...], Any] = {}
