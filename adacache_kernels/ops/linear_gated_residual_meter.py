@@ -1,4 +1,5 @@
-"""A linear layer and `gated_residual_meter` of its output: one kernel where that was measured to be faster."""
+"""A linear layer and `gated_residual_meter` of its output; in one kernel where that was measured to be
+faster."""
 
 from __future__ import annotations
 
@@ -41,16 +42,16 @@ def linear_gated_residual_meter(
     The fused kernel (Triton) keeps y out of memory. It differs from the linear layer of PyTorch by the order
     in which products are added, and so by a rounding of y; from y on, all is as in `gated_residual_meter`.
 
-    Whether it is faster depends on how well its matrix product does on a GPU against that of cuBLAS. A table in
-    the package (`linear_gated_residual_meter.json`) says for which devices, dtypes and sizes it was measured to
-    be. No GPU has measured it so far: the table is empty, and `fused=None` never fuses.
+    Whether it is faster depends on how well its matrix product does on a GPU against that of cuBLAS. A table
+    in the package (`linear_gated_residual_meter.json`) says for which devices, dtypes and sizes it was
+    measured to be. No GPU has measured it so far: the table is empty, and `fused=None` never fuses.
 
     Args:
         a: input of the linear layer [B, N, K], N = frames * places, frame-major.
         weight, bias: [C, K] and [C] or None, as in torch.nn.Linear.
         x, gate, residual, frames, strides, video_of_row, num_videos, metric, residual_scale, x_rows,
-            residual_rows, out: see `gated_residual_meter`.
-        fused: True runs the fused kernel, False the linear layer and then the meter, None what the table says.
+        residual_rows, out: see `gated_residual_meter`.
+        fused: True runs the fused kernel, False the linear layer and then the meter, None as the table says.
 
     Returns:
         x_out [B, N, C] and sums; see `gated_residual_meter`.
@@ -95,8 +96,8 @@ def linear_gated_residual_meter(
     return out, torch.ops.adacache_triton.linear_gated_residual_meter_out(*arguments, out)
 
 
-#: By device name, dtype ("bfloat16") and size ("K1152 C1152 S2048", `_size`): time of linear layer and meter over
-#: that of the fused kernel.
+#: By device name, dtype ("bfloat16") and size ("K1152 C1152 S2048", `_size`): time of linear layer and meter
+#: over that of the fused kernel.
 _MEASURED: dict[str, dict[str, dict[str, float]]] = json.loads(
     Path(__file__).parents[1].joinpath("linear_gated_residual_meter.json").read_text()
 )
@@ -111,14 +112,17 @@ def _is_faster(a: torch.Tensor, weight: torch.Tensor, x: torch.Tensor, frames: i
 
 
 def _size(inner: int, channels: int, places: int) -> str:
-    """The class of sizes that a measurement stands for; places of all rows, rounded up to a power of two, since
-    frames follow each other in a program."""
+    """The class of sizes that a measurement stands for: with the places of all rows rounded up to a power of
+    two. Frames don't count, since a program takes one after the other."""
     return f"K{inner} C{channels} S{1 << max(places - 1, 0).bit_length()}"
 
 
-@torch.compiler.assume_constant_result
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+# As torch.compiler.assume_constant_result does, which imports the compiler, and Triton with it.
+setattr(_device_name, "_dynamo_marked_constant", True)  # noqa: B010  (mypy knows no such attribute)
 
 
 def _require_triton(device_type: str) -> None:
