@@ -13,7 +13,8 @@ PIP := $(PY) -m pip --disable-pip-version-check
 STAMPS := $(VENV)/stamps
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py tools/nvcc_launcher.py
 
-.PHONY: help demo test test-slow build wheel lint format kernel-report abi-check gpu clean distclean
+.PHONY: help demo test test-slow test-property sanitize mutation bench build wheel lint format kernel-report \
+  abi-check gpu clean distclean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -21,12 +22,16 @@ help:
 	@echo 'make demo           set up, then generate videos with and without caching: adacache_demo/report.html'
 	@echo 'make test           set up, then run the everyday tests'
 	@echo 'make test-slow      the tests that take minutes each'
+	@echo 'make test-property  thousands of random shapes, dtypes, strides and gates for each op'
+	@echo 'make sanitize       CPU library and CUDA bodies under the address, undefined and thread sanitizers'
+	@echo 'make mutation       plants faults in a copy of the sources; the tests have to catch each'
+	@echo 'make bench          every op: GB/s, share of a copy, times eager and torch.compile'
 	@echo 'make build          set up and build in place'
 	@echo 'make wheel          a wheel with CPU and CUDA for all architectures: its size, its undefined symbols'
 	@echo 'make lint           ruff, mypy, clang-format; `make format` applies what they would'
 	@echo 'make kernel-report  registers, shared memory and spills of each kernel on each architecture'
 	@echo 'make abi-check      the wheel built under the newest torch, tested under 2.11 and a CPU-only torch'
-	@echo 'make gpu            on a machine with a GPU: tests for cuda and triton, benchmarks, results as JSON'
+	@echo 'make gpu            with a GPU: tests of cuda and triton, compute-sanitizer, benchmarks; results as JSON'
 	@echo 'make clean          remove what was built; `make distclean` also .venv'
 
 demo: build
@@ -37,6 +42,18 @@ test: build
 
 test-slow: build
 	$(PY) -m pytest -m slow $(ARGS)
+
+test-property: build
+	ADACACHE_PROPERTY=full $(PY) -m pytest -m property $(ARGS)
+
+sanitize: build
+	$(PY) tools/sanitize_check.py $(ARGS)
+
+mutation: build
+	$(PY) tools/mutation_check.py $(ARGS)
+
+bench: build
+	$(PY) benchmarks/kernels.py --json build/bench/kernels.json --plot build/bench/kernels.png $(ARGS)
 
 build: $(STAMPS)/installed
 
@@ -90,9 +107,14 @@ kernel-report: $(STAMPS)/tools
 abi-check: $(STAMPS)/installed
 	$(PY) tools/abi_check.py $(ARGS)
 
-gpu: $(STAMPS)/installed
-	ADACACHE_CUDA=1 $(PY) setup.py build_ext --inplace
-	$(PY) tools/gpu_check.py $(ARGS)
+# A Python that has all it takes (a torch with CUDA that sees a GPU, the build's tools, pytest) is used as it is,
+# so that nothing is installed and no network is needed; else one is set up in .venv: make gpu PYTHON=python3.12
+gpu:
+	@if $(PYTHON) tools/gpu_check.py --can-run; then \
+	  $(PYTHON) tools/gpu_check.py $(ARGS); \
+	else \
+	  $(MAKE) $(STAMPS)/installed && $(PY) tools/gpu_check.py $(ARGS); \
+	fi
 
 clean:
 	rm -rf build dist adacache_kernels/*.so adacache_kernels/_build_info.json *.egg-info

@@ -12,14 +12,17 @@ from .columns import METRICS, RULES, initial_state, state_columns, sum_columns
 from .ops import (
     decide,
     extrapolate_residual,
+    fused_qk_norm_rope,
     gated_residual,
     gated_residual_meter,
     gated_residual_norm,
     gated_residual_norm_meter,
     layer_norm_modulate,
+    linear_gated_residual_meter,
     residual_meter,
     reuse_residual,
     stack_residual_meter,
+    temporal_attention,
 )
 
 __all__ = [
@@ -32,16 +35,19 @@ __all__ = [
     "build_info",
     "decide",
     "extrapolate_residual",
+    "fused_qk_norm_rope",
     "gated_residual",
     "gated_residual_meter",
     "gated_residual_norm",
     "gated_residual_norm_meter",
     "initial_state",
     "layer_norm_modulate",
+    "linear_gated_residual_meter",
     "residual_meter",
     "reuse_residual",
     "stack_residual_meter",
     "state_columns",
     "sum_columns",
+    "temporal_attention",
     "use_backend",
 ]

@@ -14,11 +14,13 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FLOAT8 = torch.float8_e4m3fn
 MAX_STRIDES = 8
 MAX_FACTORS = 4
+MAX_FRAMES = 64  # of temporal attention
+MAX_HEAD_DIM = 256
 
 
 #: What autocast may hand over in another floating dtype than the stream's: outputs of sub-layers, and what
 #: modulates them.
-_CAST = frozenset(("y", "gate", "shift", "scale", "weight", "bias"))
+_CAST = frozenset(("y", "gate", "shift", "scale", "weight", "bias", "q_weight", "k_weight"))
 
 
 def refuse_grad(names: Sequence[str], arguments: Sequence[Any]) -> None:
@@ -103,6 +105,68 @@ def check_gated_residual_meter(
         metric,
         out,
     )
+
+
+def check_linear(
+    a: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, like: torch.Tensor
+) -> None:
+    """What a linear layer adds to the checks of its output, which is like `like`."""
+    given = [("a", a, "[B, N, K]"), ("weight", weight, "[C, K]")]
+    given += [] if bias is None else [("bias", bias, "[C]")]
+    for name, tensor, size in given:
+        _check_tensor(name, tensor)
+        if tensor.dim() != size.count(",") + 1:
+            raise ValueError(f"{name}: expected {size}, got {list(tensor.shape)}")
+        _check_device(name, tensor, like)
+    if weight.shape[1] != a.shape[2]:
+        raise ValueError(f"weight: expected [C, K] with K = {a.shape[2]} as a, got {list(weight.shape)}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias: expected [C] = [{weight.shape[0]}], got {list(bias.shape)}")
+
+
+def check_linear_gated_residual_meter(
+    a: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    x: torch.Tensor,
+    gate: torch.Tensor | None,
+    residual: torch.Tensor,
+    x_rows: torch.Tensor | None,
+    residual_rows: torch.Tensor | None,
+    video_of_row: torch.Tensor | None,
+    num_videos: int,
+    frames: int,
+    strides: Sequence[int],
+    metric: int,
+    out: torch.Tensor | None = None,
+) -> None:
+    check_linear(a, weight, bias, x)
+    for name, tensor in (("a", a), ("weight", weight), ("bias", bias)):
+        if tensor is not None and tensor.dtype != x.dtype:
+            raise ValueError(f"{name}: expected dtype {x.dtype} as x for the fused op, got {tensor.dtype}")
+        if tensor is not None:
+            _check_channels(name, tensor)
+    # Of the linear layer's output only the shape counts: it is never in memory.
+    y = x.new_empty(weight.shape[0]).expand(*a.shape[:2], weight.shape[0])
+    check_gated_residual_meter(
+        x,
+        y,
+        gate,
+        residual,
+        None,
+        x_rows,
+        residual_rows,
+        video_of_row,
+        num_videos,
+        frames,
+        strides,
+        metric,
+        out,
+    )
+    kept: dict[str, torch.Tensor | None] = {"a": a, "weight": weight, "bias": bias}
+    _check_written("residual", residual, kept)
+    if out is not None:
+        _check_written("out", out, kept)
 
 
 def check_stack_residual_meter(
@@ -350,6 +414,121 @@ def check_decide(
             f"site: expected 0..{sites - 1}, since state has {sites} previous factors, got {site}"
         )
     _check_strides(strides, frames)
+
+
+def check_fused_qk_norm_rope(
+    qkv: torch.Tensor,
+    q_weight: torch.Tensor | None,
+    k_weight: torch.Tensor | None,
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
+    interleaved: bool,
+    eps: float,
+) -> None:
+    _check_qkv(qkv)
+    angles = {"cos": cos, "sin": sin}
+    _check_norm_and_rope(qkv, q_weight, k_weight, angles, eps, None)
+    _check_written("qkv", qkv.flatten(2), {"q_weight": q_weight, "k_weight": k_weight, **angles})
+
+
+def check_temporal_attention(
+    qkv: torch.Tensor,
+    q_weight: torch.Tensor | None,
+    k_weight: torch.Tensor | None,
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
+    interleaved: bool,
+    frames: int,
+    eps: float,
+    scale: float,
+    out: torch.Tensor | None = None,
+) -> None:
+    _check_qkv(qkv)
+    if not 1 <= frames <= MAX_FRAMES:
+        raise ValueError(f"frames: expected 1 to {MAX_FRAMES}, got {frames}")
+    _check_frames(frames, (), qkv.shape[1])
+    angles = {"cos": cos, "sin": sin}
+    _check_norm_and_rope(qkv, q_weight, k_weight, angles, eps, frames)
+    if out is not None:
+        rows, tokens, _, heads, dim = qkv.shape
+        _check_tensor("out", out)
+        if tuple(out.shape) != (rows, tokens, heads * dim):
+            raise ValueError(
+                f"out: expected [B, N, heads * dim] = [{rows}, {tokens}, {heads * dim}], "
+                f"got {list(out.shape)}"
+            )
+        _check_device("out", out, qkv, of="qkv")
+        if out.dtype != qkv.dtype:
+            raise ValueError(f"out: expected dtype {qkv.dtype} as qkv, got {out.dtype}")
+        _check_channels("out", out)
+        _check_written("out", out, {"qkv": qkv, "q_weight": q_weight, "k_weight": k_weight, **angles})
+
+
+def _check_qkv(qkv: torch.Tensor) -> None:
+    _check_tensor("qkv", qkv)
+    if qkv.dim() != 5 or qkv.shape[2] != 3:
+        raise ValueError(f"qkv: expected [B, N, 3, heads, dim], got {list(qkv.shape)}")
+    _check_dtype("qkv", qkv)
+    heads, dim = qkv.shape[3:]
+    if dim > MAX_HEAD_DIM:
+        raise ValueError(f"qkv: expected dim of at most {MAX_HEAD_DIM}, got {dim}")
+    wanted = (heads * dim, dim, 1)
+    if qkv.numel() and any(
+        size > 1 and stride != want
+        for size, stride, want in zip(qkv.shape[2:], qkv.stride()[2:], wanted, strict=True)
+    ):
+        raise ValueError(
+            f"qkv: expected the last three dimensions contiguous (strides {list(wanted)}), got strides "
+            f"{list(qkv.stride())}"
+        )
+
+
+def _check_norm_and_rope(
+    qkv: torch.Tensor,
+    q_weight: torch.Tensor | None,
+    k_weight: torch.Tensor | None,
+    angles: dict[str, torch.Tensor | None],
+    eps: float,
+    frames: int | None,
+) -> None:
+    if eps < 0:
+        raise ValueError(f"eps: expected at least 0, got {eps}")
+    tokens, dim = qkv.shape[1], qkv.shape[4]
+    weights = {"q_weight": q_weight, "k_weight": k_weight}
+    for pair in (weights, angles):
+        for name, other in zip(pair, reversed(pair), strict=True):
+            if pair[name] is None and pair[other] is not None:
+                raise ValueError(f"{name}: expected a tensor with {other}, got None")
+    for name, weight in weights.items():
+        if weight is None:
+            continue
+        _check_tensor(name, weight)
+        if tuple(weight.shape) != (dim,):
+            raise ValueError(f"{name}: expected [dim] = [{dim}], got {list(weight.shape)}")
+        _check_device(name, weight, qkv, of="qkv")
+        if weight.dtype != qkv.dtype:
+            raise ValueError(f"{name}: expected dtype {qkv.dtype} as qkv, got {weight.dtype}")
+        _check_channels(name, weight)
+    for name, angle in angles.items():
+        if angle is None:
+            continue
+        _check_tensor(name, angle)
+        if dim % 2:
+            raise ValueError(f"qkv: expected an even dim with {name}, got {dim}")
+        length = angle.shape[0] if angle.dim() == 2 else 0
+        groups: int | str = frames if frames is not None else f"divisor of {tokens}"
+        fits = length == frames if frames is not None else length > 0 and tokens % length == 0
+        if angle.dim() != 2 or angle.shape[1] != dim // 2 or not (fits or length == tokens):
+            raise ValueError(
+                f"{name}: expected [T|N, dim / 2] = [{groups}|{tokens}, {dim // 2}], got {list(angle.shape)}"
+            )
+        first = angles["cos"]
+        if first is not None and angle.shape[0] != first.shape[0]:
+            raise ValueError(f"{name}: expected {list(first.shape)} as cos, got {list(angle.shape)}")
+        _check_device(name, angle, qkv, of="qkv")
+        if angle.dtype != torch.float32:
+            raise ValueError(f"{name}: expected dtype torch.float32, got {angle.dtype}")
+        _check_contiguous(name, angle)
 
 
 def _check_tokens(name: str, tensor: torch.Tensor) -> None:

@@ -26,6 +26,8 @@ OPS = (
     "gated_residual_norm",
     "gated_residual_norm_meter",
     "decide",
+    "fused_qk_norm_rope",
+    "temporal_attention",
 )
 DEVICES = ("cpu", "cuda")
 
@@ -79,7 +81,8 @@ def choose_backend(device: str, op: str) -> str:
         return _forced
     if device == "meta":
         return "reference"
-    _require(_forced, _VARIABLE, op)
+    _require(_forced, _VARIABLE)
+    _require(_forced, op, op)
     raise RuntimeError(f"backend: {_forced!r} was asked for, which takes no tensors on {device!r}")
 
 

@@ -2,6 +2,7 @@
 set(ADACACHE_CPU_SOURCES
     csrc/cpu/extrapolate_residual.cpp
     csrc/cpu/fresh_memory.cpp
+    csrc/cpu/fused_qk_norm_rope.cpp
     csrc/cpu/gated_residual.cpp
     csrc/cpu/gated_residual_meter.cpp
     csrc/cpu/gated_residual_norm.cpp
@@ -12,6 +13,7 @@ set(ADACACHE_CPU_SOURCES
     csrc/cpu/residual_meter.cpp
     csrc/cpu/reuse_residual.cpp
     csrc/cpu/stack_residual_meter.cpp
+    csrc/cpu/temporal_attention.cpp
     csrc/torch/register_cpu.cpp)
 set(ADACACHE_ENGINE_SOURCES csrc/engine/engine.cpp)
 set(ADACACHE_CUDA_SOURCES
@@ -32,7 +34,10 @@ set(ADACACHE_CUDA_SOURCES
 set(ADACACHE_CXX_OPTIONS -O3 -ffp-contract=off)
 set(ADACACHE_CUDA_OPTIONS -O3 --fmad=false)
 
-if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+if(ADACACHE_QUICK)
+  list(APPEND ADACACHE_CXX_OPTIONS -O1)  # of several, the last counts
+elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+  set(ADACACHE_CPU_DEFINITIONS ADACACHE_X86_ISAS)
   list(APPEND ADACACHE_CPU_SOURCES csrc/cpu/kernels_avx2.cpp csrc/cpu/kernels_avx512.cpp)
   set_source_files_properties(csrc/cpu/kernels_avx2.cpp PROPERTIES COMPILE_OPTIONS "-mavx2;-mf16c")
   set_source_files_properties(

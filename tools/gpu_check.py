@@ -1,75 +1,317 @@
-"""On a machine with a GPU: runs the op tests for cuda and triton, then the benchmarks; keeps all as JSON.
+"""On a machine with a GPU: builds for it, runs the tests of cuda and triton, compute-sanitizer, benchmarks.
 
-Writes benchmarks/results/DEVICE-COMMIT.json with device, versions, commit, the tests' outcome, the figures.
-Usage: python tools/gpu_check.py [--no-tests] [--no-benchmarks]
+Writes benchmarks/results/DEVICE-COMMIT.json: device, versions, every stage's outcome, each speed goal reached
+or not. A stage that fails or runs out of time does not stop later ones. Nothing is installed, nothing is
+fetched. Usage: python tools/gpu_check.py [--stages build,tests,sanitizer,benchmarks] [--dry-run]
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
 import re
+import shlex
+import shutil
+import signal
 import subprocess
 import sys
-import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import adacache_kernels
-
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+WORK = ROOT / "build" / "gpu"
 BACKENDS = ("cuda", "triton")
-# As in a 480p and a 720p video of two seconds, with guidance.
-BENCHMARKS = {
-    "metric_site 480p float32": ["metric_site.py", "--dtype", "float32", "--places", "1590"],
-    "metric_site 480p bfloat16": ["metric_site.py", "--dtype", "bfloat16", "--places", "1590"],
-    "metric_site 720p bfloat16": ["metric_site.py", "--dtype", "bfloat16", "--places", "3600"],
+BUILD_LIMIT = 240  # seconds; that a build takes no longer is a goal
+NEEDED = {
+    "torch": "2.11",
+    "setuptools": "77",
+    "cmake": "3.20",
+    "ninja": "",
+    "pybind11": "2.13",
+    "numpy": "",
+    "safetensors": "",
+    "pytest": "8",
+    "pytest-timeout": "",
+    "hypothesis": "",
 }
+SANITIZERS = ("memcheck", "racecheck", "initcheck")
+
+
+@dataclass(frozen=True)
+class Command:
+    name: str
+    arguments: list[str]
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        settings = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
+        return " ".join([*settings, shlex.join(self.arguments)])
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Commands with a time limit in seconds for all of them together; `parallel` ones share the GPU."""
+
+    name: str
+    limit: int
+    commands: list[Command]
+    parallel: bool = False
+
+
+@dataclass
+class Outcome:
+    """How a command ended; `status` None means that its time was up."""
+
+    command: str
+    status: int | None
+    seconds: float
+    summary: str
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--no-tests", action="store_true")
-    parser.add_argument("--no-benchmarks", action="store_true")
-    arguments = parser.parse_args()
-    if not torch.cuda.is_available():
-        raise SystemExit("no GPU: torch.cuda.is_available() is false. Without one: make test kernel-report")
+    arguments = parse_arguments()
+    if arguments.can_run:
+        lacks = missing_here()
+        print(f"{sys.executable}: " + ("; ".join(lacks) if lacks else "has all that is needed"))
+        return 1 if lacks else 0
+    facts = device_facts() if not arguments.dry_run else {"device": {"name": "a GPU", "capability": "9.0"}}
+    stages = [s for s in plan(facts["device"]["capability"]) if s.name in arguments.stages]
+    if arguments.dry_run:
+        print_plan(stages)
+        return 0
+    lacks = missing_here()
+    if lacks:
+        raise SystemExit(f"gpu-check: {sys.executable}: {'; '.join(lacks)}")
 
-    results = facts()
-    print(json.dumps(results, indent=1), flush=True)
-    failed = False
-    if not arguments.no_tests:
-        results["tests"] = {backend: run_tests(backend) for backend in BACKENDS}
-        failed = any(outcome["exit_status"] for outcome in results["tests"].values())
-    if not arguments.no_benchmarks:
-        if failed:
-            print("benchmarks: not run, they would measure wrong kernels", flush=True)
-        else:
-            results["benchmarks"] = {name: run_benchmark(name) for name in BENCHMARKS}
-            failed = any(outcome["exit_status"] for outcome in results["benchmarks"].values())
+    facts["commit"] = arguments.commit or commit()
+    device = re.sub(r"\W+", "-", facts["device"]["name"]).strip("-").lower()
+    path = RESULTS / f"{device}-{facts['commit'][:12]}.json"
+    results = merged(json.loads(path.read_text()) if path.exists() else {}, facts)
+    for stage in stages:
+        results["stages"][stage.name] = run_stage(stage)
+        if stage.name == "build":
+            results["build"] = read_json(ROOT / "adacache_kernels" / "_build_info.json")
+            results["registers"] = read_json(WORK / "registers.json")
+        if stage.name == "benchmarks":
+            results["benchmarks"] = {
+                command.name: read_json(WORK / f"{command.name}.json") for command in stage.commands
+            }
+        results["goals"] = all_goals(results)
+        write(results, path, arguments.also_to)  # what is known stays known if a later stage is cut off
 
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    device = re.sub(r"\W+", "-", results["device"]["name"]).strip("-").lower()
-    path = RESULTS / f"{device}-{results['commit'][:12]}.json"
-    path.write_text(json.dumps(results, indent=1) + "\n")
-    print(f"gpu-check: {'FAILED' if failed else 'passed'}, results in {path.relative_to(ROOT)}")
+    print_goals(results["goals"])
+    failed = [name for name, stage in results["stages"].items() if not stage["passed"]]
+    verdict = f"FAILED in {', '.join(failed)}" if failed else "passed"
+    print(f"gpu-check: {verdict}; results in {path}, logs in {WORK}")
     return 1 if failed else 0
 
 
-def facts() -> dict[str, Any]:
+def parse_arguments() -> argparse.Namespace:
+    names = [stage.name for stage in plan("9.0")]
+
+    def stages(text: str) -> list[str]:
+        asked = text.split(",")
+        if unknown := [name for name in asked if name not in names]:
+            raise argparse.ArgumentTypeError(f"expected some of {','.join(names)}, got {','.join(unknown)}")
+        return asked
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--stages", type=stages, default=names, help="some of them, divided by commas; results are merged"
+    )
+    parser.add_argument("--commit", help="what the results belong to, where there is no git")
+    parser.add_argument("--also-to", type=Path, metavar="DIR", help="puts results and logs there as well")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be run")
+    parser.add_argument("--can-run", action="store_true", help="say what this Python lacks for it")
+    return parser.parse_args()
+
+
+def plan(capability: str) -> list[Stage]:
+    """All stages, for a GPU of this compute capability."""
+    python = sys.executable
+    pytest = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    build = {
+        "ADACACHE_CUDA": "1",
+        "TORCH_CUDA_ARCH_LIST": os.environ.get("TORCH_CUDA_ARCH_LIST") or capability,
+    }
+    tests = [
+        Command(
+            f"ops-{backend}",
+            [*pytest, "tests/ops", "--ignore-glob=*test_triton_*"],  # those need no GPU
+            {"ADACACHE_TEST_BACKEND": backend},
+        )
+        for backend in BACKENDS
+    ]
+    tests += [
+        Command(
+            f"property-{backend}",
+            [*pytest, "-m", "property", "tests/property"],
+            {"ADACACHE_TEST_BACKEND": backend, "ADACACHE_PROPERTY": "gpu"},
+        )
+        for backend in BACKENDS
+    ]
+    tests += [Command("gpu", [*pytest, "tests/gpu"]), Command("layer", [*pytest, "tests/layer"])]
+    # Every tensor in memory of its own, so that one byte too far is seen.
+    apart = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    sanitize = [compute_sanitizer(), "--error-exitcode", "9"]
+    sanitizer = [
+        Command(
+            f"{tool}-{backend}",
+            [*sanitize, "--tool", tool, python, "tests/gpu/every_op.py", "--backend", backend],
+            apart,
+        )
+        for tool in SANITIZERS
+        for backend in BACKENDS
+    ]
+    bench = [python, "benchmarks/kernels.py", "--device", "cuda"]
+    benchmarks = [
+        Command("kernels", [*bench, "--json", f"{WORK}/kernels.json", "--plot", f"{WORK}/kernels.png"])
+    ]
+    return [
+        Stage(
+            "build",
+            BUILD_LIMIT,
+            [
+                Command("build", [python, "setup.py", "build_ext", "--inplace"], build),
+                Command(
+                    "kernel-report", [python, "tools/kernel_report.py", "--json", f"{WORK}/registers.json"]
+                ),
+            ],
+        ),
+        Stage("tests", 330, tests, parallel=True),
+        Stage("sanitizer", 240, sanitizer, parallel=True),
+        Stage("benchmarks", 330, benchmarks),
+    ]
+
+
+def compute_sanitizer() -> str:
+    """Beside nvcc where it is not on PATH."""
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    return shutil.which("compute-sanitizer") or f"{home}/bin/compute-sanitizer"
+
+
+def missing_here() -> list[str]:
+    """What this Python lacks; empty if the check can run with it as it is."""
+    lacks = []
+    for package, least in NEEDED.items():
+        try:
+            version = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            lacks.append(f"{package} is not installed")
+            continue
+        if least and numbers(version) < numbers(least):
+            lacks.append(f"{package}: expected >= {least}, found {version}")
+    if not lacks:
+        import torch
+
+        if not torch.cuda.is_available():
+            lacks.append("torch.cuda.is_available() is false. Without a GPU: make test kernel-report")
+    return lacks
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+
+
+def print_plan(stages: Sequence[Stage]) -> None:
+    for stage in stages:
+        print(f"{stage.name}: at most {stage.limit} s" + (", side by side" if stage.parallel else ""))
+        for command in stage.commands:
+            print(f"  {command}")
+    print(f"all: at most {sum(stage.limit for stage in stages)} s")
+
+
+def run_stage(stage: Stage) -> dict[str, Any]:
+    """Runs the commands of a stage, all of them whatever happens to one, within the stage's limit."""
+    print(f"\n== {stage.name}, at most {stage.limit} s", flush=True)
+    started = time.monotonic()
+    deadline = started + stage.limit
+    outcomes = []
+    if stage.parallel:
+        running = [(command, start(command)) for command in stage.commands]
+        outcomes = [finish(command, process, started, deadline) for command, process in running]
+    else:
+        for command in stage.commands:
+            outcomes.append(finish(command, start(command), time.monotonic(), deadline))
+    for outcome in outcomes:
+        ended = "time is up" if outcome.status is None else f"exit status {outcome.status}"
+        print(f"{outcome.command}: {ended}, {outcome.seconds:.0f} s: {outcome.summary}", flush=True)
+    return {
+        "passed": all(outcome.status == 0 for outcome in outcomes),
+        "seconds": round(time.monotonic() - started, 1),
+        "limit": stage.limit,
+        "commands": [asdict(outcome) for outcome in outcomes],
+    }
+
+
+def start(command: Command) -> subprocess.Popen[bytes]:
+    WORK.mkdir(parents=True, exist_ok=True)
+    (WORK / f"{command.name}.json").unlink(missing_ok=True)  # an earlier run's figures
+    paths = [str(ROOT), str(ROOT / "python"), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **command.environment}
+    print(f"$ {command}", flush=True)
+    with (WORK / f"{command.name}.log").open("wb") as log:
+        try:
+            return subprocess.Popen(
+                command.arguments,
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except OSError as error:
+            log.write(f"{error}\n".encode())
+            return subprocess.Popen([sys.executable, "-c", "raise SystemExit(127)"])
+
+
+def finish(command: Command, process: subprocess.Popen[bytes], started: float, deadline: float) -> Outcome:
+    status: int | None
+    try:
+        status = process.wait(max(0.1, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # and what it has started
+        process.wait()
+        status = None
+    log = WORK / f"{command.name}.log"
+    return Outcome(
+        command.name,
+        status,
+        round(time.monotonic() - started, 1),
+        summary_of(log.read_text(errors="replace")),
+    )
+
+
+def summary_of(log: str) -> str:
+    """The line that says most: a sanitizer's or pytest's closing one, else the last."""
+    lines = [line.strip("= ") for line in log.splitlines() if line.strip("= ")]
+    for pattern in (r"ERROR SUMMARY: .*|RACECHECK SUMMARY: .*", r"\d+ (?:passed|failed|error).* in .*s.*"):
+        found = [match.group(0) for line in lines if (match := re.search(pattern, line))]
+        if found:
+            return found[-1]
+    return lines[-1][-300:] if lines else "no output"
+
+
+def device_facts() -> dict[str, Any]:
     """What the figures belong to."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise SystemExit("no GPU: torch.cuda.is_available() is false. Without one: make test kernel-report")
     device = torch.cuda.get_device_properties(0)
     return {
-        "commit": git("rev-parse", "HEAD")
-        + ("+changes" if git("status", "--porcelain") not in ("", "unknown") else ""),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "device": {
             "name": device.name,
@@ -83,8 +325,12 @@ def facts() -> dict[str, Any]:
             "cuda": torch.version.cuda,
             "triton": version_of("triton"),
         },
-        "build": adacache_kernels.build_info(),
     }
+
+
+def commit() -> str:
+    head = git("rev-parse", "HEAD")
+    return head + ("+changes" if git("status", "--porcelain") not in ("", "unknown") else "")
 
 
 def git(*arguments: str) -> str:
@@ -94,39 +340,59 @@ def git(*arguments: str) -> str:
 
 def version_of(package: str) -> str:
     try:
-        return str(__import__(package).__version__)
-    except ImportError:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
         return "not installed"
 
 
-def run_tests(backend: str) -> dict[str, Any]:
-    print(f"\n== tests of {backend}", flush=True)
-    environment = {**os.environ, "ADACACHE_TEST_BACKEND": backend}
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "ops or gpu", "tests"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
-    print(done.stdout, flush=True)
-    return {
-        "exit_status": done.returncode,
-        "summary": (done.stdout.strip().splitlines() or [""])[-1].strip("= "),
-    }
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text()) if path.exists() else None
 
 
-def run_benchmark(name: str) -> dict[str, Any]:
-    print(f"\n== {name}", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "figures.json"
-        script, *options = BENCHMARKS[name]
-        command = [
-            sys.executable,
-            str(ROOT / "benchmarks" / script),
-            "--device",
-            "cuda",
-            *options,
-            "--json",
-            str(path),
-        ]
-        status = subprocess.run(command, cwd=ROOT).returncode
-        return {"exit_status": status, "figures": json.loads(path.read_text()) if path.exists() else None}
+def merged(earlier: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+    """Results of stages that ran before, of the same commit on the same kind of device, under new facts."""
+    kept = {name: earlier.get(name) or {} for name in ("build", "registers", "stages", "benchmarks")}
+    return {**facts, **kept, "goals": earlier.get("goals", [])}
+
+
+def all_goals(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every goal with what was measured: the build's time, then those of the benchmarks."""
+    goals = []
+    for outcome in results["stages"].get("build", {}).get("commands", [])[:1]:
+        goals.append(
+            {
+                "case": "build for this device",
+                "what": "seconds",
+                "asked": BUILD_LIMIT,
+                "got": outcome["seconds"],
+                "reached": outcome["status"] == 0 and outcome["seconds"] < BUILD_LIMIT,
+                "at_most": True,
+            }
+        )
+    for found in results["benchmarks"].values():
+        goals += (found or {}).get("goals", [])
+    return goals
+
+
+def print_goals(goals: Sequence[dict[str, Any]]) -> None:
+    print("\ngoals")
+    for goal in goals:
+        where = ", ".join(str(goal[name]) for name in ("shape", "dtype", "backend") if name in goal)
+        limit = "<=" if goal["at_most"] else ">="
+        mark = "reached" if goal["reached"] else "MISSED"
+        print(
+            f"  {mark}: {goal['case']} {where}: {goal['what']} {goal['got']:.3g} ({limit} {goal['asked']:g})"
+        )
+
+
+def write(results: dict[str, Any], path: Path, also_to: Path | None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    if also_to:
+        also_to.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, also_to)
+        for file in WORK.glob("*"):
+            shutil.copy2(file, also_to)
 
 
 if __name__ == "__main__":

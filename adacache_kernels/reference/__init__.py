@@ -3,24 +3,30 @@ throughout."""
 
 from .decide import decide
 from .extrapolate_residual import extrapolate_residual
+from .fused_qk_norm_rope import fused_qk_norm_rope
 from .gated_residual import gated_residual
 from .gated_residual_meter import gated_residual_meter
 from .gated_residual_norm import gated_residual_norm
 from .gated_residual_norm_meter import gated_residual_norm_meter
 from .layer_norm_modulate import layer_norm_modulate
+from .linear_gated_residual_meter import linear_gated_residual_meter
 from .residual_meter import residual_meter
 from .reuse_residual import reuse_residual
 from .stack_residual_meter import stack_residual_meter
+from .temporal_attention import temporal_attention
 
 __all__ = [
     "decide",
     "extrapolate_residual",
+    "fused_qk_norm_rope",
     "gated_residual",
     "gated_residual_meter",
     "gated_residual_norm",
     "gated_residual_norm_meter",
     "layer_norm_modulate",
+    "linear_gated_residual_meter",
     "residual_meter",
     "reuse_residual",
     "stack_residual_meter",
+    "temporal_attention",
 ]

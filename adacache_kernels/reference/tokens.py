@@ -73,5 +73,6 @@ def quantized(new: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     negligible = largest < FLOAT8_NEGLIGIBLE
     one = torch.ones_like(largest)
     scale = torch.where(negligible, one, largest * (1 / FLOAT8_LARGEST))
-    inverse = torch.where(negligible, one, FLOAT8_LARGEST / largest)
+    # Not number / tensor, which PyTorch takes as number * (1 / tensor) and so rounds twice.
+    inverse = torch.where(negligible, one, torch.full_like(largest, FLOAT8_LARGEST) / largest)
     return (values * inverse[:, :, None]).to(torch.float8_e4m3fn), scale

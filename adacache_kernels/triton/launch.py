@@ -3,54 +3,107 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import triton
 
 NUM_WARPS = 4
+#: Elements of one tensor that a thread may hold when a program owns whole tokens; more would spill.
+WHOLE_TOKEN_ELEMENTS = 40
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """One program covers `places` x `channels` positions; `blocks` programs cover a row (or a frame of
-    it)."""
+    """One program covers `places` tokens and `chunks` times `channels` channels of each; `blocks` programs
+    cover a row (or a frame of it).
+
+    `vector` neighbouring channels are one thread's; 1: the tile's places are.
+    """
 
     places: int
     channels: int
+    chunks: int
     blocks: int
+    warps: int
+    vector: int
 
 
-def tiling(places: int, channels: int, elements_per_thread: int) -> Tiling:
-    """Tile a [places, channels] plane so that each thread holds `elements_per_thread` elements of each
-    tensor."""
-    elements = NUM_WARPS * 32 * elements_per_thread
-    # 256 divides the widths of today's models; narrower models get the next power of two above theirs.
-    block_channels = min(triton.next_power_of_2(max(channels, 1)), 256 if channels % 256 == 0 else 128)
-    block_places = max(1, elements // block_channels)
+def tiling(
+    places: int, channels: int, element_size: int, *, aligned: bool = True, vectors: int = 1
+) -> Tiling:
+    """Tile a [places, channels] plane so that each thread has `vectors` times 16 bytes of each tensor."""
+    vector = 16 // element_size
+    elements = NUM_WARPS * 32 * vector * vectors
+    # 256 divides the widths of today's models; narrower models get the next power of two above theirs, unless
+    # accesses are one element wide: then the threads of a program lie side by side along the channels.
+    widest = 256 if channels % 256 == 0 else 128
+    block_channels = max(min(triton.next_power_of_2(max(channels, 1)), widest), vector) if aligned else widest
+    block_places = elements // block_channels
+    blocks = triton.cdiv(places, block_places) * triton.cdiv(channels, block_channels)
+    return Tiling(block_places, block_channels, 1, blocks, NUM_WARPS, vector if aligned else 1)
+
+
+def whole_token_tiling(places: int, channels: int, element_size: int, *, aligned: bool) -> Tiling:
+    """Tile so that a program has all channels of its tokens: for norms, and for float8's scales.
+
+    Depends on nothing else, so that a norm adds in the same order in each op that takes one. A token's
+    channels stay in one warp while that holds them, since its threads add without a barrier.
+    """
+    vector = 16 // element_size
+    channels = max(channels, 1)
+    warps_of_token = 1
+    while channels > warps_of_token * 32 * WHOLE_TOKEN_ELEMENTS and warps_of_token < 16:
+        warps_of_token *= 2
+    block_channels = min(warps_of_token * 32 * vector, max(triton.next_power_of_2(channels), vector))
+    warps = max(warps_of_token, NUM_WARPS)
+    block_places = warps * 32 * vector // block_channels
     return Tiling(
         block_places,
         block_channels,
-        triton.cdiv(places, block_places) * triton.cdiv(channels, block_channels),
+        triton.cdiv(channels, block_channels),
+        triton.cdiv(places, block_places),
+        warps,
+        vector if aligned else 1,
     )
 
 
-def meter_tiling(
-    places: int, channels: int, strides: Sequence[int], squares: bool, element_size: int, aligned: bool
-) -> Tiling:
-    """Tile for a meter: 16 bytes a thread where its sums fit into registers beside them, else fewer."""
-    columns = (7 if squares else 3) + 2 * len(strides)
-    if columns <= 5 and aligned:
-        return tiling(places, channels, 16 // element_size)
-    return tiling(places, channels, 4 if columns <= 13 else 2 if aligned else 1)
-
-
-def aligned(*tensors: torch.Tensor) -> bool:
+def aligned(*tensors: torch.Tensor | None) -> bool:
     """Whether every access to these tensors can be as wide as the widest."""
     return all(
-        tensor.data_ptr() % 16 == 0 and tensor.stride(0) % 16 == 0 and tensor.stride(1) % 16 == 0
+        tensor is None
+        or (tensor.data_ptr() % 16 == 0 and tensor.stride(0) % 16 == 0 and tensor.stride(1) % 16 == 0)
         for tensor in tensors
+    )
+
+
+#: What a modulator (gate, shift, scale) is given by.
+SHARED, PER_FRAME, PER_TOKEN = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Modulator:
+    """Where a modulator's values lie: `per` row, frame or token, and the stride from one to the next."""
+
+    per: int
+    row: int
+    step: int
+
+
+def modulator(tensor: torch.Tensor | None, frames: int, tokens: int) -> Modulator:
+    if tensor is None:
+        return Modulator(SHARED, 0, 0)
+    groups, step = tensor.shape[1], tensor.stride(1)
+    if groups == 1 or step == 0:
+        return Modulator(SHARED, tensor.stride(0), 0)
+    return Modulator(PER_FRAME if groups == frames else PER_TOKEN, tensor.stride(0), step)
+
+
+def frames_of(*modulators: torch.Tensor | None, tokens: int) -> int:
+    """The number of frames (groups of tokens) that the modulators are given for, 1 if none is."""
+    return max(
+        (tensor.shape[1] for tensor in modulators if tensor is not None and tensor.shape[1] < tokens),
+        default=1,
     )
 
 

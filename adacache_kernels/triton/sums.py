@@ -1,4 +1,8 @@
-"""The second half of both meters: partial sums of the programs, combined per video in a fixed order."""
+"""What the meters share: the sums of one program, kept in tuples of columns, and how those of all programs
+become the sums of the videos.
+
+A thread adds the elements it holds of one frame in float32, everything further in float64.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,82 @@ import torch
 import triton
 import triton.language as tl
 
-#: Frames that are summed in float32 before float64 takes over.
-FRAMES_PER_RUN = tl.constexpr(16)
+
+@triton.jit
+def no_sums(
+    PLACES: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    STRIDES: tl.constexpr,
+    SQUARES: tl.constexpr,
+    VECTOR: tl.constexpr,
+    PASSES: tl.constexpr = 1,
+):
+    """Zero in each column that is measured, for tiles of [PLACES, CHANNELS]."""
+    sums = ()
+    for column in tl.static_range((7 if SQUARES else 3) + 2 * len(STRIDES)):
+        if VECTOR > 1:
+            sums = sums + (tl.zeros([PLACES // PASSES, CHANNELS // VECTOR], dtype=tl.float64),)
+        else:
+            sums = sums + (tl.zeros([CHANNELS], dtype=tl.float64),)
+    return sums
+
+
+@triton.jit
+def sum_in_thread(tile, VECTOR: tl.constexpr, PASSES: tl.constexpr = 1):
+    """Add what one thread holds: VECTOR neighbouring channels, in each of the PASSES that the threads make
+    over the tile's places; with VECTOR 1 all places of a channel."""
+    if VECTOR == 1:
+        return tl.sum(tile, 0)
+    else:
+        places: tl.constexpr = tile.shape[0] // PASSES
+        by_vector = tl.sum(tl.reshape(tile, [PASSES, places, tile.shape[1] // VECTOR, VECTOR]), 3)
+        return tl.sum(by_vector, 0)
+
+
+@triton.jit
+def measure(new, old, SQUARES: tl.constexpr, VECTOR: tl.constexpr, PASSES: tl.constexpr = 1):
+    """The columns without a motion term, for one tile of one frame."""
+    diff = new - old
+    sums = (
+        sum_in_thread(tl.abs(diff), VECTOR, PASSES),
+        sum_in_thread(tl.abs(old), VECTOR, PASSES),
+        sum_in_thread(tl.abs(new), VECTOR, PASSES),
+    )
+    if SQUARES:
+        sums = sums + (
+            sum_in_thread(diff * diff, VECTOR, PASSES),
+            sum_in_thread(old * old, VECTOR, PASSES),
+            sum_in_thread(new * new, VECTOR, PASSES),
+            sum_in_thread(new * old, VECTOR, PASSES),
+        )
+    return sums
+
+
+@triton.jit
+def measure_motion(new, earlier, paired, VECTOR: tl.constexpr, PASSES: tl.constexpr = 1):
+    """The two columns of one stride, 0 where no earlier frame is `paired` with this one."""
+    return (
+        tl.where(paired, sum_in_thread(tl.abs(new - earlier), VECTOR, PASSES), 0.0),
+        tl.where(paired, sum_in_thread(tl.abs(new) + tl.abs(earlier), VECTOR, PASSES), 0.0),
+    )
+
+
+@triton.jit
+def add_sums(sums, more):
+    """Add column by column, in the precision of `sums`."""
+    added = ()
+    for column in tl.static_range(len(sums)):
+        added = added + (sums[column] + more[column].to(sums[column].dtype),)
+    return added
+
+
+@triton.jit
+def store_sums(partial, sums, exists, row, rows, block, blocks, SQUARES: tl.constexpr):
+    """Write one program's sums to [columns, rows, blocks]; NaN if the row does not exist."""
+    for index in tl.static_range(len(sums)):
+        column = index if SQUARES or index < 3 else index + 4
+        total = tl.where(exists, tl.sum(sums[index]), float("nan"))
+        tl.store(partial + (column * rows + row) * blocks + block, total)
 
 
 @triton.jit

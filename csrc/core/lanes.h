@@ -6,7 +6,7 @@
 
 #include "numeric.h"
 
-#if defined(__F16C__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #elif defined(__SSE2__)
 #include <emmintrin.h>
@@ -49,7 +49,8 @@ struct Lanes {
 
 inline Lanes lanes_of(float value) {
   Lanes lanes;
-  for (int i = 0; i < registers; ++i) lanes.part[i] = FloatRegister{} + value;
+  for (int i = 0; i < registers; ++i)
+    lanes.part[i] = value - FloatRegister{};  // and not a sum, which would lose the sign of -0
   return lanes;
 }
 
@@ -63,6 +64,54 @@ inline Lanes absolute(Lanes a) {
   return a;
 }
 
+// Between words and the lower part of their bits. Written out where the compiler would take vectors apart.
+inline WordRegister widen_bits(HalfRegister bits) {
+#if defined(__AVX512F__)
+  return bit_cast<WordRegister>(_mm512_cvtepu16_epi32(bit_cast<__m256i>(bits)));
+#elif defined(__AVX2__)
+  return bit_cast<WordRegister>(_mm256_cvtepu16_epi32(bit_cast<__m128i>(bits)));
+#else
+  return __builtin_convertvector(bits, WordRegister);
+#endif
+}
+
+inline WordRegister widen_bits(ByteRegister bits) {
+#if defined(__AVX512F__)
+  return bit_cast<WordRegister>(_mm512_cvtepu8_epi32(bit_cast<__m128i>(bits)));
+#elif defined(__AVX2__)
+  return bit_cast<WordRegister>(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(bit_cast<long long>(bits))));
+#else
+  return __builtin_convertvector(bits, WordRegister);
+#endif
+}
+
+// The words are smaller than 2^16, or 2^8.
+template <class Stored>
+inline Stored narrow_bits(WordRegister words) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(Stored) == 32)
+    return bit_cast<Stored>(_mm512_cvtepi32_epi16(bit_cast<__m512i>(words)));
+  else
+    return bit_cast<Stored>(_mm512_cvtepi32_epi8(bit_cast<__m512i>(words)));
+#elif defined(__AVX2__)
+  const __m256i all = bit_cast<__m256i>(words);
+  const __m128i halves = _mm_packus_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+  if constexpr (sizeof(Stored) == 16)
+    return bit_cast<Stored>(halves);
+  else
+    return bit_cast<Stored>(static_cast<long long>(_mm_cvtsi128_si64(_mm_packus_epi16(halves, halves))));
+#else
+  return __builtin_convertvector(words, Stored);
+#endif
+}
+
+// Some values in their storage format, and the floats that this storage holds.
+template <class Stored>
+struct RoundedRegister {
+  Stored stored;
+  FloatRegister value;
+};
+
 template <class T>
 struct Format;
 
@@ -70,18 +119,18 @@ template <>
 struct Format<float> {
   typedef FloatRegister Stored;
   static FloatRegister widen(Stored stored) { return stored; }
-  static Stored narrow(FloatRegister value) { return value; }
+  static RoundedRegister<Stored> round(FloatRegister value) { return {value, value}; }
 };
 
 template <>
 struct Format<bfloat16> {
   typedef HalfRegister Stored;
   static FloatRegister widen(Stored stored) {
-    return float_of_bfloat16_bits<FloatRegister>(__builtin_convertvector(stored, WordRegister));
+    return float_of_bfloat16_bits<FloatRegister>(widen_bits(stored));
   }
-  static Stored narrow(FloatRegister value) {
-    return __builtin_convertvector((bfloat16_bits_of_float<FloatRegister, WordRegister>(value)),
-                                   HalfRegister);
+  static RoundedRegister<Stored> round(FloatRegister value) {
+    const WordRegister bits = float_bits_rounded_to_bfloat16<FloatRegister, WordRegister>(value);
+    return {narrow_bits<Stored>(bits >> 16), bit_cast<FloatRegister>(bits & 0xffff0000u)};
   }
 };
 
@@ -94,18 +143,20 @@ struct Format<float16> {
 #elif defined(__AVX2__) && defined(__F16C__)
     return bit_cast<FloatRegister>(_mm256_cvtph_ps(bit_cast<__m128i>(stored)));
 #else
-    return float_of_float16_bits<FloatRegister>(__builtin_convertvector(stored, WordRegister));
+    return float_of_float16_bits<FloatRegister>(widen_bits(stored));
 #endif
   }
-  static Stored narrow(FloatRegister value) {
+  static RoundedRegister<Stored> round(FloatRegister value) {
 #if defined(__AVX512F__)
-    return bit_cast<Stored>(
+    const Stored stored = bit_cast<Stored>(
         _mm512_cvtps_ph(bit_cast<__m512>(value), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 #elif defined(__AVX2__) && defined(__F16C__)
-    return bit_cast<Stored>(_mm256_cvtps_ph(bit_cast<__m256>(value), _MM_FROUND_TO_NEAREST_INT));
+    const Stored stored =
+        bit_cast<Stored>(_mm256_cvtps_ph(bit_cast<__m256>(value), _MM_FROUND_TO_NEAREST_INT));
 #else
-    return __builtin_convertvector((float16_bits_of_float<FloatRegister, WordRegister>(value)), HalfRegister);
+    const Stored stored = narrow_bits<Stored>(float16_bits_of_float<FloatRegister, WordRegister>(value));
 #endif
+    return {stored, widen(stored)};
   }
 };
 
@@ -113,10 +164,11 @@ template <>
 struct Format<float8_e4m3> {
   typedef ByteRegister Stored;
   static FloatRegister widen(Stored stored) {
-    return float_of_float8_bits<FloatRegister>(__builtin_convertvector(stored, WordRegister));
+    return float_of_float8_bits<FloatRegister>(widen_bits(stored));
   }
-  static Stored narrow(FloatRegister value) {
-    return __builtin_convertvector((float8_bits_of_float<FloatRegister, WordRegister>(value)), ByteRegister);
+  static RoundedRegister<Stored> round(FloatRegister value) {
+    const Stored stored = narrow_bits<Stored>(float8_bits_of_float<FloatRegister, WordRegister>(value));
+    return {stored, widen(stored)};
   }
 };
 
@@ -126,10 +178,12 @@ struct StoredLanes {
   typename Format<T>::Stored part[registers];
 };
 
+// Register by register: a copy as a whole may be made in narrower pieces, for which the reader then waits.
 template <class T>
 inline StoredLanes<T> load(const T* from) {
   StoredLanes<T> stored;
-  memcpy(&stored, from, sizeof(stored));
+  for (int i = 0; i < registers; ++i)
+    memcpy(&stored.part[i], from + i * register_lanes, sizeof(stored.part[i]));
   return stored;
 }
 
@@ -143,7 +197,8 @@ inline StoredLanes<T> load(const T* from, int64_t count) {
 
 template <class T>
 inline void store(T* to, const StoredLanes<T>& stored) {
-  memcpy(to, &stored, sizeof(stored));
+  for (int i = 0; i < registers; ++i)
+    memcpy(to + i * register_lanes, &stored.part[i], sizeof(stored.part[i]));
 }
 
 template <class T>
@@ -186,38 +241,64 @@ inline Lanes widen(const StoredLanes<T>& stored) {
   return lanes;
 }
 
+// Values rounded to T, in both forms.
 template <class T>
-inline StoredLanes<T> narrow(const Lanes& lanes) {
+struct RoundedLanes {
   StoredLanes<T> stored;
-  for (int i = 0; i < registers; ++i) stored.part[i] = Format<T>::narrow(lanes.part[i]);
-  return stored;
+  Lanes value;
+};
+
+template <class T>
+inline RoundedLanes<T> round(const Lanes& lanes) {
+  RoundedLanes<T> rounded;
+  for (int i = 0; i < registers; ++i) {
+    const auto part = Format<T>::round(lanes.part[i]);
+    rounded.stored.part[i] = part.stored;
+    rounded.value.part[i] = part.value;
+  }
+  return rounded;
 }
 
-// The sum of the lanes, in the same order on every instruction set.
-inline float total(const Lanes& lanes) {
-  float lane[lane_count];
-  memcpy(lane, &lanes, sizeof(lane));
-  for (int half = lane_count / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
+// What is left of sixteen lanes after half has joined half until one is left: in the same order on every
+// instruction set. join(a, b) joins b to a.
+template <class Lane, class Sixteen, class Join>
+inline Lane joined_lanes(const Sixteen& lanes, const Join& join) {
+  typedef Lane Eight __attribute__((vector_size(8 * sizeof(Lane))));
+  typedef Lane Four __attribute__((vector_size(4 * sizeof(Lane))));
+  struct Eights {
+    Eight half[2];
+  } eights = bit_cast<Eights>(lanes);
+  join(eights.half[0], eights.half[1]);
+  struct Fours {
+    Four half[2];
+  } fours = bit_cast<Fours>(eights.half[0]);
+  join(fours.half[0], fours.half[1]);
+  Lane lane[4];
+  memcpy(lane, &fours.half[0], sizeof(lane));
+  join(lane[0], lane[2]);
+  join(lane[1], lane[3]);
+  join(lane[0], lane[1]);
   return lane[0];
+}
+
+inline float total(const Lanes& lanes) {
+  return joined_lanes<float>(lanes, [](auto& a, const auto& b) { a += b; });
 }
 
 // The largest magnitude. Compared as integers, NaN is larger than infinity and so is not lost.
 struct LargestMagnitude {
-  WordRegister part[registers] = {};
+  struct Words {
+    WordRegister part[registers] = {};
+  } words;
 
   void gather(const Lanes& lanes) {
     for (int i = 0; i < registers; ++i) {
       const WordRegister magnitude = bit_cast<WordRegister>(lanes.part[i]) & 0x7fffffffu;
-      part[i] = magnitude > part[i] ? magnitude : part[i];
+      words.part[i] = magnitude > words.part[i] ? magnitude : words.part[i];
     }
   }
   float largest() const {
-    uint32_t lane[lane_count];
-    memcpy(lane, part, sizeof(lane));
-    uint32_t found = 0;
-    for (int i = 0; i < lane_count; ++i) found = lane[i] > found ? lane[i] : found;
-    return bit_cast<float>(found);
+    return bit_cast<float>(joined_lanes<uint32_t>(words, [](auto& a, const auto& b) { a = a > b ? a : b; }));
   }
 };
 

@@ -51,11 +51,17 @@ ADACACHE_HD F float_of_bfloat16_bits(U bits) {
   return bit_cast<F>(bits << 16);
 }
 
+// Rounded to bfloat16 and still a float: the lower half of its bits is to be cut off.
+template <class F, class U>
+ADACACHE_HD U float_bits_rounded_to_bfloat16(F value) {
+  const U bits = bit_cast<U>(value);
+  const U rounded = bits + (((bits >> 16) & 1u) + 0x7fffu);
+  return value != value ? bits | 0x400000u : rounded;
+}
+
 template <class F, class U>
 ADACACHE_HD U bfloat16_bits_of_float(F value) {
-  const U bits = bit_cast<U>(value);
-  const U rounded = (bits + (((bits >> 16) & 1u) + 0x7fffu)) >> 16;
-  return (bits & 0x7fffffffu) > 0x7f800000u ? (bits >> 16) | 0x40u : rounded;
+  return float_bits_rounded_to_bfloat16<F, U>(value) >> 16;
 }
 
 template <class F, class U>

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../core/extrapolate_residual.h"
+#include "../core/fused_qk_norm_rope.h"
 #include "../core/gated_residual.h"
 #include "../core/gated_residual_meter.h"
 #include "../core/gated_residual_norm.h"
@@ -10,6 +11,7 @@
 #include "../core/residual_meter.h"
 #include "../core/reuse_residual.h"
 #include "../core/stack_residual_meter.h"
+#include "../core/temporal_attention.h"
 
 namespace adacache::cpu {
 
@@ -29,6 +31,8 @@ void extrapolate_residual(const ExtrapolateResidual& parameters);
 void layer_norm_modulate(const LayerNormModulate& parameters);
 void gated_residual_norm(const GatedResidualNorm& parameters);
 void gated_residual_norm_meter(const GatedResidualNormMeter& parameters, const MeterSums& sums);
+void fused_qk_norm_rope(const FusedQkNormRope& parameters);
+void temporal_attention(const TemporalAttention& parameters);
 
 // Asks for huge pages for memory that has not been touched yet: first touches of small ones cost more than
 // the op.

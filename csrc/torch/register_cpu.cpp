@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "../cpu/ops.h"
+#include "attention_checks.h"
 #include "checks.h"
 
 namespace adacache::cpu_ops {
@@ -195,6 +196,29 @@ Tensor gated_residual_norm_meter_out(Tensor x, Tensor y, OptionalTensor gate, Te
   return run_meter(cpu::gated_residual_norm_meter, m, m.parameters.meter.motion, x);
 }
 
+void fused_qk_norm_rope(Tensor qkv, OptionalTensor q_weight, OptionalTensor k_weight, OptionalTensor cos,
+                        OptionalTensor sin, bool interleaved, double eps) {
+  cpu::fused_qk_norm_rope(
+      torch_checks::fused_qk_norm_rope(qkv, {q_weight, k_weight, cos, sin, interleaved, eps}));
+}
+
+Tensor temporal_attention(Tensor qkv, OptionalTensor q_weight, OptionalTensor k_weight, OptionalTensor cos,
+                          OptionalTensor sin, bool interleaved, int64_t frames, double eps, double scale) {
+  TemporalAttention p = torch_checks::temporal_attention(
+      qkv, {q_weight, k_weight, cos, sin, interleaved, eps}, frames, scale, nullptr);
+  Tensor out = prepared(torch_checks::new_attention_out(qkv));
+  set_out(p, out);
+  cpu::temporal_attention(p);
+  return out;
+}
+
+void temporal_attention_out(Tensor qkv, OptionalTensor q_weight, OptionalTensor k_weight, OptionalTensor cos,
+                            OptionalTensor sin, bool interleaved, int64_t frames, double eps, double scale,
+                            Tensor out) {
+  cpu::temporal_attention(torch_checks::temporal_attention(
+      qkv, {q_weight, k_weight, cos, sin, interleaved, eps}, frames, scale, &out));
+}
+
 void decide(Tensor sums, Tensor state, Tensor thresholds, Tensor rates, int64_t step, int64_t num_steps,
             int64_t site, int64_t frames, Integers strides, int64_t metric, int64_t rule, double elements,
             int64_t first_step, int64_t last_step, double scale, double power, double divisor,
@@ -251,6 +275,11 @@ STABLE_TORCH_LIBRARY(adacache, library)
          "int frames, int[] strides, int metric, int rule, float elements, int first_step, int last_step, "
          "float scale, float power, float divisor, float gradient_weight",
          "()");
+  const std::string norm_and_rope =
+      "Tensor? q_weight, Tensor? k_weight, Tensor? cos, Tensor? sin, bool interleaved";
+  define("fused_qk_norm_rope", "Tensor(a!) qkv, " + norm_and_rope + ", float eps", "()");
+  define("temporal_attention", "Tensor qkv, " + norm_and_rope + ", int frames, float eps, float scale",
+         "Tensor", "Tensor(a!) out", "()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(adacache, CPU, library)
@@ -273,4 +302,7 @@ STABLE_TORCH_LIBRARY_IMPL(adacache, CPU, library)
   library.impl("gated_residual_norm_meter", TORCH_BOX(&adacache::cpu_ops::gated_residual_norm_meter));
   library.impl("gated_residual_norm_meter_out", TORCH_BOX(&adacache::cpu_ops::gated_residual_norm_meter_out));
   library.impl("decide", TORCH_BOX(&adacache::cpu_ops::decide));
+  library.impl("fused_qk_norm_rope", TORCH_BOX(&adacache::cpu_ops::fused_qk_norm_rope));
+  library.impl("temporal_attention", TORCH_BOX(&adacache::cpu_ops::temporal_attention));
+  library.impl("temporal_attention_out", TORCH_BOX(&adacache::cpu_ops::temporal_attention_out));
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from adacache.models.stdit3 import STDiT3, STDiT3Config, add_residual, gated
+from adacache.models.stdit3 import Modulation, STDiT3, STDiT3Config, add_residual, gated
 from torch import Tensor
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -106,9 +106,11 @@ class _Recorder:
     def __init__(self) -> None:
         self.all: list[Tensor] = []
 
-    def __call__(self, part: str, x: Tensor, y: Tensor, gate: Tensor | None) -> Tensor:
+    def __call__(
+        self, part: str, x: Tensor, y: Tensor, gate: Tensor | None, norm: Modulation | None
+    ) -> tuple[Tensor, Tensor | None]:
         self.all.append(y if gate is None else gated(y, gate))
-        return add_residual(part, x, y, gate)
+        return add_residual(part, x, y, gate, norm)
 
 
 def relative_error(a: Tensor, b: Tensor) -> float:

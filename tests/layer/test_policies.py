@@ -53,6 +53,7 @@ def _rate_before(trace: adacache.Trace, step: int) -> int:
         ({"metric": "linf"}, "metric: expected one of"),
         ({"cache": "all"}, "cache: expected one of"),
         ({"cache_dtype": torch.int8}, "cache_dtype: expected one of"),
+        ({"cache_dtype": torch.float8_e4m3fn, "cache": "sublayer"}, "float8_e4m3fn needs cache='stack'"),
         ({"metric_part": "attention"}, "metric_part: expected one of"),
         ({"metric_blocks": []}, "metric_blocks: expected at least one block"),
         ({"metric_blocks": [4]}, r"metric_blocks: expected blocks in 0..3, got 4"),

@@ -1,7 +1,9 @@
 """Compiles every Triton kernel for GPUs that need not be there and prints what ptxas says of it, as JSON.
 
-python tests/ops/compile_triton_kernels.py [ARCHITECTURE ...]      e.g. 80 90 100 120; the first with every
-configuration
+python tests/ops/compile_triton_kernels.py [--full] [ARCHITECTURE ...]      e.g. 80 90 100 120
+
+Without --full each kernel in bfloat16 and one or two of its forms; with it every dtype, metric and layout,
+for widths of today's models.
 """
 
 from __future__ import annotations
@@ -9,10 +11,13 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import multiprocessing
+import os
 import re
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import triton
@@ -21,13 +26,63 @@ from triton.compiler import ASTSource
 
 from adacache_kernels.columns import METRICS
 from adacache_kernels.triton.decide import decide_kernel
+from adacache_kernels.triton.extrapolate_residual import extrapolate_residual_kernel
+from adacache_kernels.triton.gated_residual import gated_residual_kernel
 from adacache_kernels.triton.gated_residual_meter import gated_residual_meter_kernel
-from adacache_kernels.triton.launch import NUM_WARPS, Tiling, meter_tiling, tiling
+from adacache_kernels.triton.launch import PER_FRAME, PER_TOKEN, SHARED, Tiling, tiling, whole_token_tiling
+from adacache_kernels.triton.linear_gated_residual_meter import (
+    linear_gated_residual_meter_kernel,
+    product_tiling,
+)
 from adacache_kernels.triton.residual_meter import residual_meter_kernel
 from adacache_kernels.triton.reuse_residual import reuse_residual_kernel
+from adacache_kernels.triton.stack_residual_meter import stack_residual_meter_kernel
 from adacache_kernels.triton.sums import combine_sums_kernel
 
-DTYPES = {"fp32": 4, "bf16": 2, "fp16": 2}
+SIZES = {"fp32": 4, "bf16": 2, "fp16": 2}
+#: Pointers whose type is not that of the stream.
+OTHER_POINTERS = {
+    "partial": "*fp64",
+    "sums": "*fp64",
+    "state": "*fp64",
+    "thresholds": "*fp64",
+    "rates": "*fp64",
+    "residual_scale": "*fp32",
+    "coefficients": "*fp32",
+    "x_rows": "*i32",
+    "residual_rows": "*i32",
+    "index": "*i32",
+    "video_of_row": "*i32",
+    "reuse": "*u8",
+    "eps": "fp32",
+}
+#: Pointers to the stream's type.
+POINTERS = (
+    "x",
+    "y",
+    "a",
+    "gate",
+    "shift",
+    "scale",
+    "weight",
+    "bias",
+    "residual",
+    "old_residual",
+    "x_out",
+    "x_in",
+)
+POINTERS += ("out", "norm_out")
+
+
+@dataclass
+class Case:
+    kernel: Any
+    name: str
+    dtype: str  # of the stream
+    constants: dict[str, Any]  # None: an argument that is not given
+    types: dict[str, Any] = field(default_factory=dict)  # other than those above
+    warps: int = 4
+    aligned: bool = True
 
 
 @dataclass
@@ -38,107 +93,168 @@ class Compiled:
     cubin_bytes: int
     registers: int
     spill_bytes: int
+    shared_bytes: int
     fused_multiply_adds: int  # float32 ones: they would skip a rounding that eager PyTorch makes
     layout_conversions: int  # 0: each element is read and written by one and the same thread
     barriers: int
+    tensor_core_products: int
     float32_values: int  # in the kernel as written; libdevice has its own
 
 
-def cases(brief: bool) -> list[tuple[Any, str, dict[str, str], dict[str, Any], int, bool]]:
-    """(kernel, name, types of the arguments, constexpr arguments, warps, whether everything is aligned)"""
-    found: list[tuple[Any, str, dict[str, str], dict[str, Any], int, bool]] = []
-    for dtype, size in DTYPES.items():
-        tensors = dict.fromkeys(("x", "y", "gate", "residual", "out"), f"*{dtype}")
-        for strides in ((1,),) if brief or dtype == "fp16" else ((1,), (1, 2), tuple(range(1, 9))):
-            for squares in (False,) if brief else (False, True):
-                measured = {"STRIDES": strides, "SQUARES": squares}
-                name = f"{dtype} strides={strides} squares={squares}"
-                for fit in (True, False):
-                    rest = {"GATE_PER_FRAME": not fit, "BARRIER": not fit}
-                    found.append(
-                        (
-                            gated_residual_meter_kernel,
-                            f"{name} aligned={fit}",
-                            tensors | {"partial": "*fp64"},
-                            measured | rest | blocks(meter_tiling(400, 1152, strides, squares, size, fit)),
-                            NUM_WARPS,
-                            fit,
-                        )
-                    )
-                if not squares and strides != (1,):
-                    continue
-                constants = measured | blocks(meter_tiling(400, 1152, strides, squares, size, True))
-                types = {"residual": f"*{dtype}", "old_residual": f"*{dtype}", "partial": "*fp64"}
-                found.append((residual_meter_kernel, name, types, constants, NUM_WARPS, True))
-        for cached in (dtype,) if brief else DTYPES:
-            tile = tiling(6000, 1152, 8)
-            types = {
-                "x": f"*{dtype}",
-                "residual": f"*{cached}",
-                "video_of_row": "*i32",
-                "reuse": "*u8",
-                "out": f"*{dtype}",
-            }
-            constants = {
-                "SOME": True,
-                "BY_VIDEO": True,
-                "IN_PLACE": False,
-                "BLOCK_TOKENS": tile.places,
-                "BLOCK_CHANNELS": tile.channels,
-            }
-            found.append(
-                (reuse_residual_kernel, f"{dtype} residual={cached}", types, constants, NUM_WARPS, True)
-            )
-    for squares in (False, True):
-        types = {"partial": "*fp64", "video_of_row": "*i32", "sums": "*fp64"}
-        constants = {"SQUARES": squares, "BY_VIDEO": True, "BLOCK": 1024}
-        found.append((combine_sums_kernel, f"squares={squares}", types, constants, 4, True))
+def cases(full: bool) -> Iterator[Case]:
+    dtypes = SIZES if full else {"bf16": 2}
+    metrics = [((1,), False)]
+    if full:
+        metrics += [((1,), True), ((1, 2), True), (tuple(range(1, 9)), True)]
+    for dtype, size in dtypes.items():
+        for strides, squares in metrics[: 2 if dtype == "fp16" else None]:
+            yield from meter_cases(dtype, size, strides, squares, full)
+        yield from stream_cases(dtype, size, full)
+    for squares in (False, True) if full else (False,):
+        constants: dict[str, Any] = {"SQUARES": squares, "BY_VIDEO": True, "BLOCK": 1024}
+        yield Case(combine_sums_kernel, f"squares={squares}", "fp64", constants)
     for metric, number in METRICS.items():
         for published in (True, False):
-            types = dict.fromkeys(("sums", "state", "thresholds", "rates"), "*fp64")
-            constants = {
-                "FIRST": False,
-                "FORCED": False,
-                "INSIDE": True,
-                "STRIDES": (1, 2),
-                "METRIC": number,
-                "PUBLISHED": published,
-                "ELEMENTS": 6912000.0,
-                "SCALE": 0.385,
-                "POWER": 8.0,
-                "DIVISOR": 1.0,
-                "GRADIENT_WEIGHT": 10.0,
-                "BLOCK": 8,
-            }
-            found.append((decide_kernel, f"{metric} published={published}", types, constants, 1, True))
-    return found
+            yield decide_case(metric, number, published)
 
 
-def blocks(tile: Tiling) -> dict[str, int]:
+def meter_cases(dtype: str, size: int, strides: tuple[int, ...], squares: bool, full: bool) -> Iterator[Case]:
+    measured = {"STRIDES": strides, "SQUARES": squares}
+    name = f"{dtype} strides={strides} squares={squares}"
+    no_norm = absent("shift", "scale", "weight", "bias", "norm_out")
+    no_cache = absent("residual_scale", "residual_rows", "x_rows")
+    float8 = {"residual": "*u8"}
+    for fit in (True, False):
+        tile = tiling(400, 1152, size, aligned=fit)
+        blocks = {**block_sizes(tile), "VECTOR": tile.vector, "BARRIER": not fit} | measured
+        per = modulated(SHARED if fit else PER_TOKEN)
+        chunks = {"CHUNKS": 1, **no_cache}
+        yield Case(
+            gated_residual_meter_kernel,
+            f"{name} aligned={fit}",
+            dtype,
+            blocks | per | chunks | no_norm,
+            aligned=fit,
+        )
+        rows = absent("residual_scale", "index", "out")
+        yield Case(
+            stack_residual_meter_kernel,
+            f"{name} aligned={fit}",
+            dtype,
+            blocks | {"CHUNKS": 1, "LATE": False} | rows,
+            aligned=fit,
+        )
+    tile = tiling(400, 1152, size)
+    constants = block_sizes(tile) | {"VECTOR": tile.vector} | measured
+    yield Case(residual_meter_kernel, name, dtype, constants)
+    for channels in (1152, 1536, 3072, 5120, 8192) if full and strides == (1,) and not squares else (1152,):
+        tile = whole_token_tiling(400, channels, size, aligned=True)
+        whole = whole_tokens(tile) | {"VECTOR": tile.vector, "BARRIER": False} | measured
+        for kind, missing, types in (
+            ("norm", no_cache | absent("weight", "bias"), {}),
+            ("float8", no_norm | absent("x_rows", "residual_rows"), float8),
+            ("norm float8 rows", absent(), float8),
+        ):
+            if kind == "norm float8 rows" and channels != 1152:
+                continue
+            yield Case(
+                gated_residual_meter_kernel,
+                f"{name} {kind} C={channels}",
+                dtype,
+                whole | missing | modulated(PER_FRAME),
+                types,
+                tile.warps,
+            )
+        if full or dtype == "bf16":
+            constants = whole | {"LATE": True} | absent()
+            name_of_stack = f"{name} float8 rows in place C={channels}"
+            yield Case(stack_residual_meter_kernel, name_of_stack, dtype, constants, float8, tile.warps)
+    if len(strides) <= 2:
+        product = product_tiling(size)
+        constants = product.constants | measured | {"GATE": SHARED} | absent("x_rows", "residual_rows")
+        yield Case(linear_gated_residual_meter_kernel, name, dtype, constants, {}, product.warps)
+
+
+def stream_cases(dtype: str, size: int, full: bool) -> Iterator[Case]:
+    tile = tiling(6000, 1152, size)
+    blocks = tokens(tile)
+    for cached in SIZES if full else (dtype,):
+        missing = absent("residual_scale", "x_rows", "residual_rows")
+        types: dict[str, Any] = {"residual": f"*{cached}"}
+        constants = blocks | {"IN_PLACE": False} | missing
+        yield Case(reuse_residual_kernel, f"{dtype} residual={cached}", dtype, constants, types)
+    constants = blocks | {"IN_PLACE": False}
+    yield Case(reuse_residual_kernel, f"{dtype} float8 rows", dtype, constants, {"residual": "*u8"})
+    for factors in range(1, 5) if full else (3,):
+        types = {"factors": (f"*{dtype}",) * factors}
+        types |= {"factor_rows": ("i64",) * factors, "factor_tokens": ("i64",) * factors}
+        yield Case(extrapolate_residual_kernel, f"{dtype} factors={factors}", dtype, dict(blocks), types)
+    no_norm = absent("shift", "scale", "weight", "bias", "norm_out", "x_rows")
+    constants = blocks | {"CHUNKS": 1} | modulated(PER_FRAME) | no_norm
+    yield Case(gated_residual_kernel, dtype, dtype, constants)
+    for channels in (1152, 1536, 3072, 5120, 8192) if full else (1152,):
+        tile = whole_token_tiling(6000, channels, size, aligned=True)
+        whole = tokens(tile) | {"CHUNKS": tile.chunks} | modulated(PER_FRAME) | absent("weight", "bias")
+        for kind, missing in (("gated norm", absent("x_rows")), ("norm", absent("y", "gate", "out"))):
+            name = f"{dtype} {kind} C={channels}"
+            yield Case(gated_residual_kernel, name, dtype, whole | missing, warps=tile.warps)
+
+
+def decide_case(metric: str, number: int, published: bool) -> Case:
+    constants = {
+        "FIRST": False,
+        "FORCED": False,
+        "INSIDE": True,
+        "STRIDES": (1, 2),
+        "METRIC": number,
+        "PUBLISHED": published,
+        "ELEMENTS": 6912000.0,
+        "SCALE": 0.385,
+        "POWER": 8.0,
+        "DIVISOR": 1.0,
+        "GRADIENT_WEIGHT": 10.0,
+        "BLOCK": 8,
+    }
+    return Case(decide_kernel, f"{metric} published={published}", "fp64", constants, warps=1, aligned=False)
+
+
+def absent(*names: str) -> dict[str, Any]:
+    return dict.fromkeys(names)
+
+
+def modulated(per: int) -> dict[str, int]:
+    return {"GATE": per, "SHIFT": per, "SCALE": per}
+
+
+def block_sizes(tile: Tiling) -> dict[str, int]:
     return {"BLOCK_PLACES": tile.places, "BLOCK_CHANNELS": tile.channels}
 
 
-def compile_kernel(
-    kernel: Any,
-    types: dict[str, str],
-    constants: dict[str, Any],
-    warps: int,
-    aligned: bool,
-    architecture: int,
-) -> tuple[Any, str]:
-    """Give the compiled kernel and the log of ptxas."""
-    names = list(kernel.arg_names)
-    signature = {name: "constexpr" if name in constants else types.get(name, "i64") for name in names}
-    if kernel is decide_kernel:
-        signature |= {name: "i32" for name, kind in signature.items() if kind == "i64"}
-    fit = [["tt.divisibility", 16]] if aligned else []
-    attributes = {(index,): fit for index, name in enumerate(names) if name not in constants}
-    if kernel is decide_kernel:
-        attributes = {}
+def whole_tokens(tile: Tiling) -> dict[str, int]:
+    return block_sizes(tile) | {"CHUNKS": tile.chunks}
+
+
+def tokens(tile: Tiling) -> dict[str, int]:
+    return {"BLOCK_TOKENS": tile.places, "BLOCK_CHANNELS": tile.channels}
+
+
+def compile_case(case: Case, architecture: int) -> Compiled:
+    names = list(case.kernel.arg_names)
+    integer = "i32" if case.kernel is decide_kernel else "i64"
+    types: dict[str, Any] = dict.fromkeys(names, integer)
+    types |= dict.fromkeys(POINTERS, f"*{case.dtype}") | OTHER_POINTERS | case.types
+    signature = {name: "constexpr" if name in case.constants else types[name] for name in names}
+    divisible = [["tt.divisibility", 16]] if case.aligned else []
+    attributes: dict[tuple[int, ...], Any] = {}
+    for index, name in enumerate(names):
+        if isinstance(signature[name], tuple):
+            attributes |= {(index, inner): divisible for inner in range(len(signature[name]))}
+        elif signature[name] not in ("constexpr", "fp32"):
+            attributes[(index,)] = divisible
     source = ASTSource(
-        fn=kernel,
+        fn=case.kernel,
         signature=signature,
-        constexprs={(names.index(name),): value for name, value in constants.items()},
+        constexprs={(names.index(name),): value for name, value in case.constants.items() if name in names},
         attrs=attributes,
     )
     log = io.StringIO()
@@ -146,41 +262,47 @@ def compile_kernel(
         compiled = triton.compile(
             source,
             target=GPUTarget("cuda", architecture, 32),
-            options={"num_warps": warps, "enable_fp_fusion": False},
+            options={"num_warps": case.warps, "enable_fp_fusion": False},
         )
-    return compiled, log.getvalue()
+    registers = re.search(r"Used (\d+) registers", log.getvalue())
+    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log.getvalue())
+    if registers is None or not spills:
+        raise SystemExit(f"no resource figures in the log of ptxas:\n{log.getvalue()}")
+    ptx = compiled.asm["ptx"]
+    return Compiled(
+        case.kernel.__name__,
+        case.name,
+        architecture,
+        len(compiled.asm["cubin"]),
+        int(registers[1]),
+        sum(int(stores) + int(loads) for stores, loads in spills),
+        compiled.metadata.shared,
+        len(re.findall(r"\bfma\.rn(?:\.ftz)?\.f32", ptx)),
+        compiled.asm["ttgir"].count("ttg.convert_layout"),
+        len(re.findall(r"\bbar(?:rier)?\.sync", ptx)),
+        len(re.findall(r"^\s*(?:@\S+\s+)?(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)", ptx, re.MULTILINE)),
+        len(re.findall(r"\bf32\b", compiled.asm["ttir"])),
+    )
+
+
+def compile_one(number: tuple[bool, int, int]) -> Compiled:
+    full, index, architecture = number
+    triton.knobs.nvidia.dump_ptxas_log = True
+    return compile_case(list(cases(full))[index], architecture)
 
 
 def main() -> None:
-    architectures = [int(argument) for argument in sys.argv[1:]] or [90, 80, 100, 120]
-    triton.knobs.nvidia.dump_ptxas_log = True
-    results = []
+    full = "--full" in sys.argv
+    architectures = [int(argument) for argument in sys.argv[1:] if argument != "--full"] or [90, 80, 100, 120]
+    jobs = [
+        (full, index, architecture)
+        for architecture in architectures
+        for index in range(len(list(cases(full))))
+    ]
     with tempfile.TemporaryDirectory() as cache:
-        triton.knobs.cache.dir = cache
-        for architecture in architectures:
-            for kernel, case, types, constants, warps, aligned in cases(
-                brief=architecture != architectures[0]
-            ):
-                compiled, log = compile_kernel(kernel, types, constants, warps, aligned, architecture)
-                registers = re.search(r"Used (\d+) registers", log)
-                spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log)
-                if registers is None or not spills:
-                    raise SystemExit(f"no resource figures in the log of ptxas:\n{log}")
-                ptx = compiled.asm["ptx"]
-                results.append(
-                    Compiled(
-                        kernel.__name__,
-                        case,
-                        architecture,
-                        len(compiled.asm["cubin"]),
-                        int(registers[1]),
-                        sum(int(stores) + int(loads) for stores, loads in spills),
-                        len(re.findall(r"\bfma\.rn(?:\.ftz)?\.f32", ptx)),
-                        compiled.asm["ttgir"].count("ttg.convert_layout"),
-                        len(re.findall(r"\bbar(?:rier)?\.sync", ptx)),
-                        len(re.findall(r"\bf32\b", compiled.asm["ttir"])),
-                    )
-                )
+        os.environ["TRITON_CACHE_DIR"] = cache
+        with multiprocessing.get_context("spawn").Pool(min(8, os.cpu_count() or 1)) as pool:
+            results = pool.map(compile_one, jobs, chunksize=1)
     print(json.dumps([asdict(result) for result in results]))
 
 

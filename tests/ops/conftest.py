@@ -1,60 +1,14 @@
-"""Which backends the op tests run on: those of this machine, or those that ADACACHE_TEST_BACKEND lists
-(comma-separated)."""
+"""Every test here is marked `ops` and runs on the backends of this machine."""
 
 from __future__ import annotations
 
-import importlib
-import os
-from collections.abc import Iterator
-
 import pytest
-import torch
+from op_backends import backend, device, op_namespace, pytest_generate_tests
 
-import adacache_kernels
-from adacache_kernels import _backend
-
-ASKED = [name for name in os.environ.get("ADACACHE_TEST_BACKEND", "").split(",") if name]
+__all__ = ["backend", "device", "op_namespace", "pytest_generate_tests"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "tests/ops" in item.path.as_posix():
             item.add_marker(pytest.mark.ops)
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "backend" in metafunc.fixturenames:
-        here = ["cpu", "reference"] + (["cuda", "triton"] if torch.cuda.is_available() else [])
-        backends = ASKED or here
-        if "op_namespace" in metafunc.fixturenames:  # the reference is plain PyTorch, with no op of its own
-            backends = [name for name in backends if name != "reference"]
-        metafunc.parametrize("backend", backends, indirect=True)
-
-
-@pytest.fixture
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Run the test with this backend forced."""
-    name: str = request.param
-    missing = _backend._missing(name)
-    if missing and name not in ASKED:
-        pytest.skip(f"backend {name}: {missing}")
-    with adacache_kernels.use_backend(name):
-        yield name
-
-
-@pytest.fixture
-def device(backend: str) -> torch.device:
-    """Where the tensors of a test for this backend live."""
-    on_gpu = backend == "cuda" or (backend == "triton" and not _backend._INTERPRETED)
-    if backend == "reference" and torch.cuda.is_available():
-        on_gpu = True
-    return torch.device("cuda" if on_gpu else "cpu")
-
-
-@pytest.fixture
-def op_namespace(backend: str) -> str:
-    """Where torch.ops holds the ops of this backend."""
-    if backend == "triton":
-        importlib.import_module("adacache_kernels.triton")
-        return "adacache_triton"
-    return "adacache"

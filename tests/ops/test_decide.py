@@ -150,19 +150,22 @@ def assert_states_agree(given: torch.Tensor, expected: list[dict[str, float]], s
 @pytest.mark.parametrize("metric", ["l1", "l2", "cosine"])
 @pytest.mark.parametrize("rule", ["published", "paper"])
 def test_random_requests(backend: str, device: torch.device, rule: str, metric: str, seed: int) -> None:
-    """Whole requests: several videos, sites and skipped steps, on the backend and in plain Python."""
-    pick = random.Random(f"{rule}{metric}{seed}")
-    policy = random_policy(pick, rule, metric)
     interpreted = backend == "triton" and device.type == "cpu"
+    judge_request(random.Random(f"{rule}{metric}{seed}"), rule, metric, device, 10 if interpreted else 100)
+
+
+def judge_request(pick: random.Random, rule: str, metric: str, device: torch.device, longest: int) -> None:
+    """A whole request: several videos, sites and skipped steps, on the backend and in plain Python."""
+    policy = random_policy(pick, rule, metric)
     videos, sites = pick.choice([1, 2, 5]), pick.choice([1, 2])
-    print(f"seed {seed}: {videos} videos, {sites} sites, {policy}")
+    print(f"{videos} videos, {sites} sites, {policy}")
     thresholds, rates = (
         torch.tensor(column, dtype=torch.float64, device=device)
         for column in zip(*policy["codebook"], strict=True)
     )
     state = initial_state(videos, sites, rule=rule, device=device)
     expected = [dict(zip(state_columns(sites), row, strict=True)) for row in state.tolist()]
-    for step in range(1, min(policy["num_steps"], 10 if interpreted else 100) + 1):
+    for step in range(1, min(policy["num_steps"], longest) + 1):
         for site in range(sites):
             rows = [random_sums(pick, policy) for _ in range(videos)]
             sums = torch.tensor(rows, dtype=torch.float64, device=device)

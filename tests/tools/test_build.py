@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import stat
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from tool_loading import load
 
 import adacache_kernels
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 NVCC = r"""#!/bin/sh
 case "$1" in
   --version) echo "Cuda compilation tools, release 12.6, V12.6.20" ;;
@@ -21,17 +19,6 @@ case "$1" in
   --dryrun) echo '#$ TOP=@TOP@' >&2 ;;
 esac
 """
-
-
-def load(monkeypatch: pytest.MonkeyPatch, path: str) -> ModuleType:
-    name = "loaded_" + Path(path).stem
-    spec = importlib.util.spec_from_file_location(name, ROOT / path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, name, module)  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

@@ -19,11 +19,11 @@ void extrapolate_residual_tokens(const ExtrapolateResidual& p, const float* coef
     const F* factor[max_factors];
     for (int i = 0; i < p.factors; ++i)
       factor[i] = token_of<F>(p.factor[i], p.factor_strides[i], factor_row, n);
-    for_each_sixteen(p.channels, [&](int64_t c, int64_t count) {
+    for_each_sixteen(p.channels, [&](int64_t c, auto count) ADACACHE_INLINE_LAMBDA {
       Lanes sum = multiply(coefficient[0], widen(load_part(factor[0] + c, count)));
       for (int i = 1; i < p.factors; ++i)
         sum = add(sum, multiply(coefficient[i], widen(load_part(factor[i] + c, count))));
-      put_part(out + c, narrow<T>(add(widen(load_part(x + c, count)), sum)), count, unit.stream_out);
+      put_part(out + c, round<T>(add(widen(load_part(x + c, count)), sum)).stored, count, unit.stream_out);
     });
   }
   if (unit.stream_out || unit.stream_norm) finish_streaming();

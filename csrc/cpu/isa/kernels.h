@@ -2,17 +2,20 @@
 // ADACACHE_ISA and ADACACHE_KERNELS (the table to define) and is compiled with the options of that
 // instruction set.
 #include "extrapolate_residual.h"
+#include "fused_qk_norm_rope.h"
 #include "gated_residual.h"
 #include "gated_residual_meter.h"
 #include "layer_norm_modulate.h"
 #include "residual_meter.h"
 #include "reuse_residual.h"
 #include "stack_residual_meter.h"
+#include "temporal_attention.h"
 
 namespace adacache::cpu {
 
-const Kernels ADACACHE_KERNELS = {ADACACHE_KERNELS_NAME, gated_residual,     gated_residual_meter,
-                                  stack_residual_meter,  residual_meter,     reuse_residual,
-                                  extrapolate_residual,  layer_norm_modulate};
+const Kernels ADACACHE_KERNELS = {ADACACHE_KERNELS_NAME, gated_residual,      gated_residual_meter,
+                                  stack_residual_meter,  residual_meter,      reuse_residual,
+                                  extrapolate_residual,  layer_norm_modulate, fused_qk_norm_rope,
+                                  temporal_attention};
 
 }  // namespace adacache::cpu

@@ -24,7 +24,7 @@ struct UnitSums {
   template <class T>
   void gather_motion(int stride_index, const T* later, const T* earlier, int64_t channels) {
     Lanes difference;
-    for_each_sixteen(channels, [&](int64_t channel, int64_t count) {
+    for_each_sixteen(channels, [&](int64_t channel, auto count) ADACACHE_INLINE_LAMBDA {
       difference = difference + absolute(widen<T>(load_part(later + channel, count)) -
                                          widen<T>(load_part(earlier + channel, count)));
     });
@@ -78,11 +78,13 @@ class KeptResidual {
   void start_token(int64_t, int64_t, int64_t n) {
     token_ = token_of<T>(cache_.data, cache_.strides, row_, n);
   }
-  ADACACHE_INLINE Lanes old_value(int64_t c, int64_t count) const {
+  template <class Count>
+  ADACACHE_INLINE Lanes old_value(int64_t c, Count count) const {
     return widen(load_part(token_ + c, count));
   }
-  ADACACHE_INLINE void keep(int64_t c, int64_t count, const StoredLanes<T>& r, const Lanes&) {
-    store_part(token_ + c, r, count);
+  template <class Count>
+  ADACACHE_INLINE void keep(int64_t c, Count count, const RoundedLanes<T>& r) {
+    store_part(token_ + c, r.stored, count);
   }
   void finish_token(int64_t) {}
   const T* residual_of(int64_t, int64_t, int64_t n) const {
@@ -117,19 +119,21 @@ class KeptResidual<T, float8_e4m3> {
     residual_ = waiting(frame, place);
     largest_ = {};
   }
-  ADACACHE_INLINE Lanes old_value(int64_t c, int64_t count) const {
+  template <class Count>
+  ADACACHE_INLINE Lanes old_value(int64_t c, Count count) const {
     return multiply(old_scale_, widen(load_part(token_ + c, count)));
   }
-  ADACACHE_INLINE void keep(int64_t c, int64_t, const StoredLanes<T>& r, const Lanes& value) {
-    store(residual_ + c, r);
-    largest_.gather(value);
+  template <class Count>
+  ADACACHE_INLINE void keep(int64_t c, Count, const RoundedLanes<T>& r) {
+    store(residual_ + c, r.stored);
+    largest_.gather(r.value);
   }
   void finish_token(int64_t channels) {
     const float largest = largest_.largest();
     *scale_ = float8_scale(largest);
     const Lanes inverse = lanes_of(float8_inverse_scale(largest));
-    for_each_sixteen(channels, [&](int64_t c, int64_t count) {
-      store_part(token_ + c, narrow<float8_e4m3>(multiply(widen(load(residual_ + c)), inverse)), count);
+    for_each_sixteen(channels, [&](int64_t c, auto count) ADACACHE_INLINE_LAMBDA {
+      store_part(token_ + c, round<float8_e4m3>(multiply(widen(load(residual_ + c)), inverse)).stored, count);
     });
   }
   const T* residual_of(int64_t frame, int64_t place, int64_t) const { return waiting(frame, place); }
@@ -161,11 +165,10 @@ ADACACHE_INLINE void keep_and_measure(const Parameters& p, const MeterUnit& unit
       [&](int64_t frame, int64_t place, int64_t n, Meter<Lanes, all_columns>& meter) {
         const auto residual_of_token = prepare(n);
         kept.start_token(frame, place, n);
-        for_each_sixteen(p.shape.channels, [&](int64_t c, int64_t count) {
-          const StoredLanes<T> r = residual_of_token(c, count);
-          const Lanes value = widen(r);
-          meter.measure(value, kept.old_value(c, count));
-          kept.keep(c, count, r, value);
+        for_each_sixteen(p.shape.channels, [&](int64_t c, auto count) ADACACHE_INLINE_LAMBDA {
+          const RoundedLanes<T> r = residual_of_token(c, count);
+          meter.measure(r.value, kept.old_value(c, count));
+          kept.keep(c, count, r);
         });
         kept.finish_token(p.shape.channels);
         finish(n);

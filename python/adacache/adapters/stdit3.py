@@ -10,7 +10,17 @@ import torch
 from torch import Tensor
 
 import adacache_kernels
-from adacache.models.stdit3 import PARTS, AddResidual, Conditioning, STDiT3, add_residual, gated
+from adacache.models.stdit3 import (
+    NORM_EPS,
+    PARTS,
+    AddResidual,
+    Conditioning,
+    Modulation,
+    STDiT3,
+    add_residual,
+    gated,
+    norm_modulate,
+)
 from adacache.policies import MetricSite, StackInfo
 from adacache.policies.adacache import measurable_strides
 from adacache.request import Call, Request
@@ -67,16 +77,16 @@ class STDiT3Adapter:
                 # Captions are embedded only here: a reused step does not need them.
                 conditioning = model.with_captions(conditioning, y, mask)
             if not call.reusing:
-                tokens = _compute(model, request, call, tokens, conditioning, None)
+                tokens = _compute(model, request, call, tokens, conditioning)
             elif not call.computing:
                 tokens = _reuse(request, call, tokens, None)
             else:
-                index = torch.tensor(call.computing, device=x.device)
-                computed = _compute(model, request, call, tokens[index], conditioning.rows(index), index)
-                reusing = torch.ones(x.shape[0], dtype=torch.bool, device=x.device).index_fill_(
-                    0, index, False
-                )
-                tokens = _reuse(request, call, tokens, reusing).index_copy_(0, index, computed)
+                # Built on the host and sent without waiting.
+                rows = torch.tensor(call.computing, dtype=torch.int32).to(x.device, non_blocking=True)
+                reuses = [row in call.reusing for row in range(x.shape[0])]
+                reusing = torch.tensor(reuses).to(x.device, non_blocking=True)
+                _compute(model, request, call, tokens, conditioning.rows(rows), rows)
+                tokens = _reuse(request, call, tokens, reusing)
         return model.unembed(tokens, conditioning)
 
 
@@ -86,16 +96,18 @@ def _compute(
     call: Call,
     tokens: Tensor,
     conditioning: Conditioning,
-    rows: Tensor | None,
+    rows: Tensor | None = None,
 ) -> Tensor:
-    """Runs the block stack on all rows, or on some (rows [n] int64 of the batch), and refreshes their
-    caches."""
+    """Runs the block stack and refreshes the caches: on all rows, or on some (rows int32 [n]), which are then
+    overwritten in `tokens`."""
     residuals = _Residuals(request, call, conditioning, rows)
-    before = tokens
-    for position, (block, angles) in enumerate(model.stack(conditioning)):
-        tokens = block(tokens, conditioning, angles, residuals.at(*divmod(position, 2)))
+    result = model.run_stack(tokens, conditioning, residuals.at, rows)
     if request.policy.cache == "stack":
-        residuals.store((call.branch, "stack"), tokens - before, request.policy.cache_dtype)
+        residuals.store_stack(result, tokens)
+    if rows is None:
+        return result
+    if request.policy.cache != "stack":
+        tokens.index_copy_(0, rows.long(), result)
     return tokens
 
 
@@ -103,7 +115,8 @@ def _reuse(request: Request, call: Call, tokens: Tensor, reusing: Tensor | None)
     """Adds the kept residuals to the tokens in place, for all rows or those of `reusing` [B] bool."""
     for key, cache in request.caches.items():
         if key[0] == call.branch:
-            adacache_kernels.reuse_residual(tokens, cache, reuse=reusing, out=tokens)
+            scale = request.caches.get(("scale", *key))
+            adacache_kernels.reuse_residual(tokens, cache, residual_scale=scale, reuse=reusing, out=tokens)
     return tokens
 
 
@@ -123,53 +136,76 @@ class _Residuals:
         }
         self.keeps = request.policy.cache == "sublayer"
 
-    def at(self, block: int, position: int) -> AddResidual:
-        """How the given block forms and adds its residuals; `position` is that of its kind in the pair."""
-        kind = KINDS[position]
+    def at(self, position: int) -> AddResidual:
+        """How the block at a position of the stack forms and adds its residuals."""
+        block, kind = position // len(KINDS), KINDS[position % len(KINDS)]
         site, measured_part = self.sites.get((block, kind), (None, "")) if self.call.measures else (None, "")
-        if site is None and not self.keeps:
+        # Of some rows only, the first sub-layer takes its x from the whole batch.
+        first = position == 0 and self.rows is not None
+        if site is None and not self.keeps and not first:
             return add_residual
         cross: list[Tensor] = []
 
-        def add(part: str, x: Tensor, y: Tensor, gate: Tensor | None) -> Tensor:
-            if part == measured_part and gate is not None and not self.keeps:
-                return self.measure_while_adding(site, x, y, gate)
+        def add(
+            part: str, x: Tensor, y: Tensor, gate: Tensor | None, norm: Modulation | None
+        ) -> tuple[Tensor, Tensor | None]:
+            x_rows = self.rows if first and part == f"{kind}_attention" else None
+            if site is not None and part == measured_part and not self.keeps:
+                return self.measure_while_adding(site, x, y, gate, norm, x_rows)
+            if not self.keeps and measured_part != "cross_attention_mlp":
+                if x_rows is None:
+                    return add_residual(part, x, y, gate, norm)
+                return adacache_kernels.gated_residual(x, y, gate, x_rows=x_rows), None
             residual = y if gate is None else gated(y, gate)
-            if part == measured_part:
+            if site is not None and part == measured_part:
                 self.measure(site, residual)
             if part == "cross_attention":
                 cross.append(residual)
             elif part == "mlp":
                 both = cross.pop() + residual
-                if measured_part == "cross_attention_mlp":
+                if site is not None and measured_part == "cross_attention_mlp":
                     self.measure(site, both)
                 if self.keeps:
-                    self.store((self.call.branch, block, kind, "cross_attention_mlp"), both, self.cache_dtype)
+                    self.store((self.call.branch, block, kind, "cross_attention_mlp"), both)
             elif self.keeps:
-                self.store((self.call.branch, block, kind, part), residual, self.cache_dtype)
-            return x + residual
+                self.store((self.call.branch, block, kind, part), residual)
+            x = (x if x_rows is None else x[x_rows]) + residual
+            return x, None if norm is None else norm_modulate(x, norm)
 
         return add
 
-    @property
-    def cache_dtype(self) -> torch.dtype | None:
-        return self.request.policy.cache_dtype
-
-    def measure_while_adding(self, site: int | None, x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
-        """x + gate * y, with the residual measured against the last one and kept in its place, in one
-        pass."""
+    def measure_while_adding(
+        self,
+        site: int,
+        x: Tensor,
+        y: Tensor,
+        gate: Tensor | None,
+        norm: Modulation | None,
+        x_rows: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """x + gate * y and its norm, with the residual measured against the last one and kept in its place,
+        in one pass."""
         old = self.old(site, y)
-        x, sums = adacache_kernels.gated_residual_meter(x, y, gate, old, **self.metering())
-        self.put_back(site, old)
+        rows = {"x_rows": x_rows, "residual_rows": self.rows}
+        if norm is None:
+            x, sums = adacache_kernels.gated_residual_meter(x, y, gate, old, **rows, **self.metering())
+            normed = None
+        else:
+            x, normed, sums = adacache_kernels.gated_residual_norm_meter(
+                x, y, gate, old, *norm, eps=NORM_EPS, **rows, **self.metering()
+            )
         self.decide(site, sums, y)
-        return x
+        return x, normed
 
-    def measure(self, site: int | None, residual: Tensor) -> None:
+    def measure(self, site: int, residual: Tensor) -> None:
         """Measures a residual against the last one, and keeps it in its place."""
-        old = self.old(site, residual)
+        kept = self.old(site, residual)
+        old = kept if self.rows is None else kept[self.rows]
         sums = adacache_kernels.residual_meter(residual, old, **self.metering())
-        old.copy_(residual)
-        self.put_back(site, old)
+        if self.rows is None:
+            kept.copy_(residual)
+        else:
+            kept.index_copy_(0, self.rows.long(), residual)
         self.decide(site, sums, residual)
 
     def metering(self) -> dict[str, Any]:
@@ -182,29 +218,53 @@ class _Residuals:
             "metric": schedule.metric,
         }
 
-    def decide(self, site: int | None, sums: Tensor, residual: Tensor) -> None:
-        assert site is not None
+    def decide(self, site: int, sums: Tensor, residual: Tensor) -> None:
         elements = self.request.rows_per_decision * residual.shape[1] * residual.shape[2]
         self.request.schedule.measured(site, self.call.step, sums, frames=self.frames, elements=elements)
 
-    def old(self, site: int | None, like: Tensor) -> Tensor:
-        """The residual last measured at a site, of these rows; zeros before the first (then nothing is
+    def old(self, site: int, like: Tensor) -> Tensor:
+        """The residuals last measured at a site, of the whole batch; zeros before the first (then nothing is
         decided)."""
-        key = ("metric", site)
-        if key not in self.request.caches:
-            assert self.rows is None, "every row computes the first step"
-            self.request.keep(key, torch.zeros_like(like, memory_format=torch.contiguous_format))
-        cache = self.request.caches[key]
-        return cache if self.rows is None else cache[self.rows]
+        return self._kept(("metric", site), like.shape, like)
 
-    def put_back(self, site: int | None, residual: Tensor) -> None:
-        if self.rows is not None:
-            self.request.caches["metric", site].index_copy_(0, self.rows, residual)
-
-    def store(self, key: tuple[object, ...], residual: Tensor, dtype: torch.dtype | None) -> None:
-        """Keeps a residual for reuse, in `dtype` or its own."""
+    def store(self, key: tuple[object, ...], residual: Tensor) -> None:
+        """Keeps a residual for reuse, in the policy's dtype or its own."""
+        dtype = self.request.policy.cache_dtype
         residual = residual if dtype is None else residual.to(dtype)
         if self.rows is None:
             self.request.keep(key, residual)
         else:
-            self.request.caches[key].index_copy_(0, self.rows, residual)
+            self.request.caches[key].index_copy_(0, self.rows.long(), residual)
+
+    def store_stack(self, result: Tensor, tokens: Tensor) -> None:
+        """Keeps what the stack added to these rows of `tokens`; if they are not all, puts the result into
+        `tokens` too."""
+        key = (self.call.branch, "stack")
+        dtype = self.request.policy.cache_dtype or tokens.dtype
+        out = None if self.rows is None else tokens
+        if dtype not in (tokens.dtype, torch.float8_e4m3fn):
+            self.store(key, result - (tokens if self.rows is None else tokens[self.rows]))
+            if out is not None:
+                out.index_copy_(0, self.rows.long(), result)
+            return
+        cache, scale = self._kept(key, tokens.shape, tokens, dtype), None
+        if dtype == torch.float8_e4m3fn:
+            scale = self._kept(("scale", *key), tokens.shape[:2], tokens, torch.float32)
+        adacache_kernels.stack_residual_meter(
+            result,
+            tokens,
+            cache,
+            residual_scale=scale,
+            rows=self.rows,
+            out=out,
+            **self.metering() | {"strides": ()},
+        )
+
+    def _kept(
+        self, key: tuple[object, ...], shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """A tensor of the request, zeros at first."""
+        if key not in self.request.caches:
+            assert self.rows is None, "every row computes the first step"
+            self.request.keep(key, torch.zeros(shape, dtype=dtype or like.dtype, device=like.device))
+        return self.request.caches[key]

@@ -1,4 +1,5 @@
-"""STDiT3, the spatial-temporal diffusion transformer of Open-Sora 1.2, in plain PyTorch.
+"""STDiT3, the spatial-temporal diffusion transformer of Open-Sora 1.2, on the fused ops; in plain PyTorch
+where gradients are recorded.
 
 Parameter names are those of the released checkpoints, so their safetensors files load strictly. A forward
 pass has
@@ -13,15 +14,36 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-AddResidual = Callable[[str, Tensor, Tensor, Tensor | None], Tensor]
-"""(part, x, y, gate) -> x + gate * y, with part one of `PARTS` and gate [B, 1|T, C] or None for an ungated
-residual."""
+import adacache_kernels
+
+Modulation = tuple[Tensor, Tensor]
+"""shift and scale of a layer norm, each [B, 1|T, C]."""
+
+AddResidual = Callable[[str, Tensor, Tensor, Tensor | None, Modulation | None], tuple[Tensor, Tensor | None]]
+"""(part, x, y, gate, norm) -> x + gate * y and its modulated layer norm, which the next sub-layer takes.
+
+part is one of `PARTS`, gate [B, 1|T, C] or None for an ungated residual; without `norm` the second result is
+None."""
+
+NORM_EPS = 1e-6
+LONGEST_FUSED_CLIP = 64
+"""Latent frames up to which temporal attention is one kernel."""
+
+
+class BlockModulation(NamedTuple):
+    """What modulates one block: norms and gates of its attention and its MLP, each [B, 1|T, C]."""
+
+    attention_norm: Modulation
+    attention_gate: Tensor
+    mlp_norm: Modulation
+    mlp_gate: Tensor
+
 
 PARTS = ("spatial_attention", "temporal_attention", "cross_attention", "mlp")
 
@@ -97,9 +119,29 @@ class Conditioning:
         )
 
 
-def add_residual(part: str, x: Tensor, y: Tensor, gate: Tensor | None) -> Tensor:
-    """x + gate * y for x, y [B, N, C] and a gate [B, 1|T, C]; x + y without a gate."""
-    return x + (y if gate is None else gated(y, gate))
+def records_gradients(*tensors: Tensor | None) -> bool:
+    """Whether autograd follows any of them: the fused ops have no backward."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def add_residual(
+    part: str, x: Tensor, y: Tensor, gate: Tensor | None, norm: Modulation | None
+) -> tuple[Tensor, Tensor | None]:
+    """x + gate * y and its modulated layer norm, for x, y [B, N, C]; see `AddResidual`."""
+    if records_gradients(x, y, gate):
+        x = x + (y if gate is None else gated(y, gate))
+        return x, None if norm is None else norm_modulate(x, norm)
+    if norm is None:
+        return adacache_kernels.gated_residual(x, y, gate), None
+    return adacache_kernels.gated_residual_norm(x, y, gate, *norm, eps=NORM_EPS)
+
+
+def norm_modulate(x: Tensor, norm: Modulation, rows: Tensor | None = None) -> Tensor:
+    """layer_norm(x) * (1 + scale) + shift for x [B, N, C]; with rows int32 [b], for these rows of x."""
+    if not records_gradients(x, *norm):
+        return adacache_kernels.layer_norm_modulate(x, *norm, eps=NORM_EPS, x_rows=rows)
+    x = x if rows is None else x[rows]
+    return modulate(F.layer_norm(x, x.shape[-1:], eps=NORM_EPS), *norm)
 
 
 def gated(y: Tensor, gate: Tensor) -> Tensor:
@@ -140,22 +182,22 @@ class RotaryEmbedding(nn.Module):
         self.freqs = nn.Parameter(theta ** (-torch.arange(0, dim, 2).float() / dim), requires_grad=False)
 
     def angles(self, length: int) -> tuple[Tensor, Tensor]:
-        """cos and sin [length, dim] for positions 0 .. length-1, in float32."""
+        """cos and sin [length, dim / 2] for positions 0 .. length-1, in float32."""
         positions = torch.arange(length, device=self.freqs.device, dtype=torch.float32)
-        angle = torch.outer(positions, self.freqs.float()).repeat_interleave(2, dim=-1)
+        angle = torch.outer(positions, self.freqs.float())
         return angle.cos(), angle.sin()
 
 
 def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
     """Rotates interleaved channel pairs of x [..., length, dim] by the angles of its positions."""
     cos, sin = angles
-    pairs = x.unflatten(-1, (-1, 2))
-    turned = torch.stack((-pairs[..., 1], pairs[..., 0]), dim=-1).flatten(-2)
-    return (x * cos + turned * sin).to(x.dtype)
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2).to(x.dtype)
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention with qk-norm and, for the temporal blocks, rotary embedding."""
+    """Multi-head self-attention over the places of a frame or the frames of a place, with qk-norm and, over
+    frames, rotary embedding."""
 
     def __init__(self, dim: int, num_heads: int, qk_norm: bool):
         super().__init__()
@@ -165,13 +207,40 @@ class SelfAttention(nn.Module):
         self.k_norm = RMSNorm(dim // num_heads) if qk_norm else nn.Identity()
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """x [sequences, length, C] -> same shape."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    def forward(self, x: Tensor, frames: int, angles: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """x [B, T*S, C] -> same shape; over frames with the angles of the T positions, over places
+        without."""
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
+        if records_gradients(qkv) or (angles is not None and frames > LONGEST_FUSED_CLIP):
+            return self.proj(self._attend_plainly(qkv, frames, angles))
+        weights, eps = self._norm(qkv.dtype)
+        if angles is not None:
+            y = adacache_kernels.temporal_attention(qkv, *weights, *angles, frames=frames, eps=eps)
+            return self.proj(y)
+        if weights[0] is not None:
+            adacache_kernels.fused_qk_norm_rope(qkv, *weights, None, None, eps=eps)
+        q, k, v = qkv.unflatten(1, (frames, -1)).flatten(0, 1).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.proj(y.unflatten(0, (-1, frames)).flatten(1, 2))
+
+    def _norm(self, dtype: torch.dtype) -> tuple[tuple[Tensor | None, Tensor | None], float]:
+        """Weights of the norms of q and k, if any, and their eps."""
+        if not isinstance(self.q_norm, RMSNorm) or not isinstance(self.k_norm, RMSNorm):
+            return (None, None), 0.0
+        return (self.q_norm.weight.to(dtype), self.k_norm.weight.to(dtype)), self.q_norm.eps
+
+    def _attend_plainly(self, qkv: Tensor, frames: int, angles: tuple[Tensor, Tensor] | None) -> Tensor:
+        """[B, T*S, 3, heads, dim] -> [B, T*S, C], in PyTorch's own operations."""
+        grid = qkv.unflatten(1, (frames, -1))
+        if angles is not None:
+            grid = grid.transpose(1, 2)
+        q, k, v = grid.flatten(0, 1).permute(2, 0, 3, 1, 4)
         q, k = self.q_norm(q), self.k_norm(k)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        y = y.unflatten(0, (qkv.shape[0], -1))
+        return (y if angles is None else y.transpose(1, 2)).flatten(1, 2)
 
 
 class CrossAttention(nn.Module):
@@ -213,10 +282,8 @@ class STDiT3Block(nn.Module):
         super().__init__()
         dim = config.hidden_size
         self.temporal = temporal
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
         self.attn = SelfAttention(dim, config.num_heads, config.qk_norm)
         self.cross_attn = CrossAttention(dim, config.num_heads)
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
         self.mlp = Mlp(dim, int(dim * config.mlp_ratio))
         self.scale_shift_table = nn.Parameter(torch.randn(6, dim) / dim**0.5)
 
@@ -238,35 +305,51 @@ class STDiT3Block(nn.Module):
             angles: rotary angles of the T positions (temporal blocks).
             add: forms each residual and adds it; caching looks at and keeps residuals here.
         """
-        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = self.modulation(conditioning)
-        y = modulate(self.norm1(x), shift_msa, scale_msa)
-        x = add(self.attention_part, x, self.attention(y, conditioning, angles), gate_msa)
-        assert conditioning.captions is not None
-        x = add(
-            "cross_attention", x, self.cross_attn(x, conditioning.captions, conditioning.caption_mask), None
-        )
-        return add("mlp", x, self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp)), gate_mlp)
+        modulation = self.modulation(conditioning)
+        normed = norm_modulate(x, modulation.attention_norm)
+        return self.run(x, normed, modulation, conditioning, angles, add, None)[0]
 
-    def modulation(self, conditioning: Conditioning) -> Sequence[Tensor]:
-        """Six tensors [B, 1, C], or [B, T, C] when some frames are given (x_mask) and take the modulation of
+    def run(
+        self,
+        x: Tensor,
+        normed: Tensor,
+        modulation: BlockModulation,
+        conditioning: Conditioning,
+        angles: tuple[Tensor, Tensor] | None,
+        add: AddResidual,
+        following: Modulation | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The block between two norms: each residual is added in one pass with the norm that comes after it.
+
+        Args:
+            x: [B, T*S, C], or what `add` takes for it.
+            normed: the modulated norm of x, what the attention takes.
+            modulation: of this block.
+            following: shift and scale of the first norm after this block.
+
+        Returns:
+            x [B, T*S, C], and its norm if `following` is given.
+        """
+        y = self.attn(normed, conditioning.frames, angles)
+        x, _ = add(self.attention_part, x, y, modulation.attention_gate, None)
+        assert conditioning.captions is not None
+        y = self.cross_attn(x, conditioning.captions, conditioning.caption_mask)
+        x, normed_mlp = add("cross_attention", x, y, None, modulation.mlp_norm)
+        return add("mlp", x, self.mlp(normed_mlp), modulation.mlp_gate, following)
+
+    def modulation(self, conditioning: Conditioning) -> BlockModulation:
+        """[B, 1, C] each, or [B, T, C] when some frames are given (x_mask) and take the modulation of
         t = 0."""
         table = self.scale_shift_table[None] + conditioning.modulation
         if conditioning.x_mask is None:
-            return table.chunk(6, dim=1)
-        assert conditioning.modulation_zero is not None
-        zero = self.scale_shift_table[None] + conditioning.modulation_zero
-        per_frame = torch.where(conditioning.x_mask[:, None, :, None], table[:, :, None], zero[:, :, None])
-        return per_frame.unbind(dim=1)
-
-    def attention(
-        self, x: Tensor, conditioning: Conditioning, angles: tuple[Tensor, Tensor] | None
-    ) -> Tensor:
-        frames, places = conditioning.frames, conditioning.places
-        x = x.unflatten(1, (frames, places))
-        if self.temporal:
-            y = self.attn(x.transpose(1, 2).flatten(0, 1), angles)
-            return y.unflatten(0, (-1, places)).transpose(1, 2).flatten(1, 2)
-        return self.attn(x.flatten(0, 1)).unflatten(0, (-1, frames)).flatten(1, 2)
+            shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = table.chunk(6, dim=1)
+        else:
+            assert conditioning.modulation_zero is not None
+            zero = self.scale_shift_table[None] + conditioning.modulation_zero
+            given = conditioning.x_mask[:, None, :, None]
+            per_frame = torch.where(given, table[:, :, None], zero[:, :, None])
+            shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = per_frame.unbind(dim=1)
+        return BlockModulation((shift, scale), gate, (shift_mlp, scale_mlp), gate_mlp)
 
 
 class SinusoidalEmbedder(nn.Module):
@@ -326,7 +409,6 @@ class FinalLayer(nn.Module):
     def __init__(self, config: STDiT3Config, out_channels: int):
         super().__init__()
         dim = config.hidden_size
-        self.norm_final = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
         self.linear = nn.Linear(dim, math.prod(config.patch_size) * out_channels)
         self.scale_shift_table = nn.Parameter(torch.randn(2, dim) / dim**0.5)
 
@@ -341,7 +423,7 @@ class FinalLayer(nn.Module):
                 torch.where(given, now, then)
                 for now, then in zip((shift, scale), zero.chunk(2, 1), strict=True)
             )
-        return self.linear(modulate(self.norm_final(x), shift, scale))
+        return self.linear(norm_modulate(x, (shift, scale)))
 
 
 class STDiT3(nn.Module):
@@ -431,9 +513,42 @@ class STDiT3(nn.Module):
         """
         tokens, conditioning = self.embed(x, timestep, x_mask, fps, height, width)
         conditioning = self.with_captions(conditioning, y, mask)
-        for block, angles in self.stack(conditioning):
-            tokens = block(tokens, conditioning, angles)
-        return self.unembed(tokens, conditioning)
+        return self.unembed(self.run_stack(tokens, conditioning), conditioning)
+
+    def run_stack(
+        self,
+        tokens: Tensor,
+        conditioning: Conditioning,
+        add_at: Callable[[int], AddResidual] = lambda position: add_residual,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """The block stack.
+
+        Args:
+            tokens: [B, N, C].
+            conditioning: of the rows that run.
+            add_at: how the block at a position of the stack forms and adds its residuals.
+            rows: int32 [b], the rows of tokens that run; `add_at(0)` takes its first x from them. None: all.
+
+        Returns:
+            [b, N, C].
+        """
+        blocks = list(self.stack(conditioning))
+        modulations = [block.modulation(conditioning) for block, _ in blocks]
+        following = [*(modulation.attention_norm for modulation in modulations[1:]), None]
+        normed: Tensor | None = norm_modulate(tokens, modulations[0].attention_norm, rows)
+        for position, (block, angles) in enumerate(blocks):
+            assert normed is not None
+            tokens, normed = block.run(
+                tokens,
+                normed,
+                modulations[position],
+                conditioning,
+                angles,
+                add_at(position),
+                following[position],
+            )
+        return tokens
 
     def stack(self, conditioning: Conditioning) -> Iterator[tuple[STDiT3Block, tuple[Tensor, Tensor] | None]]:
         """The blocks in the order they run, each with the rotary angles it takes."""

@@ -1,0 +1,49 @@
+"""RMS norm and rotary embedding of queries and keys, in place in the output of the fused projection."""
+
+from __future__ import annotations
+
+import torch
+
+from .._arguments import check_fused_qk_norm_rope
+from ._dispatch import call
+
+
+def fused_qk_norm_rope(
+    qkv: torch.Tensor,
+    q_weight: torch.Tensor | None,
+    k_weight: torch.Tensor | None,
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
+    *,
+    interleaved: bool = True,
+    eps: float = 1e-6,
+) -> torch.Tensor:
+    """Normalise each head of the queries and keys, and rotate it by its token's angles.
+
+    q = q * rsqrt(mean(q^2) + eps) * q_weight over dim, then the pairs of channels (a, b) become
+    (a cos - b sin, a sin + b cos); the same for k. All in float32 and rounded once to qkv's dtype, where
+    eager PyTorch rounds after each step. The values are left alone.
+
+    Args:
+        qkv: float32, bfloat16 or float16 [B, N, 3, heads, dim]: queries, keys and values, as a linear layer
+            of 3 * heads * dim outputs gives them; changed in place. Contiguous in its last three dimensions,
+            any other strides; dim at most 256, and even with angles.
+        q_weight, k_weight: [dim] of qkv's dtype and device. Both None: no norm.
+        cos, sin: float32 [L, dim / 2], contiguous, with L = N (a row for each token) or a divisor of N: token
+            n takes row n // (N / L), which for L = T frames is its frame. Both None: no rotation.
+        interleaved: pairs are channels (2i, 2i + 1); False: (i, i + dim / 2).
+        eps: added to the mean square.
+
+    Under autocast q_weight and k_weight of another floating dtype are cast to qkv's dtype.
+
+    Returns:
+        qkv.
+
+    Raises:
+        ValueError: an argument does not fit; the message names it.
+
+    Source: rotary embedding (arXiv 2104.09864) after query-key norm (arXiv 2010.04245), as in Open-Sora 1.2.
+    """
+    arguments = (qkv, q_weight, k_weight, cos, sin, interleaved, eps)
+    call("fused_qk_norm_rope", check_fused_qk_norm_rope, qkv, arguments)
+    return qkv

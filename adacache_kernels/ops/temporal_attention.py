@@ -1,0 +1,59 @@
+"""Attention over the frames of each place, which reads queries, keys and values as the projection left them:
+no transposed copies."""
+
+from __future__ import annotations
+
+import torch
+
+from .._arguments import check_temporal_attention
+from ._dispatch import call
+
+
+def temporal_attention(
+    qkv: torch.Tensor,
+    q_weight: torch.Tensor | None = None,
+    k_weight: torch.Tensor | None = None,
+    cos: torch.Tensor | None = None,
+    sin: torch.Tensor | None = None,
+    *,
+    frames: int,
+    interleaved: bool = True,
+    eps: float = 1e-6,
+    scale: float | None = None,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Attend over time: each token to the tokens of all frames at its place, per row of the batch and head.
+
+    softmax(scale * q k^T) v, with the norm and rotation of q and k as in `fused_qk_norm_rope`. Norm, rotation
+    and softmax are float32; on a GPU q, k and the softmax weights are rounded to qkv's dtype before they are
+    multiplied. The result is rounded once.
+
+    Args:
+        qkv: float32, bfloat16 or float16 [B, N, 3, heads, dim] with N = frames * places, frame-major:
+            queries, keys and values, as a linear layer of 3 * heads * dim outputs gives them. Contiguous in
+            its last three dimensions, any other strides; dim at most 256, and even with angles.
+        q_weight, k_weight: [dim] of qkv's dtype and device. Both None: no norm.
+        cos, sin: float32 [frames, dim / 2], or [N, dim / 2] with a row for each token; contiguous. Both None:
+            no rotation.
+        frames: latent frames T, 1 to 64; divides N.
+        interleaved: pairs are channels (2i, 2i + 1); False: (i, i + dim / 2).
+        eps: added to the mean square.
+        scale: what the products are multiplied by before the softmax; None: dim ** -0.5.
+        out: [B, N, heads * dim] for the result, contiguous in its last dimension; None allocates.
+
+    Under autocast q_weight and k_weight of another floating dtype are cast to qkv's dtype.
+
+    Returns:
+        [B, N, heads * dim] in qkv's dtype.
+
+    Raises:
+        ValueError: an argument does not fit; the message names it.
+
+    Source: the temporal attention of Latte (arXiv 2401.03048) and Open-Sora 1.2.
+    """
+    if scale is None:
+        scale = qkv.shape[-1] ** -0.5 if qkv.shape[-1] else 1.0
+    outputs = () if out is None else (out,)
+    arguments = (qkv, q_weight, k_weight, cos, sin, interleaved, frames, eps, scale)
+    y: torch.Tensor = call("temporal_attention", check_temporal_attention, qkv, arguments, outputs)
+    return y

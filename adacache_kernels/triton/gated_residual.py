@@ -1,0 +1,202 @@
+"""x + gate*y in one pass; and, for `gated_residual_norm` and `layer_norm_modulate`, the layer norm of the
+result (or of x itself) in the same pass."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from .launch import aligned, frames_of, modulator, on_device, tiling, whole_token_tiling
+from .norm import store_norm
+from .numeric import round_to
+from .tokens import gated, load_modulator, row_of
+
+
+@triton.jit
+def gated_residual_kernel(
+    x,
+    y,  # None: x is only normed
+    gate,
+    x_rows,
+    shift,
+    scale,
+    weight,
+    bias,
+    out,
+    norm_out,  # None: no norm
+    tokens,
+    places,
+    channels,
+    x_total,
+    eps,
+    x_row,
+    x_token,
+    y_row,
+    y_token,
+    gate_row,
+    gate_step,
+    shift_row,
+    shift_step,
+    scale_row,
+    scale_step,
+    out_row,
+    out_token,
+    norm_row,
+    norm_token,
+    GATE: tl.constexpr,
+    SHIFT: tl.constexpr,
+    SCALE: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+    CHUNKS: tl.constexpr,  # a norm needs all channels of a token
+):
+    dtype: tl.constexpr = x.dtype.element_ty
+    block = tl.program_id(0)
+    row = tl.program_id(1).to(tl.int64)
+    channel_blocks = tl.cdiv(channels, BLOCK_CHANNELS * CHUNKS)
+    token = (block // channel_blocks * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS))[:, None]
+    channel = (block % channel_blocks * (BLOCK_CHANNELS * CHUNKS) + tl.arange(0, BLOCK_CHANNELS))[None, :]
+    frame = (token // places).to(tl.int64)
+    token = token.to(tl.int64)
+    row_of_x = row_of(x_rows, row, x_total)
+    exists = row_of_x >= 0
+    written = token < tokens
+    present = written
+    if x_rows is not None:
+        # A limit: the interpreter cannot broadcast a scalar mask.
+        present = token < tl.where(exists, tokens, 0)
+    x_at = row_of_x * x_row + token * x_token + channel
+    y_at = row * y_row + token * y_token + channel
+    if gate is not None:
+        gate += row * gate_row
+    if shift is not None:
+        shift += row * shift_row
+    if scale is not None:
+        scale += row * scale_row
+
+    # All that is read is on its way before the first of it is used or written.
+    xs = ()
+    ys = ()
+    for chunk in tl.static_range(CHUNKS):
+        start = chunk * BLOCK_CHANNELS
+        mask = present & (channel + start < channels)
+        xs = xs + (tl.load(x + x_at + start, mask=mask, other=0.0),)
+        if y is not None:
+            ys = ys + (tl.load(y + y_at + start, mask=mask, other=0.0),)
+    streams = ()
+    for chunk in tl.static_range(CHUNKS):
+        start = chunk * BLOCK_CHANNELS
+        here = channel + start
+        mask = present & (here < channels)
+        stream = xs[chunk].to(tl.float32)
+        if y is not None:
+            factor = None
+            if gate is not None:
+                factor = load_modulator(gate, gate_step, frame, token, here, mask, GATE)
+            total = stream + gated(ys[chunk], factor, dtype).to(tl.float32)
+            given = total
+            if x_rows is not None:
+                given = tl.where(exists, total, float("nan"))
+            tl.store(
+                out + row * out_row + token * out_token + here,
+                round_to(given, dtype),
+                mask=written & (here < channels),
+            )
+            stream = round_to(total, dtype).to(tl.float32)
+        streams = streams + (stream,)
+    if norm_out is not None:
+        store_norm(
+            norm_out,
+            row * norm_row + token * norm_token + channel,
+            streams,
+            weight,
+            bias,
+            shift,
+            scale,
+            eps,
+            shift_step,
+            scale_step,
+            frame,
+            token,
+            channel,
+            channels,
+            written,
+            exists if x_rows is not None else None,
+            SHIFT,
+            SCALE,
+            BLOCK_CHANNELS,
+        )
+
+
+def gated_residual(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    gate: torch.Tensor | None,
+    x_rows: torch.Tensor | None,
+    out: torch.Tensor,
+) -> None:
+    """Launch."""
+    launch(x, y, gate, None, None, None, None, 0.0, x_rows, out, None)
+
+
+def launch(
+    x: torch.Tensor,
+    y: torch.Tensor | None,
+    gate: torch.Tensor | None,
+    shift: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    eps: float,
+    x_rows: torch.Tensor | None,
+    out: torch.Tensor | None,
+    norm_out: torch.Tensor | None,
+) -> None:
+    rows = x.shape[0] if x_rows is None else x_rows.shape[0]
+    tokens, channels = x.shape[1:]
+    if rows * tokens * channels == 0:
+        return
+    frames = frames_of(gate, shift, scale, tokens=tokens)
+    gates, shifts, scales = (modulator(tensor, frames, tokens) for tensor in (gate, shift, scale))
+    fit = aligned(x, y, out, norm_out)
+    tile = (tiling if norm_out is None else whole_token_tiling)(
+        tokens, channels, x.element_size(), aligned=fit
+    )
+    with on_device(x):
+        gated_residual_kernel[(tile.blocks, rows)](
+            x,
+            y,
+            gate,
+            x_rows,
+            shift,
+            scale,
+            weight,
+            bias,
+            out,
+            norm_out,
+            tokens,
+            tokens // frames,
+            channels,
+            x.shape[0],
+            eps,
+            x.stride(0),
+            x.stride(1),
+            *(y.stride()[:2] if y is not None else (0, 0)),
+            gates.row,
+            gates.step,
+            shifts.row,
+            shifts.step,
+            scales.row,
+            scales.step,
+            *(out.stride()[:2] if out is not None else (0, 0)),
+            *(norm_out.stride()[:2] if norm_out is not None else (0, 0)),
+            GATE=gates.per,
+            SHIFT=shifts.per,
+            SCALE=scales.per,
+            BLOCK_TOKENS=tile.places,
+            BLOCK_CHANNELS=tile.channels,
+            CHUNKS=tile.chunks,
+            num_warps=tile.warps,
+            enable_fp_fusion=False,  # eager PyTorch rounds gate*y before it adds
+        )

@@ -1,0 +1,51 @@
+"""x + gate*y, gate*y over the old residual, the sums of both residuals and the layer norm of the result,
+modulated, in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from .gated_residual_meter import launch
+
+
+def gated_residual_norm_meter(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    gate: torch.Tensor | None,
+    residual: torch.Tensor,
+    residual_scale: torch.Tensor | None,
+    shift: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    eps: float,
+    x_rows: torch.Tensor | None,
+    residual_rows: torch.Tensor | None,
+    video_of_row: torch.Tensor | None,
+    num_videos: int,
+    frames: int,
+    strides: Sequence[int],
+    metric: int,
+    out: torch.Tensor,
+    norm_out: torch.Tensor,
+) -> torch.Tensor:
+    """Launch; returns the sums."""
+    return launch(
+        x,
+        y,
+        gate,
+        residual,
+        residual_scale,
+        (shift, scale, weight, bias, eps),
+        x_rows,
+        residual_rows,
+        video_of_row,
+        num_videos,
+        frames,
+        strides,
+        metric,
+        out,
+        norm_out,
+    )

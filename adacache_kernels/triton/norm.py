@@ -1,0 +1,66 @@
+"""Layer norm and modulation of tokens that one program owns whole."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .launch import SHARED
+from .numeric import round_to
+from .tokens import load_modulator
+
+_SHARED = tl.constexpr(SHARED)
+
+
+@triton.jit
+def store_norm(
+    out,
+    at,
+    values,  # a tuple of float32 tiles, 0 outside the channels
+    weight,
+    bias,
+    shift,
+    scale,
+    eps,
+    shift_step,
+    scale_step,
+    frame,
+    token,
+    channel,
+    channels,
+    tokens_mask,
+    exists,  # None, or whether the row does; if not, it gets NaN
+    SHIFT: tl.constexpr,
+    SCALE: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+):
+    """Store (norm(values) * weight + bias) * (1 + scale) + shift, float32 throughout and rounded once."""
+    count = tl.full([values[0].shape[0], 1], 0.0, tl.float32) + channels
+    total = values[0]
+    for chunk in tl.static_range(1, len(values)):
+        total += values[chunk]
+    mean = tl.div_rn(tl.sum(total, 1)[:, None], count)
+    squares = tl.zeros(values[0].shape, dtype=tl.float32)
+    for chunk in tl.static_range(len(values)):
+        inside = channel + chunk * BLOCK_CHANNELS < channels
+        difference = tl.where(inside, values[chunk] - mean, 0.0)
+        squares += difference * difference
+    variance = tl.div_rn(tl.sum(squares, 1)[:, None], count)
+    deviation = tl.sqrt_rn(variance + eps)
+    factor = tl.div_rn(tl.full(deviation.shape, 1.0, tl.float32), deviation)
+    for chunk in tl.static_range(len(values)):
+        start = chunk * BLOCK_CHANNELS
+        here = channel + start
+        mask = tokens_mask & (here < channels)
+        normed = (values[chunk] - mean) * factor
+        if weight is not None:
+            normed = normed * load_modulator(weight, 0, 0, token, here, mask, _SHARED)
+        if bias is not None:
+            normed = normed + load_modulator(bias, 0, 0, token, here, mask, _SHARED)
+        if scale is not None:
+            normed = normed * (1.0 + load_modulator(scale, scale_step, frame, token, here, mask, SCALE))
+        if shift is not None:
+            normed = normed + load_modulator(shift, shift_step, frame, token, here, mask, SHIFT)
+        if exists is not None:
+            normed = tl.where(exists, normed, float("nan"))
+        tl.store(out + at + start, round_to(normed, out.dtype.element_ty), mask=mask)

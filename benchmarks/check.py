@@ -1,0 +1,81 @@
+"""Whether an op's results are right, for the cases of the benchmarks: a wrong op is not worth timing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from cases import Case, Tensors, Values, copy_inputs
+
+import adacache_kernels as ak
+from adacache_kernels import _backend
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What one set of inputs has to give: by the chain, by the chain in float64, by the reference backend."""
+
+    plain: Tensors
+    exact: Tensors
+    reference: Tensors
+
+
+def expect(case: Case, values: Values) -> Expected:
+    plain = case.chain(copy_inputs(values))
+    exact = case.chain(copy_inputs(values, torch.float64)) if "close" in case.checks else plain
+    with ak.use_backend("reference"):
+        return Expected(plain, exact, case.call(ak, copy_inputs(values), {}))
+
+
+def has_backend(op: str, backend: str) -> bool:
+    """Whether this backend has the op and can run it here."""
+    return hasattr(ak, op) and _backend._missing(backend, op) is None
+
+
+def outputs_for(case: Case, values: Values) -> dict[str, torch.Tensor]:
+    """Memory for what the op gives, poisoned."""
+    results = case.call(ak, values, {})
+    return {
+        name: torch.full_like(result, torch.nan) for name, result in zip(case.outs, results, strict=False)
+    }
+
+
+def find_fault(case: Case, expected: Expected, values: Values, backend: str) -> str:
+    """What is wrong with the backend's results, "" if nothing is; with fresh memory and with memory given."""
+    with ak.use_backend(backend):
+        given = outputs_for(case, copy_inputs(values))
+        results = [case.call(ak, copy_inputs(values), outputs) for outputs in ({}, given)]
+    for result in results:
+        for index, kind in enumerate(case.checks):
+            if fault := judge(kind, result[index], expected, index):
+                return f"output {index}: {fault}"
+    return ""
+
+
+def judge(kind: str, given: torch.Tensor, expected: Expected, index: int) -> str:
+    """What is wrong with the output at `index`, "" if nothing is; kinds as in `Case.checks`."""
+    if kind == "bits":
+        different = bits(given) != bits(expected.plain[index].to(given.device))
+        return f"{int(different.sum())} bytes are not those of eager PyTorch" if different.any() else ""
+    if kind == "close":
+        exact = expected.exact[index].to(given.device)
+        error, allowed = (
+            float((one.to(given.device).double() - exact).abs().max())
+            for one in (given, expected.plain[index])
+        )
+        floor = torch.finfo(given.dtype).eps * float(exact.abs().max())
+        return "" if error <= 2 * allowed + floor else f"error {error:.3g}, eager PyTorch's is {allowed:.3g}"
+    sums = expected.reference[index].to(given.device)
+    tolerance = 1e-5 if kind == "sums" else 2e-3
+    most = float(sums.nan_to_num().abs().max())
+    close = torch.allclose(given, sums, rtol=tolerance, atol=tolerance * most, equal_nan=True)
+    return "" if close else f"sums are {given.tolist()}, expected {sums.tolist()}"
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().view(torch.uint8)
+
+
+def same_bits(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> bool:
+    return all(torch.equal(bits(a), bits(b)) for a, b in zip(one, other, strict=True))

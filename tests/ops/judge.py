@@ -1,0 +1,486 @@
+"""Calls each op with random tensors of a kind and judges all that it gives and could have touched.
+
+What is expected is written out here in NumPy: in float32 where the bits are defined, in float64 elsewhere.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+import torch
+from op_cases import Buffer, Shape, check_sums, exact_sums, random_gate, random_tensor, same_bits, video_ids
+
+import adacache_kernels
+
+FLOAT8 = torch.float8_e4m3fn
+SMALL = Shape(2, 3, 5, 40)
+MODULATORS = ["row", "frame", "token", "shared", "row_expanded"]
+VALUES = ["normal", "tiny", "huge", "special", "flat", "sparse"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What to call an op with; an op takes from it what it knows."""
+
+    shape: Shape = SMALL
+    dtype: torch.dtype = torch.float32
+    seed: int = 0
+    #: Of the tensors in the order in which they are made, and then again from the first.
+    layouts: tuple[str, ...] = ("contiguous",)
+    values: str = "normal"
+    gate: str | None = "frame"
+    shift: str | None = "row"
+    scale: str | None = "frame"
+    weight: bool = False
+    bias: bool = False
+    eps: float = 1e-6
+    kept: torch.dtype | None = None  # None: the dtype of x
+    strides: tuple[int, ...] = (1,)
+    metric: str = "l1"
+    videos: tuple[int, ...] | None = None
+    num_videos: int = 1
+    reuse: tuple[bool, ...] | None = None
+    factors: int = 2
+    x_total: int | None = None  # rows of x, of which x_rows picks some
+    kept_total: int | None = None
+    out: str = "fresh"  # or "given", or "x" for in place
+
+    @property
+    def metering(self) -> dict[str, Any]:
+        strides = tuple(stride for stride in self.strides if stride < self.shape.frames)
+        return {
+            "frames": self.shape.frames,
+            "strides": strides,
+            "num_videos": self.num_videos,
+            "metric": self.metric,
+        }
+
+
+def judge_gated(op: str, case: Case, device: torch.device) -> None:
+    """gated_residual and what it is fused with."""
+    meters, norms = op.endswith("meter"), "norm" in op
+    tensors = Tensors(case, device)
+    x = tensors.stream("x", case.x_total)
+    y = tensors.stream("y")
+    gate = tensors.modulator("gate", case.gate)
+    x_rows = tensors.rows(case.x_total, distinct=False)
+    keywords: dict[str, Any] = {"x_rows": x_rows}
+    arguments = [x, y, gate]
+    if meters:
+        kept, kept_scale, old = tensors.cache()
+        kept_rows = tensors.rows(case.kept_total, distinct=True)
+        arguments.append(kept)
+        keywords |= {"residual_scale": kept_scale, "residual_rows": kept_rows, **case.metering}
+        keywords["video_of_row"] = None if case.videos is None else video_ids(case.videos, device)
+    if norms:
+        shift, scale = tensors.modulator("shift", case.shift), tensors.modulator("scale", case.scale)
+        arguments += [shift, scale]
+        keywords |= tensors.affine() | {"eps": case.eps}
+    out = tensors.output(x if x_rows is None else None)
+    keywords["out"] = out
+    if norms:
+        keywords["norm_out"] = None if out is None else tensors.fresh("norm_out")
+
+    new = y.cpu() if gate is None else rounded(by_token(gate, case.shape) * numbers(y), case.dtype)
+    expected = rounded(pick(numbers(x), x_rows) + numbers(new), case.dtype)
+
+    results = getattr(adacache_kernels, op)(*arguments, **keywords)
+    results = results if isinstance(results, tuple) else (results,)
+    x_out, sums = results[0], results[-1]
+    check_bits("x_out", x_out, expected)
+    written = ["out", "norm_out"]
+    if out is not None:
+        assert x_out is out
+        assert not norms or results[1] is keywords["norm_out"]
+        written += ["x"] if out is x else []
+    if norms:
+        check_norm(results[1], expected, shift, scale, keywords["weight"], keywords["bias"], case)
+    if meters:
+        check_cache(new, kept, kept_scale, kept_rows, tensors)
+        check_meter(sums, new, pick(old, kept_rows), case)
+        written += ["residual", "residual_scale"]
+    tensors.check_rest(written)
+
+
+def judge_stack_residual_meter(case: Case, device: torch.device) -> None:
+    tensors = Tensors(case, device)
+    total = case.kept_total
+    x_out, x_in = tensors.stream("x_out"), tensors.stream("x_in", total)
+    kept, kept_scale, old = tensors.cache()
+    rows = tensors.rows(total, distinct=True)
+    out = tensors.output(x_in, total)
+    before = None if out is None else out.clone()
+    new = rounded(numbers(x_out) - pick(numbers(x_in), rows), case.dtype)
+    sums = adacache_kernels.stack_residual_meter(
+        x_out,
+        x_in,
+        kept,
+        residual_scale=kept_scale,
+        rows=rows,
+        video_of_row=None if case.videos is None else video_ids(case.videos, device),
+        out=out,
+        **case.metering,
+    )
+    check_cache(new, kept, kept_scale, rows, tensors)
+    check_meter(sums, new, pick(old, rows), case)
+    if out is not None and before is not None:
+        before[slice(None) if rows is None else rows.long()] = x_out
+        check_bits("out", out, before.cpu())
+    tensors.check_rest(["residual", "residual_scale", "out", *(["x_in"] if out is x_in else [])])
+
+
+def judge_residual_meter(case: Case, device: torch.device) -> None:
+    tensors = Tensors(case, device)
+    new, old = tensors.stream("residual"), tensors.stream("old")
+    videos = None if case.videos is None else video_ids(case.videos, device)
+    sums = adacache_kernels.residual_meter(new, old, video_of_row=videos, **case.metering)
+    check_meter(sums, new.cpu(), numbers(old), case)
+    tensors.check_rest([])
+
+
+def judge_reuse_residual(case: Case, device: torch.device) -> None:
+    tensors = Tensors(case, device)
+    x = tensors.stream("x", case.x_total)
+    kept, kept_scale, values = tensors.cache()
+    x_rows = tensors.rows(case.x_total, distinct=False)
+    kept_rows = tensors.rows(case.kept_total, distinct=False)
+    out = tensors.output(x if x_rows is None else None)
+    before = pick(numbers(x), x_rows)
+    expected = rounded(before + pick(values, kept_rows), case.dtype)
+    if case.reuse is not None:
+        owners = owner_of_row(case.videos, len(case.reuse), case.shape.rows)
+        reuses = torch.tensor([case.reuse[video] for video in owners], dtype=torch.bool)
+        expected = torch.where(reuses[:, None, None], expected, rounded(before, case.dtype))
+    x_out = adacache_kernels.reuse_residual(
+        x,
+        kept,
+        residual_scale=kept_scale,
+        x_rows=x_rows,
+        residual_rows=kept_rows,
+        video_of_row=None if case.videos is None else video_ids(case.videos, device),
+        reuse=None if case.reuse is None else torch.tensor(case.reuse, device=device),
+        out=out,
+    )
+    check_bits("x_out", x_out, expected)
+    assert out is None or x_out is out
+    tensors.check_rest(["out", *(["x"] if out is x else [])])
+
+
+def judge_extrapolate_residual(case: Case, device: torch.device) -> None:
+    tensors = Tensors(case, device)
+    rows = case.shape.rows
+    x = tensors.stream("x", case.x_total)
+    factors = [
+        tensors.stream(f"factors[{index}]", case.kept_total, case.kept or case.dtype)
+        for index in range(case.factors)
+    ]
+    x_rows = tensors.rows(case.x_total, distinct=False)
+    kept_rows = tensors.rows(case.kept_total, distinct=False)
+    out = tensors.output(x if x_rows is None else None)
+    coefficients = tensors.coefficients()
+    owners = owner_of_row(case.videos, coefficients.shape[0], rows)
+    of_row = coefficients.cpu().numpy()[owners]
+    change: Any = None
+    for index, factor in enumerate(factors):
+        term = of_row[:, index, None, None] * pick(numbers(factor), kept_rows)
+        change = term if change is None else change + term
+    expected = rounded(pick(numbers(x), x_rows) + change, case.dtype)
+    x_out = adacache_kernels.extrapolate_residual(
+        x,
+        factors,
+        coefficients,
+        video_of_row=None if case.videos is None else video_ids(case.videos, device),
+        x_rows=x_rows,
+        residual_rows=kept_rows,
+        out=out,
+    )
+    check_bits("x_out", x_out, expected)
+    assert out is None or x_out is out
+    tensors.check_rest(["out", *(["x"] if out is x else [])])
+
+
+def judge_layer_norm_modulate(case: Case, device: torch.device) -> None:
+    tensors = Tensors(case, device)
+    x = tensors.stream("x", case.x_total)
+    shift, scale = tensors.modulator("shift", case.shift), tensors.modulator("scale", case.scale)
+    affine = tensors.affine()
+    x_rows = tensors.rows(case.x_total, distinct=False)
+    out = tensors.output(x if x_rows is None else None)
+    values = rounded(pick(numbers(x), x_rows), case.dtype)
+    y = adacache_kernels.layer_norm_modulate(x, shift, scale, eps=case.eps, x_rows=x_rows, out=out, **affine)
+    check_norm(y, values, shift, scale, affine["weight"], affine["bias"], case)
+    assert out is None or y is out
+    tensors.check_rest(["out", *(["x"] if out is x else [])])
+
+
+def _quiet(judge: Callable[[Case, torch.device], None]) -> Callable[[Case, torch.device], None]:
+    @functools.wraps(judge)
+    def quiet(case: Case, device: torch.device) -> None:
+        with numpy.errstate(all="ignore"):  # overflow and NaN are among the cases
+            judge(case, device)
+
+    return quiet
+
+
+#: By op: run one case and judge it.
+JUDGES: dict[str, Callable[[Case, torch.device], None]] = {
+    "gated_residual": _quiet(functools.partial(judge_gated, "gated_residual")),
+    "gated_residual_meter": _quiet(functools.partial(judge_gated, "gated_residual_meter")),
+    "gated_residual_norm": _quiet(functools.partial(judge_gated, "gated_residual_norm")),
+    "gated_residual_norm_meter": _quiet(functools.partial(judge_gated, "gated_residual_norm_meter")),
+    "stack_residual_meter": _quiet(judge_stack_residual_meter),
+    "residual_meter": _quiet(judge_residual_meter),
+    "reuse_residual": _quiet(judge_reuse_residual),
+    "extrapolate_residual": _quiet(judge_extrapolate_residual),
+    "layer_norm_modulate": _quiet(judge_layer_norm_modulate),
+}
+
+
+class Tensors:
+    """The tensors of one call, each in a layout of its own, and what they held before it."""
+
+    def __init__(self, case: Case, device: torch.device) -> None:
+        self.case, self.device = case, device
+        self.generator = torch.Generator().manual_seed(case.seed)
+        self.buffers: dict[str, Buffer] = {}
+        self.before: dict[str, torch.Tensor] = {}
+
+    def stream(self, name: str, rows: int | None = None, dtype: torch.dtype | None = None) -> torch.Tensor:
+        shape, dtype = self.case.shape, dtype or self.case.dtype
+        size = (shape.rows if rows is None else rows, shape.tokens, shape.channels)
+        values = random_tensor(self.generator, *size, dtype=torch.float64)
+        return self._keep(name, self._as_asked(values, dtype).to(dtype).to(self.device))
+
+    def cache(self) -> tuple[torch.Tensor, torch.Tensor | None, numpy.ndarray]:
+        """The kept residual, its scales, and its values."""
+        dtype = self.case.kept or self.case.dtype
+        if dtype != FLOAT8:
+            kept = self.stream("residual", self.case.kept_total, dtype)
+            return kept, None, numbers(kept)
+        shape = self.case.shape
+        rows = shape.rows if self.case.kept_total is None else self.case.kept_total
+        numbers8 = torch.randn(rows, shape.tokens, shape.channels, generator=self.generator) * 100
+        kept = self._keep("residual", numbers8.clamp(-448, 448).to(FLOAT8).to(self.device))
+        scales = torch.rand(rows, shape.tokens, 1, generator=self.generator) / 64
+        scale = self._keep("residual_scale", scales.to(self.device))[:, :, 0]
+        return kept, scale, numbers(scale)[:, :, None] * numbers(kept)
+
+    def modulator(self, name: str, kind: str | None) -> torch.Tensor | None:
+        if kind is None:
+            return None
+        shape = self.case.shape
+        modulator = random_gate(self.generator, shape, kind, torch.float64, "cpu")
+        modulator = modulator.to(self.case.dtype).to(self.device)
+        if kind in ("shared", "row_expanded"):
+            return (modulator[:1] if kind == "shared" else modulator[:, :1]).expand(modulator.shape)
+        return self._keep(name, modulator)
+
+    def affine(self) -> dict[str, torch.Tensor | None]:
+        vectors: dict[str, torch.Tensor | None] = {}
+        for name, given in (("weight", self.case.weight), ("bias", self.case.bias)):
+            vectors[name] = None
+            if given:
+                vector = torch.randn(self.case.shape.channels, generator=self.generator)
+                vectors[name] = vector.to(self.case.dtype).to(self.device)
+        return vectors
+
+    def coefficients(self) -> torch.Tensor:
+        case = self.case
+        videos = case.num_videos if case.videos is not None or case.num_videos == 1 else case.shape.rows
+        return torch.randn(videos, case.factors, generator=self.generator).to(self.device)
+
+    def rows(self, total: int | None, *, distinct: bool) -> torch.Tensor | None:
+        if total is None:
+            return None
+        batch = self.case.shape.rows
+        if distinct:
+            picked = torch.randperm(total, generator=self.generator)[:batch]
+        else:
+            picked = torch.randint(max(total, 1), (batch,), generator=self.generator)
+        return picked.to(torch.int32).to(self.device)
+
+    def output(self, x: torch.Tensor | None, rows: int | None = None) -> torch.Tensor | None:
+        """None, memory of its own, or x where it can be written in place."""
+        if self.case.out == "x" and x is not None:
+            return x
+        return None if self.case.out == "fresh" else self.fresh("out", rows)
+
+    def fresh(self, name: str, rows: int | None = None) -> torch.Tensor:
+        shape = self.case.shape
+        size = (shape.rows if rows is None else rows, shape.tokens, shape.channels)
+        return self._keep(name, torch.full(size, torch.nan, dtype=self.case.dtype, device=self.device))
+
+    def check_rest(self, written: Sequence[str]) -> None:
+        """What is only read is as it was, and so is all that lies between the elements of a tensor."""
+        for name, buffer in self.buffers.items():
+            assert name in written or same_bits(buffer.tensor, self.before[name]), name
+            buffer.check_surroundings()
+
+    def _keep(self, name: str, values: torch.Tensor) -> torch.Tensor:
+        in_place = name in ("x", "x_in") and self.case.out == "x"
+        written = in_place or name in ("residual", "residual_scale", "out", "norm_out")
+        layout = self.case.layouts[len(self.buffers) % len(self.case.layouts)]
+        if written and layout.startswith("shared"):
+            layout = "contiguous"
+        self.buffers[name] = Buffer(values, layout)
+        self.before[name] = self.buffers[name].tensor.clone()
+        return self.buffers[name].tensor
+
+    def _as_asked(self, values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        kind, half = self.case.values, dtype == torch.float16
+        if kind == "tiny":
+            return values * (1e-6 if half else 1e-30)
+        if kind == "huge":
+            return values * (1e3 if half else 1e6)  # gate*y overflows in float16
+        if kind == "special" and values.numel():
+            count = 1 + values.numel() // 500
+            places = torch.randint(values.numel(), (count,), generator=self.generator)
+            choice = torch.randint(4, (count,), generator=self.generator)
+            values.view(-1)[places] = torch.tensor([torch.nan, torch.inf, -torch.inf, -0.0]).double()[choice]
+        if kind == "flat" and values.numel():  # no variance within a token
+            return values[:, :, :1].expand(values.shape)
+        if kind == "sparse":
+            return values * (torch.rand(*values.shape[:2], 1, generator=self.generator) < 0.5)
+        return values
+
+
+def numbers(tensor: torch.Tensor) -> numpy.ndarray:
+    return numpy.array(tensor.detach().cpu().float().numpy())
+
+
+def rounded(values: numpy.ndarray, dtype: torch.dtype) -> torch.Tensor:
+    assert values.dtype == numpy.float32
+    return torch.from_numpy(numpy.ascontiguousarray(values)).to(dtype)
+
+
+def pick(values: numpy.ndarray, rows: torch.Tensor | None) -> numpy.ndarray:
+    return values if rows is None else values[rows.cpu().numpy()]
+
+
+def by_token(modulator: torch.Tensor, shape: Shape) -> numpy.ndarray:
+    """What a modulator means: one value for each token."""
+    values = numbers(modulator)
+    groups = values.shape[1]
+    return values if groups in (1, shape.tokens) else values.repeat(shape.tokens // groups, 1)
+
+
+def owner_of_row(videos: Sequence[int] | None, count: int, rows: int) -> list[int]:
+    return list(videos) if videos is not None else list(range(rows)) if count > 1 else [0] * rows
+
+
+def check_bits(name: str, given: torch.Tensor, expected: torch.Tensor) -> None:
+    """Equal bit for bit, except that one NaN is as good as another."""
+    given = given.detach().cpu()
+    assert given.shape == expected.shape, name
+    assert given.dtype == expected.dtype, name
+    if same_bits(given, expected):
+        return
+    one, other = numbers(given), numbers(expected)
+    same = (one.view(numpy.int32) == other.view(numpy.int32)) | (numpy.isnan(one) & numpy.isnan(other))
+    where = tuple(index[0] for index in numpy.nonzero(~same)) if not same.all() else ()
+    assert not where, f"{name}{list(map(int, where))}: {one[where]} instead of {other[where]}"
+
+
+def check_meter(sums: torch.Tensor, new: torch.Tensor, old: numpy.ndarray, case: Case) -> None:
+    metering = case.metering
+    exact, scale = exact_sums(
+        new,
+        torch.from_numpy(old),
+        metering["frames"],
+        metering["strides"],
+        case.metric,
+        case.videos,
+        case.num_videos,
+    )
+    check_sums(sums, exact, scale, case.shape.channels)
+
+
+def check_cache(
+    new: torch.Tensor,
+    kept: torch.Tensor,
+    scale: torch.Tensor | None,
+    rows: torch.Tensor | None,
+    tensors: Tensors,
+) -> None:
+    """The new residual lies in the cache, in the rows that the index names, and nothing else has changed."""
+    expected = tensors.before["residual"].cpu()
+    mine = slice(None) if rows is None else rows.cpu().numpy().astype(int)
+    if scale is None or not tensors.case.shape.channels:  # tokens of nothing may have any scale
+        expected[mine] = new.to(expected.dtype)
+        check_bits("residual", kept, expected)
+        return
+    values = numbers(new)
+    largest = abs(values).max(-1, initial=0)
+    negligible = largest < numpy.float32(2.0**-100)
+    one = numpy.float32(1)
+    scales = numpy.where(negligible, one, largest * (one / numpy.float32(448)))
+    inverse = numpy.where(negligible, one, numpy.float32(448) / largest)
+    stored = rounded(values * inverse[:, :, None], FLOAT8)
+    expected_scale = tensors.before["residual_scale"].cpu()[:, :, 0]
+    expected.view(torch.uint8)[mine] = stored.view(torch.uint8)
+    expected_scale[mine] = torch.from_numpy(scales)
+    check_bits("residual_scale", scale, expected_scale)
+    check_bits("residual", kept, expected)
+    # As float8 promises: 3 bits after the leading one, or the spacing of its subnormals.
+    error = abs(numbers(kept)[mine] * numbers(scale)[mine][:, :, None] - values)
+    finite = numpy.isfinite(largest)
+    bound = abs(values) * 2.0**-4 * 1.001 + (scales * 2.0**-10)[:, :, None]
+    assert (error[finite] <= bound[finite]).all()
+
+
+def check_norm(
+    given: torch.Tensor,
+    x: torch.Tensor,
+    shift: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    case: Case,
+) -> None:
+    """Compare with the norm in float64: within what float32 arithmetic and one rounding to the dtype allow,
+    and no further off than twice what eager PyTorch is."""
+    dtype, channels = case.dtype, case.shape.channels
+    assert given.dtype == dtype
+    assert given.shape == x.shape
+    if given.numel() == 0:
+        return
+    values = numbers(x).astype(float)
+    centred = values - values.mean(-1, keepdims=True)
+    deviation = 1 / numpy.sqrt((centred**2).mean(-1, keepdims=True) + case.eps)
+    one, zero = numpy.ones(1), numpy.zeros(1)
+    factor = one if weight is None else numbers(weight).astype(float)
+    offset = zero if bias is None else numbers(bias).astype(float)
+    gain = 1 + (zero if scale is None else by_token(scale, case.shape).astype(float))
+    move = zero if shift is None else by_token(shift, case.shape).astype(float)
+    exact = (centred * deviation * factor + offset) * gain + move
+
+    # Each mean is off by a unit in the last place per addition of a float32 run; the variance has the same
+    # error once more.
+    additions = channels / 16 + 16
+    magnitude = (abs(values).max(-1, keepdims=True) * deviation + abs(centred) * deviation) * abs(factor)
+    magnitude = (magnitude + abs(offset)) * (1 + abs(gain - 1)) + abs(move)
+    unit = torch.finfo(dtype).eps / 2
+    floor = torch.finfo(dtype).smallest_normal * unit
+    bound = additions * 2.0**-24 * magnitude + unit * abs(exact) + floor
+    result = numbers(given).astype(float)
+    finite = numpy.isfinite(exact) & (abs(exact) < 0.999 * torch.finfo(dtype).max)
+    overflown = numpy.isfinite(exact) & ~finite
+    assert (numpy.isfinite(result) == numpy.isfinite(exact))[~overflown].all()
+    error = abs(result - exact)
+    worst = numpy.where(finite, error / bound, 0)
+    assert worst.max() <= 1, (
+        f"{worst.max()} times the bound at {numpy.unravel_index(worst.argmax(), worst.shape)}"
+    )
+
+    normed = torch.nn.functional.layer_norm(
+        x, (channels,), *(None if vector is None else vector.cpu() for vector in (weight, bias)), case.eps
+    )
+    gain_like_x, move_like_x = (rounded(value.astype(numpy.float32), dtype) for value in (gain - 1, move))
+    eager = numbers(normed * (1 + gain_like_x) + move_like_x).astype(float)
+    finite &= numpy.isfinite(eager)
+    allowed = 2 * abs(eager - exact)[finite].max(initial=0) + bound[finite].max(initial=0)
+    assert error[finite].max(initial=0) <= allowed

@@ -1,0 +1,54 @@
+"""The backends that tests of the ops run on: those of this machine, or those that ADACACHE_TEST_BACKEND lists
+(comma-separated). A conftest imports what is here."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import adacache_kernels
+from adacache_kernels import _backend
+
+ASKED = [name for name in os.environ.get("ADACACHE_TEST_BACKEND", "").split(",") if name]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "backend" in metafunc.fixturenames:
+        here = ["cpu", "reference"] + (["cuda", "triton"] if torch.cuda.is_available() else [])
+        backends = ASKED or here
+        if "op_namespace" in metafunc.fixturenames:  # the reference is plain PyTorch, with no op of its own
+            backends = [name for name in backends if name != "reference"]
+        metafunc.parametrize("backend", backends, indirect=True)
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run the test with this backend forced."""
+    name: str = request.param
+    missing = _backend._missing(name)
+    if missing and name not in ASKED:
+        pytest.skip(f"backend {name}: {missing}")
+    with adacache_kernels.use_backend(name):
+        yield name
+
+
+@pytest.fixture
+def device(backend: str) -> torch.device:
+    """Where the tensors of a test for this backend live."""
+    on_gpu = backend == "cuda" or (backend == "triton" and not _backend._INTERPRETED)
+    if backend == "reference" and torch.cuda.is_available():
+        on_gpu = True
+    return torch.device("cuda" if on_gpu else "cpu")
+
+
+@pytest.fixture
+def op_namespace(backend: str) -> str:
+    """Where torch.ops holds the ops of this backend."""
+    if backend == "triton":
+        importlib.import_module("adacache_kernels.triton")
+        return "adacache_triton"
+    return "adacache"

@@ -1,0 +1,217 @@
+"""One good call of each op on small tensors, and all the ways to spoil it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from op_cases import video_ids
+
+import adacache_kernels
+
+ROWS, FRAMES, TOKENS, CHANNELS = 2, 3, 6, 8
+#: The ops on [B, N, C]; `decide` has tests of its own.
+TOKEN_OPS = (
+    "gated_residual",
+    "gated_residual_meter",
+    "stack_residual_meter",
+    "residual_meter",
+    "reuse_residual",
+    "extrapolate_residual",
+    "layer_norm_modulate",
+    "gated_residual_norm",
+    "gated_residual_norm_meter",
+)
+MODULATORS = ("gate", "shift", "scale")
+INDICES = ("x_rows", "residual_rows", "rows")
+
+
+def parameters(op: str) -> list[str]:
+    return list(inspect.signature(getattr(adacache_kernels, op)).parameters)
+
+
+def lead(op: str) -> str:
+    """The tensor whose shape, dtype and device the others follow."""
+    return parameters(op)[0]
+
+
+def written(op: str) -> list[str]:
+    names = [
+        name for name in ("residual", "residual_scale") if op.endswith("meter") and op != "residual_meter"
+    ]
+    return names + [name for name in ("out", "norm_out") if name in parameters(op)]
+
+
+def good_call(
+    op: str, device: torch.device, *, float8: bool = False, outputs: bool = False
+) -> dict[str, Any]:
+    """Arguments by name: the required ones, weight, bias and video_of_row; outputs where they are asked
+    for."""
+    generator = torch.Generator().manual_seed(1)
+
+    def normal(*size: int) -> torch.Tensor:
+        return torch.randn(*size, generator=generator).to(device)
+
+    call: dict[str, Any] = {}
+    for name in parameters(op):
+        if name in ("x", "y", "residual", "old", "x_in", "x_out"):
+            call[name] = normal(ROWS, TOKENS, CHANNELS)
+        elif name in MODULATORS:
+            call[name] = normal(ROWS, 1 if name == "shift" else FRAMES, CHANNELS)
+        elif name in ("weight", "bias"):
+            call[name] = normal(CHANNELS)
+        elif name in ("out", "norm_out") and outputs:
+            call[name] = torch.full((ROWS, TOKENS, CHANNELS), torch.nan, device=device)
+    if "frames" in parameters(op):
+        call |= {"frames": FRAMES, "strides": (1, 2), "metric": "l2", "num_videos": 2}
+    if "video_of_row" in parameters(op):
+        call["video_of_row"] = video_ids([1, 0], device)
+    if op == "extrapolate_residual":
+        call |= {"factors": [normal(ROWS, TOKENS, CHANNELS) for _ in range(2)], "coefficients": normal(2, 2)}
+    if op == "reuse_residual":
+        call["reuse"] = torch.tensor([True, False], device=device)
+    if float8:
+        call["residual"] = call["residual"].to(torch.float8_e4m3fn)
+        call["residual_scale"] = normal(ROWS, TOKENS).abs()
+    return call
+
+
+def run(op: str, call: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+    results = getattr(adacache_kernels, op)(**call)
+    return results if isinstance(results, tuple) else (results,)
+
+
+def copied(call: dict[str, Any]) -> dict[str, Any]:
+    return {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in call.items()}
+
+
+def by_schema(op: str, call: dict[str, Any], names: tuple[str, ...]) -> list[Any]:
+    """The arguments in the order of a schema."""
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(getattr(adacache_kernels, op)).parameters.items()
+    }
+    values = defaults | call
+    if "metric" in values:
+        values["metric"] = adacache_kernels.METRICS[values["metric"]]
+    return [list(values[name]) if name == "strides" else values[name] for name in names]
+
+
+def spoilt_calls(op: str) -> dict[str, tuple[str, dict[str, Any]]]:
+    """By what is wrong: the argument that the error must name, and what to change in a good call."""
+    return {f"{name} {what}": (name, changes) for name, what, changes in _spoilt(op)}
+
+
+def _spoilt(op: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    first, has = lead(op), set(parameters(op))
+    wide = torch.randn(ROWS, TOKENS, 2 * CHANNELS)
+    tokens = torch.randn(ROWS, TOKENS, CHANNELS)
+    yield first, "of two dimensions", {first: tokens[0]}
+    yield first, "of float64", {first: tokens.double()}
+    yield first, "with channels apart", {first: wide[:, :, ::2]}
+    for name in sorted(has & {"y", "residual", "old", "x_in", "out", "norm_out"} - {first}):
+        both = {other: tokens.clone() for other in has & {"out", "norm_out"} if "out" in name}
+        yield name, "of other channels", {**both, name: torch.randn(ROWS, TOKENS, CHANNELS + 1)}
+        yield name, "of fewer tokens", {**both, name: tokens[:, 1:]}
+        yield name, "of one row", {**both, name: tokens[:1]}
+        yield name, "of two dimensions", {**both, name: tokens[0]}
+        yield name, "of float64", {**both, name: tokens.double()}
+        yield name, "on another device", {**both, name: tokens.to("meta")}
+        yield name, "with channels apart", {**both, name: wide[:, :, ::2]}
+        if not (op == "reuse_residual" and name == "residual"):
+            yield name, "of another dtype", {**both, name: tokens.half()}
+            yield name, "that is no tensor", {**both, name: 1.5}
+        if name in written(op):
+            yield name, "shared by rows", {**both, name: tokens[:1].expand(ROWS, TOKENS, CHANNELS)}
+            yield name, "shared by tokens", {**both, name: tokens[:, :1].expand(ROWS, TOKENS, CHANNELS)}
+    for name in sorted(has & set(MODULATORS)):
+        yield name, "of two dimensions", {name: tokens[:, 0]}
+        yield name, "for one row", {name: tokens[:1, :1]}
+        yield name, "for four groups", {name: tokens[:, :4]}
+        yield name, "of other channels", {name: tokens[:, :1, :1]}
+        yield name, "of another dtype", {name: tokens[:, :1].half()}
+        yield name, "on another device", {name: tokens[:, :1].to("meta")}
+        yield name, "with channels apart", {name: wide[:, :1, ::2]}
+        yield name, "shared by channels", {name: tokens[:, :1, :1].expand(ROWS, 1, CHANNELS)}
+        if "frames" in has:
+            yield name, "for two frames", {name: tokens[:, :2]}
+    present = [name for name in MODULATORS if name in has]
+    if len(present) > 1 and "frames" not in has:
+        one, other = present[-2:]
+        yield other, f"of other groups than {one}", {one: tokens[:, :3], other: tokens[:, :2]}
+    for name in sorted(has & {"weight", "bias"}):
+        yield name, "of two dimensions", {name: tokens[0, :1]}
+        yield name, "of one channel", {name: tokens[0, 0, :1]}
+        yield name, "of another dtype", {name: tokens[0, 0].half()}
+        yield name, "on another device", {name: tokens[0, 0].to("meta")}
+        yield name, "with gaps", {name: wide[0, 0, ::2]}
+    for name in sorted(has & set(INDICES)):
+        # The rows of the others must not be what is refused.
+        yield name, "of two dimensions", {name: video_ids([0, 1])[None]}
+        yield name, "of int64", {name: torch.tensor([0, 1])}
+        yield name, "on another device", {name: video_ids([0, 1], "meta")}
+        yield name, "with gaps", {name: video_ids([0, 0, 1, 1])[::2]}
+        if name != "x_rows":
+            yield name, "too short", {name: video_ids([0])}
+    if "residual_scale" in has:
+        eight, scale = tokens.to(torch.float8_e4m3fn), torch.ones(ROWS, TOKENS)
+        name = "residual_scale"
+        yield name, "without float8", {name: scale}
+        yield name, "missing", {"residual": eight}
+        yield name, "of three dimensions", {"residual": eight, name: scale[:, :, None]}
+        yield name, "of fewer tokens", {"residual": eight, name: scale[:, 1:]}
+        yield name, "of float64", {"residual": eight, name: scale.double()}
+        yield name, "on another device", {"residual": eight, name: scale.to("meta")}
+        if name in written(op):
+            yield name, "shared by tokens", {"residual": eight, name: scale[:, :1].expand(ROWS, TOKENS)}
+        e5m2 = tokens.to(torch.float8_e5m2)
+        yield "residual", "of another float8", {"residual": e5m2, name: scale}
+    if "frames" in has:
+        yield "frames", "of none", {"frames": 0}
+        yield "frames", "that do not divide N", {"frames": 4}
+        yield "strides", "of no frame", {"strides": (0,)}
+        yield "strides", "below zero", {"strides": (-1,)}
+        yield "strides", "as long as the video", {"strides": (1, FRAMES)}
+        yield "strides", "of which there are nine", {"strides": (1,) * 9}
+        yield "num_videos", "of none", {"num_videos": 0}
+        yield "video_of_row", "missing for two videos", {"video_of_row": None}
+        yield "metric", "unknown", {"metric": "l3"}
+        yield "metric", "of another type", {"metric": 0}
+    if "video_of_row" in has:
+        yield "video_of_row", "too short", {"video_of_row": video_ids([0])}
+        yield "video_of_row", "of two dimensions", {"video_of_row": video_ids([0, 1])[None]}
+        yield "video_of_row", "of int64", {"video_of_row": torch.tensor([0, 1])}
+        yield "video_of_row", "of float32", {"video_of_row": torch.zeros(2)}
+        yield "video_of_row", "on another device", {"video_of_row": video_ids([0, 0], "meta")}
+        yield "video_of_row", "with gaps", {"video_of_row": video_ids([0, 0, 0, 0])[::2]}
+    if op == "reuse_residual":
+        yes = torch.tensor([True, True])
+        yield "reuse", "of float32", {"reuse": torch.ones(2)}
+        yield "reuse", "of two dimensions", {"reuse": yes[None]}
+        yield "reuse", "for three videos", {"reuse": torch.tensor([True] * 3), "video_of_row": None}
+        yield "reuse", "on another device", {"reuse": yes.to("meta")}
+        yield "reuse", "with gaps", {"reuse": torch.tensor([True] * 4)[::2]}
+    if op == "extrapolate_residual":
+        yield "factors", "of which there are none", {"factors": [], "coefficients": torch.ones(2, 0)}
+        yield (
+            "factors",
+            "of which there are five",
+            {"factors": [tokens] * 5, "coefficients": torch.ones(2, 5)},
+        )
+        yield "factors", "of two dtypes", {"factors": [tokens, tokens.half()]}
+        yield "factors", "of float64", {"factors": [tokens.double()] * 2}
+        yield "factors", "of two shapes", {"factors": [tokens, tokens[:, 1:]]}
+        yield "factors", "on another device", {"factors": [tokens, tokens.to("meta")]}
+        yield "factors", "with channels apart", {"factors": [tokens, wide[:, :, ::2]]}
+        yield "coefficients", "of float64", {"coefficients": torch.ones(2, 2).double()}
+        yield "coefficients", "of one dimension", {"coefficients": torch.ones(2)}
+        yield "coefficients", "for three factors", {"coefficients": torch.ones(2, 3)}
+        three = {"coefficients": torch.ones(3, 2), "video_of_row": None}
+        yield "coefficients", "for three videos", three
+        yield "coefficients", "on another device", {"coefficients": torch.ones(2, 2, device="meta")}
+        yield "coefficients", "with gaps", {"coefficients": torch.ones(2, 4)[:, ::2]}
+    if "norm_out" in has:
+        yield "out", "missing beside norm_out", {"norm_out": tokens}
+        yield "norm_out", "missing beside out", {"out": tokens}

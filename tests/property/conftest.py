@@ -1,0 +1,39 @@
+"""How many random cases are tried of each op: ADACACHE_PROPERTY is a number, "full", or by default 40."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from op_backends import backend, device, op_namespace, pytest_generate_tests
+
+__all__ = ["backend", "device", "op_namespace", "pytest_generate_tests"]
+
+ASKED = os.environ.get("ADACACHE_PROPERTY") or "40"
+settings.register_profile(
+    "adacache",
+    max_examples=2000 if ASKED == "full" else int(ASKED),
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+    print_blob=False,
+)
+settings.load_profile("adacache")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "tests/property" in item.path.as_posix():
+            item.add_marker(pytest.mark.property)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors this small only lose time to a second thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

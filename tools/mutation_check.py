@@ -1,0 +1,185 @@
+"""Plants faults, one at a time, in copies of the sources, and fails unless the tests catch each of them.
+
+The list is tools/mutations.py. A selection of tests has to pass without a fault and to fail with it; a text
+that is not in its file any more is an error. Usage: python tools/mutation_check.py [--only PATTERN] [--list]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from built_copy import BuildFailed, build_copy, copy_libraries, copy_sources
+from mutations import MUTATIONS, SELECTIONS, Mutation, Selection
+
+ROOT = Path(__file__).resolve().parent.parent
+WORK = ROOT / "build" / "mutation"
+QUICK = "-DADACACHE_QUICK=ON"  # one instruction set: the bodies are the same for all
+TEST_LIMIT = 300  # seconds; a fault may also hang a test
+
+
+@dataclass
+class Outcome:
+    mutation: Mutation
+    caught: bool
+    note: str
+    seconds: float
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", default="*", metavar="PATTERN", help="faults whose name or file fits")
+    parser.add_argument(
+        "--list", action="store_true", help="print the faults and check that their texts are there"
+    )
+    arguments = parser.parse_args()
+    mutations = [
+        m for m in MUTATIONS if fnmatchcase(m.name, arguments.only) or fnmatchcase(m.file, arguments.only)
+    ]
+    lost = [reason for m in MUTATIONS if (reason := unplaced(m, ROOT))]
+    if arguments.list or lost:
+        for mutation in mutations:
+            print(f"{mutation.file}: {mutation.name} ({mutation.selection})")
+        for reason in lost:
+            print(f"LOST {reason}")
+        return 1 if lost else 0
+
+    started = time.monotonic()
+    # What is compiled into the CPU library on one core, the rest on the other.
+    compiled = [m for m in mutations if SELECTIONS[m.selection].library]
+    others = [m for m in mutations if not SELECTIONS[m.selection].library]
+    workers = [Worker("compiled", compiled), Worker("others", others)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    outcomes = [outcome for worker in workers for outcome in worker.outcomes]
+    print_table(outcomes)
+    broken = [reason for worker in workers for reason in worker.broken]
+    for reason in broken:
+        print(f"BROKEN {reason}")
+    caught = sum(outcome.caught for outcome in outcomes)
+    print(f"mutation: {caught} of {len(mutations)} faults caught, {time.monotonic() - started:.0f} s")
+    return 0 if caught == len(mutations) and not broken else 1
+
+
+def unplaced(mutation: Mutation, root: Path) -> str:
+    """Why the fault cannot be planted, "" if it can."""
+    path = root / mutation.file
+    found = path.read_text().count(mutation.find) if path.exists() else 0
+    return (
+        "" if found == 1 else f"{mutation.name}: its text is {found} times in {mutation.file}, expected once"
+    )
+
+
+class Worker(threading.Thread):
+    """Plants its faults one after the other in a copy of its own."""
+
+    def __init__(self, name: str, mutations: Sequence[Mutation]) -> None:
+        super().__init__()
+        self.tree = WORK / name
+        self.mutations = sorted(mutations, key=lambda m: (m.selection, m.file))
+        self.outcomes: list[Outcome] = []
+        self.broken: list[str] = []
+
+    def run(self) -> None:
+        if not self.mutations:
+            return
+        try:
+            copy_sources(ROOT, self.tree)
+            copy_libraries(ROOT, self.tree)
+            needed = list(dict.fromkeys(m.selection for m in self.mutations))
+            if any(SELECTIONS[name].library for name in needed):
+                build_copy(self.tree, QUICK)
+            for name in needed:
+                status, output = run_selection(SELECTIONS[name], self.tree)
+                if status != 0:
+                    self.broken.append(f"selection {name} fails without any fault:\n{output[-3000:]}")
+                    return
+            for mutation in self.mutations:
+                self.outcomes.append(self.plant(mutation))
+        except BuildFailed as reason:
+            self.broken.append(str(reason))
+
+    def plant(self, mutation: Mutation) -> Outcome:
+        started = time.monotonic()
+        selection = SELECTIONS[mutation.selection]
+        path = self.tree / mutation.file
+        sound = path.read_text()
+        path.write_text(sound.replace(mutation.find, mutation.replace))
+        try:
+            if selection.library:
+                build_copy(self.tree, QUICK)
+            status, output = run_selection(selection, self.tree)
+        except BuildFailed as reason:
+            self.broken.append(f"{mutation.name}: {reason}")
+            status, output = 0, ""
+        finally:
+            path.write_text(sound)
+        caught = status == 1 or status < 0
+        if status and not caught:
+            self.broken.append(f"{mutation.name}: exit status {status} is no failed test:\n{output[-3000:]}")
+        outcome = Outcome(mutation, caught, failed_test(output), time.monotonic() - started)
+        print(f"{'caught' if caught else 'MISSED'}: {mutation.name} ({outcome.seconds:.0f} s)", flush=True)
+        return outcome
+
+
+def run_selection(selection: Selection, tree: Path) -> tuple[int, str]:
+    """Exit status and output of the selection's commands; the first that fails ends it.
+
+    Raises:
+        BuildFailed: what has to be compiled before cannot be.
+    """
+    kept = {n: v for n, v in os.environ.items() if not n.startswith(("ADACACHE_", "TRITON_", "PYTEST_"))}
+    environment = {**kept, "PYTHONPATH": f"{tree}{os.pathsep}{tree / 'python'}", **selection.environment}
+    # An interpreter's files of the sound source may bear the same second as the faulty one.
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"
+    output = ""
+    for command in [*selection.compile, *selection.commands]:
+        words = [sys.executable if word == "python" else word for word in command]
+        try:
+            done = subprocess.run(
+                words, cwd=tree, env=environment, capture_output=True, text=True, timeout=TEST_LIMIT
+            )
+        except subprocess.TimeoutExpired:
+            return 1, f"hangs: no end after {TEST_LIMIT} s"
+        output += done.stdout + done.stderr
+        if done.returncode and command in selection.compile:
+            raise BuildFailed(f"{words[0]} fails:\n{output[-3000:]}")
+        if done.returncode:
+            return done.returncode, output
+    return 0, output
+
+
+def failed_test(output: str) -> str:
+    """The first test or case that failed."""
+    for pattern in (r"^(?:FAILED|ERROR) (\S+)", r"^(hangs: .*)", r"(data race)", r"^(.*FAULT.*|.*failed.*)$"):
+        if match := re.search(pattern, output, re.MULTILINE):
+            return match.group(1)[:90]
+    return ""
+
+
+def print_table(outcomes: Sequence[Outcome]) -> None:
+    rows = [("fault", "file", "", "s", "by")]
+    for o in outcomes:
+        mark = "caught" if o.caught else "MISSED"
+        rows.append((o.mutation.name, o.mutation.file, mark, f"{o.seconds:.0f}", o.note))
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    print()
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
