@@ -33,8 +33,8 @@ loop_kernel[(1,)](2)
 
 @pytest.mark.timeout(900)
 def test_a_share_of_the_cases_in_the_interpreter(tmp_path: Path) -> None:
-    """Eleven has no factor in common with the numbers of dtypes, layouts and so on: all of them come up."""
-    assert run_in_interpreter(tmp_path, every=11) >= 250
+    """A prime has no factor in common with the numbers of dtypes, layouts and so on: all of them come up."""
+    assert run_in_interpreter(tmp_path, every=23) >= 200
 
 
 @pytest.mark.slow
@@ -62,7 +62,7 @@ def run_in_interpreter(folder: Path, every: int) -> int:
         pytest.skip("the interpreter of this Triton cannot run loops under NumPy 2.4 or later")
     assert probe.returncode == 0, probe.stderr
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "every_nth"]
-    command += ["-W", "ignore::RuntimeWarning", "-k", "not where_triton_cannot_run"]
+    command += ["-W", "ignore::RuntimeWarning"]
     command += [str(FOLDER / name) for name in FILES]
     session = subprocess.run(command, env=environment, cwd=FOLDER.parents[1], capture_output=True, text=True)
     assert session.returncode == 0, session.stdout[-8000:] + session.stderr[-4000:]
