@@ -454,7 +454,8 @@ def check_temporal_attention(
         _check_tensor("out", out)
         if tuple(out.shape) != (rows, tokens, heads * dim):
             raise ValueError(
-                f"out: expected [B, N, heads * dim] = [{rows}, {tokens}, {heads * dim}], got {list(out.shape)}"
+                f"out: expected [B, N, heads * dim] = [{rows}, {tokens}, {heads * dim}], "
+                f"got {list(out.shape)}"
             )
         _check_device("out", out, qkv, of="qkv")
         if out.dtype != qkv.dtype:

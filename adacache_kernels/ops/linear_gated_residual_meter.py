@@ -117,9 +117,12 @@ def _size(inner: int, channels: int, places: int) -> str:
     return f"K{inner} C{channels} S{1 << max(places - 1, 0).bit_length()}"
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+# As torch.compiler.assume_constant_result does, which imports the compiler, and Triton with it.
+setattr(_device_name, "_dynamo_marked_constant", True)  # noqa: B010  (mypy knows no such attribute)
 
 
 def _require_triton(device_type: str) -> None:

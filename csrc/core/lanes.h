@@ -49,7 +49,8 @@ struct Lanes {
 
 inline Lanes lanes_of(float value) {
   Lanes lanes;
-  for (int i = 0; i < registers; ++i) lanes.part[i] = FloatRegister{} + value;
+  for (int i = 0; i < registers; ++i)
+    lanes.part[i] = value - FloatRegister{};  // and not a sum, which would lose the sign of -0
   return lanes;
 }
 
@@ -258,31 +259,46 @@ inline RoundedLanes<T> round(const Lanes& lanes) {
   return rounded;
 }
 
-// The sum of the lanes, in the same order on every instruction set.
-inline float total(const Lanes& lanes) {
-  float lane[lane_count];
-  memcpy(lane, &lanes, sizeof(lane));
-  for (int half = lane_count / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
+// What is left of sixteen lanes after half has joined half until one is left: in the same order on every
+// instruction set. join(a, b) joins b to a.
+template <class Lane, class Sixteen, class Join>
+inline Lane joined_lanes(const Sixteen& lanes, const Join& join) {
+  typedef Lane Eight __attribute__((vector_size(8 * sizeof(Lane))));
+  typedef Lane Four __attribute__((vector_size(4 * sizeof(Lane))));
+  struct Eights {
+    Eight half[2];
+  } eights = bit_cast<Eights>(lanes);
+  join(eights.half[0], eights.half[1]);
+  struct Fours {
+    Four half[2];
+  } fours = bit_cast<Fours>(eights.half[0]);
+  join(fours.half[0], fours.half[1]);
+  Lane lane[4];
+  memcpy(lane, &fours.half[0], sizeof(lane));
+  join(lane[0], lane[2]);
+  join(lane[1], lane[3]);
+  join(lane[0], lane[1]);
   return lane[0];
+}
+
+inline float total(const Lanes& lanes) {
+  return joined_lanes<float>(lanes, [](auto& a, const auto& b) { a += b; });
 }
 
 // The largest magnitude. Compared as integers, NaN is larger than infinity and so is not lost.
 struct LargestMagnitude {
-  WordRegister part[registers] = {};
+  struct Words {
+    WordRegister part[registers] = {};
+  } words;
 
   void gather(const Lanes& lanes) {
     for (int i = 0; i < registers; ++i) {
       const WordRegister magnitude = bit_cast<WordRegister>(lanes.part[i]) & 0x7fffffffu;
-      part[i] = magnitude > part[i] ? magnitude : part[i];
+      words.part[i] = magnitude > words.part[i] ? magnitude : words.part[i];
     }
   }
   float largest() const {
-    uint32_t lane[lane_count];
-    memcpy(lane, part, sizeof(lane));
-    uint32_t found = 0;
-    for (int i = 0; i < lane_count; ++i) found = lane[i] > found ? lane[i] : found;
-    return bit_cast<float>(found);
+    return bit_cast<float>(joined_lanes<uint32_t>(words, [](auto& a, const auto& b) { a = a > b ? a : b; }));
   }
 };
 

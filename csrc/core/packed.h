@@ -9,7 +9,7 @@
 #include "numeric.h"
 
 // For loops over registers, which only constants can index.
-#if defined(__CUDACC__)
+#if defined(__CUDA_ARCH__)
 #define ADACACHE_UNROLL _Pragma("unroll")
 #else
 #define ADACACHE_UNROLL

@@ -16,7 +16,7 @@ namespace adacache::cpu {
 struct TokenUnit {
   int64_t row, first, last;
   bool stream_out, stream_norm;  // whether these outputs are written past the caches
-  float* norm_row;               // scratch memory of padded_channels
+  float* norm_scratch;           // norm_scratch_rows of padded_channels
 };
 
 // A unit of a meter: all frames of some neighbouring places of one row, so that a frame meets the earlier
@@ -24,10 +24,13 @@ struct TokenUnit {
 struct MeterUnit {
   int64_t row, first_place, end_place;
   bool stream_out, stream_norm;
-  float* norm_row;
+  float* norm_scratch;
   void* waiting;    // scratch memory for a float8 cache: waiting_frames of r, each token padded
   double* partial;  // the unit's sums, one per column
 };
+
+// A token's values, and what they are multiplied by and what is added.
+constexpr int norm_scratch_rows = 3;
 
 // Each processes one unit. norm is null for the ops without one.
 struct Kernels {
@@ -44,7 +47,7 @@ struct Kernels {
 };
 
 extern const Kernels baseline_kernels;
-#if defined(__x86_64__)
+#if defined(ADACACHE_X86_ISAS)
 extern const Kernels avx2_kernels;
 extern const Kernels avx512_kernels;
 #endif

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <thread>
 #include <vector>
 
 #include "../core/decide.h"
@@ -35,13 +36,25 @@ inline bool worth_streaming(const void* out, const void* replaced, const TokenSt
 // others.
 template <class Work>
 void for_each_unit(int64_t units, int64_t bytes, const Work& work) {
+#if defined(__SANITIZE_THREAD__)
+  constexpr int64_t worthwhile_bytes = 1;  // a race is to show on small tensors too
+#else
   constexpr int64_t worthwhile_bytes = 128 * 1024;
+#endif
   int64_t workers = std::min<int64_t>(units, torch::stable::get_num_threads());
   workers = std::min(workers, 1 + bytes / worthwhile_bytes);
   std::atomic<int64_t> next{0};
-  torch::stable::parallel_for(0, workers, 1, [&](int64_t, int64_t) {
+  const auto take_units = [&](int64_t, int64_t) {
     for (int64_t unit = next++; unit < units; unit = next++) work(unit);
-  });
+  };
+#if defined(__SANITIZE_THREAD__)
+  // ThreadSanitizer does not see by what the threads of torch's pool wait for each other.
+  std::vector<std::thread> team;
+  for (int64_t worker = 0; worker < workers; ++worker) team.emplace_back(take_units, worker, worker + 1);
+  for (std::thread& thread : team) thread.join();
+#else
+  torch::stable::parallel_for(0, workers, 1, take_units);
+#endif
 }
 
 // Memory of this thread, aligned to a cache line, good until its next call.
@@ -53,7 +66,9 @@ inline void* thread_scratch(int64_t bytes) {
   return reinterpret_cast<void*>((begin + cache_line - 1) / cache_line * cache_line);
 }
 
-inline int64_t norm_row_bytes(int64_t channels) { return padded_channels(channels) * int64_t{sizeof(float)}; }
+inline int64_t norm_scratch_bytes(int64_t channels) {
+  return norm_scratch_rows * padded_channels(channels) * int64_t{sizeof(float)};
+}
 
 // Calls work(TokenUnit) for all tokens of a tensor.
 template <class Work>
@@ -72,7 +87,7 @@ void for_each_token_unit(const TokenShape& shape, DType dtype, const Streaming& 
   for_each_unit(rows * units_per_row, rows * row_bytes, [&](int64_t unit) {
     const int64_t first = unit % units_per_row * tokens_per_unit;
     work(TokenUnit{unit / units_per_row, first, std::min(first + tokens_per_unit, tokens), streaming.out,
-                   streaming.norm, static_cast<float*>(thread_scratch(norm_row_bytes(channels)))});
+                   streaming.norm, static_cast<float*>(thread_scratch(norm_scratch_bytes(channels)))});
   });
 }
 
@@ -89,7 +104,7 @@ void meter(const Parameters& p, const Streaming& streaming, const MeterSums& res
   const int64_t units_per_row = (shape.places + places_per_unit - 1) / places_per_unit;
   const int64_t units = token_bytes > 0 ? shape.rows * units_per_row : 0;
   const int columns = sum_columns(p.motion);
-  const int64_t norm_bytes = norm_row_bytes(shape.channels);
+  const int64_t norm_bytes = norm_scratch_bytes(shape.channels);
   const int64_t waiting_bytes =
       waiting_frames(p.motion) * places_per_unit * padded_channels(shape.channels) * bytes_of(p.dtype);
   std::vector<double> partials(units * columns);

@@ -48,7 +48,6 @@ def test_bad_input_names_the_argument(backend: str, device: torch.device, op: st
     for name in written(op):
         if name in call:
             assert same_bits(call[name], before[name])
-    run(op, call)  # still usable
 
 
 @pytest.mark.parametrize(("op", "float8", "outputs"), VARIANTS)
@@ -62,11 +61,10 @@ def test_requires_grad_is_refused(
         if isinstance(value, torch.Tensor) and value.dtype in (torch.float32, torch.bfloat16)
     ]
     for name in floating:
-        spoilt = call | {name: call[name].clone().requires_grad_()}
         with pytest.raises(ValueError, match=f"^{name}: requires grad"):
-            run(op, spoilt)
-        with torch.no_grad():
-            run(op, spoilt)
+            run(op, call | {name: call[name].clone().requires_grad_()})
+    with torch.no_grad():
+        run(op, call | {name: call[name].clone().requires_grad_() for name in floating})
     if op == "extrapolate_residual":
         with pytest.raises(ValueError, match=r"^factors: requires grad"):
             run(op, call | {"factors": [factor.clone().requires_grad_() for factor in call["factors"]]})

@@ -19,7 +19,7 @@ void extrapolate_residual_tokens(const ExtrapolateResidual& p, const float* coef
     const F* factor[max_factors];
     for (int i = 0; i < p.factors; ++i)
       factor[i] = token_of<F>(p.factor[i], p.factor_strides[i], factor_row, n);
-    for_each_sixteen(p.channels, [&](int64_t c, int64_t count) ADACACHE_INLINE_LAMBDA {
+    for_each_sixteen(p.channels, [&](int64_t c, auto count) ADACACHE_INLINE_LAMBDA {
       Lanes sum = multiply(coefficient[0], widen(load_part(factor[0] + c, count)));
       for (int i = 1; i < p.factors; ++i)
         sum = add(sum, multiply(coefficient[i], widen(load_part(factor[i] + c, count))));

@@ -7,23 +7,33 @@
 namespace adacache::cpu {
 inline namespace ADACACHE_ISA {
 
+template <class T, class Stored, bool all_columns, bool with_norm>
+void gated_residual_meter_unit(const GatedResidualMeter& p, const Norm* norm, const MeterUnit& unit) {
+  const int64_t x_row = row_of(p.x_rows, unit.row);
+  TokenNorm<T> token_norm(norm, p.shape, unit.row, unit.norm_scratch, unit.stream_norm);
+  NormRow row = token_norm.start_token();
+  keep_and_measure<T, Stored, all_columns>(
+      p, unit,
+      [&](int64_t n) {
+        row = token_norm.start_token();
+        const auto gather = [&row](int64_t c, const Lanes& x_out) ADACACHE_INLINE_LAMBDA {
+          if constexpr (with_norm) row.gather(c, x_out);
+        };
+        const GatedToken<T> token(p, unit.row, x_row, n, unit.stream_out);
+        return [token, gather](int64_t c, auto count)
+                   ADACACHE_INLINE_LAMBDA { return token.put(c, count, gather); };
+      },
+      [&](int64_t n) {
+        if constexpr (with_norm) token_norm.put(row, n);
+      });
+}
+
 void gated_residual_meter(const GatedResidualMeter& p, const Norm* norm, const MeterUnit& unit) {
   with_metered_types(p, [&](auto element, auto stored, auto all_columns) {
     using T = decltype(element);
-    const int64_t x_row = row_of(p.x_rows, unit.row);
-    NormRow row{unit.norm_row, {}};
-    NormRow* gathered = norm ? &row : nullptr;
-    keep_and_measure<T, decltype(stored), all_columns.value>(
-        p, unit,
-        [&](int64_t n) {
-          row.sum = {};
-          const GatedToken<T> token(p, unit.row, x_row, n, unit.stream_out);
-          return [token, gathered](int64_t c, int64_t count)
-                     ADACACHE_INLINE_LAMBDA { return token.put(c, count, gathered); };
-        },
-        [&](int64_t n) {
-          if (norm) put_norm<T>(row, *norm, p.shape, unit.row, n, unit.stream_norm);
-        });
+    using Stored = decltype(stored);
+    (norm ? gated_residual_meter_unit<T, Stored, all_columns.value, true>
+          : gated_residual_meter_unit<T, Stored, all_columns.value, false>)(p, norm, unit);
   });
 }
 

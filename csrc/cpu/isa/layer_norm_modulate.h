@@ -9,13 +9,14 @@ inline namespace ADACACHE_ISA {
 template <class T>
 void layer_norm_modulate_tokens(const LayerNormModulate& p, const TokenUnit& unit) {
   const int64_t x_row = row_of(p.x_rows, unit.row);
+  TokenNorm<T> token_norm(&p.norm, p.shape, unit.row, unit.norm_scratch, unit.stream_norm);
   for (int64_t n = unit.first; n < unit.last; ++n) {
     const T* x = token_of<T>(p.x, p.x_strides, x_row, n);
-    NormRow row{unit.norm_row, {}};
-    for_each_sixteen(p.shape.channels, [&](int64_t c, int64_t count) ADACACHE_INLINE_LAMBDA {
+    NormRow row = token_norm.start_token();
+    for_each_sixteen(p.shape.channels, [&](int64_t c, auto count) ADACACHE_INLINE_LAMBDA {
       row.gather(c, widen(load_part(x + c, count)));
     });
-    put_norm<T>(row, p.norm, p.shape, unit.row, n, unit.stream_norm);
+    token_norm.put(row, n);
   }
   if (unit.stream_out || unit.stream_norm) finish_streaming();
 }

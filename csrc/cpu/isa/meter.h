@@ -24,7 +24,7 @@ struct UnitSums {
   template <class T>
   void gather_motion(int stride_index, const T* later, const T* earlier, int64_t channels) {
     Lanes difference;
-    for_each_sixteen(channels, [&](int64_t channel, int64_t count) ADACACHE_INLINE_LAMBDA {
+    for_each_sixteen(channels, [&](int64_t channel, auto count) ADACACHE_INLINE_LAMBDA {
       difference = difference + absolute(widen<T>(load_part(later + channel, count)) -
                                          widen<T>(load_part(earlier + channel, count)));
     });
@@ -78,10 +78,12 @@ class KeptResidual {
   void start_token(int64_t, int64_t, int64_t n) {
     token_ = token_of<T>(cache_.data, cache_.strides, row_, n);
   }
-  ADACACHE_INLINE Lanes old_value(int64_t c, int64_t count) const {
+  template <class Count>
+  ADACACHE_INLINE Lanes old_value(int64_t c, Count count) const {
     return widen(load_part(token_ + c, count));
   }
-  ADACACHE_INLINE void keep(int64_t c, int64_t count, const RoundedLanes<T>& r) {
+  template <class Count>
+  ADACACHE_INLINE void keep(int64_t c, Count count, const RoundedLanes<T>& r) {
     store_part(token_ + c, r.stored, count);
   }
   void finish_token(int64_t) {}
@@ -117,10 +119,12 @@ class KeptResidual<T, float8_e4m3> {
     residual_ = waiting(frame, place);
     largest_ = {};
   }
-  ADACACHE_INLINE Lanes old_value(int64_t c, int64_t count) const {
+  template <class Count>
+  ADACACHE_INLINE Lanes old_value(int64_t c, Count count) const {
     return multiply(old_scale_, widen(load_part(token_ + c, count)));
   }
-  ADACACHE_INLINE void keep(int64_t c, int64_t, const RoundedLanes<T>& r) {
+  template <class Count>
+  ADACACHE_INLINE void keep(int64_t c, Count, const RoundedLanes<T>& r) {
     store(residual_ + c, r.stored);
     largest_.gather(r.value);
   }
@@ -128,7 +132,7 @@ class KeptResidual<T, float8_e4m3> {
     const float largest = largest_.largest();
     *scale_ = float8_scale(largest);
     const Lanes inverse = lanes_of(float8_inverse_scale(largest));
-    for_each_sixteen(channels, [&](int64_t c, int64_t count) ADACACHE_INLINE_LAMBDA {
+    for_each_sixteen(channels, [&](int64_t c, auto count) ADACACHE_INLINE_LAMBDA {
       store_part(token_ + c, round<float8_e4m3>(multiply(widen(load(residual_ + c)), inverse)).stored, count);
     });
   }
@@ -161,7 +165,7 @@ ADACACHE_INLINE void keep_and_measure(const Parameters& p, const MeterUnit& unit
       [&](int64_t frame, int64_t place, int64_t n, Meter<Lanes, all_columns>& meter) {
         const auto residual_of_token = prepare(n);
         kept.start_token(frame, place, n);
-        for_each_sixteen(p.shape.channels, [&](int64_t c, int64_t count) ADACACHE_INLINE_LAMBDA {
+        for_each_sixteen(p.shape.channels, [&](int64_t c, auto count) ADACACHE_INLINE_LAMBDA {
           const RoundedLanes<T> r = residual_of_token(c, count);
           meter.measure(r.value, kept.old_value(c, count));
           kept.keep(c, count, r);

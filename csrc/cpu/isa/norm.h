@@ -6,9 +6,9 @@
 namespace adacache::cpu {
 inline namespace ADACACHE_ISA {
 
-// A token's values on their way to the norm, in a row of scratch memory that stays in the first-level cache.
+// A token's values on their way to the norm, in scratch memory that stays in the first-level cache.
 struct NormRow {
-  float* values;  // a whole number of sixteens
+  float* values;
   Lanes sum;
 
   ADACACHE_INLINE void gather(int64_t channel, const Lanes& lanes) {
@@ -17,40 +17,88 @@ struct NormRow {
   }
 };
 
-// Puts (norm(v) * weight + bias) * (1 + scale) + shift for the gathered values v, rounded once.
+// Norms tokens of one row of the batch.
 template <class T>
-void put_norm(const NormRow& row, const Norm& norm, const TokenShape& shape, int64_t batch_row, int64_t token,
-              bool streaming) {
-  const int64_t channels = shape.channels;
-  const float mean = total(row.sum) / static_cast<float>(channels);
-  // What lies past the last channel must not differ from the mean.
-  for (int64_t c = channels; c % lane_count != 0; ++c) row.values[c] = mean;
-  const Lanes means = lanes_of(mean);
-  Lanes squares;
-  for (int64_t c = 0; c < channels; c += lane_count) {
-    const Lanes difference = widen(load(row.values + c)) - means;
-    squares = squares + difference * difference;
-  }
-  const float variance = total(squares) / static_cast<float>(channels);
-  const Lanes inverse_deviation = lanes_of(1 / __builtin_sqrtf(variance + norm.eps));
+class TokenNorm {
+ public:
+  // norm null: it is not used.
+  TokenNorm(const Norm* norm, const TokenShape& shape, int64_t row, float* scratch, bool streaming)
+      : norm_(norm),
+        shape_(shape),
+        row_(row),
+        values_(scratch),
+        factor_(scratch + padded_channels(shape.channels)),
+        offset_(factor_ + padded_channels(shape.channels)),
+        streaming_(streaming) {}
 
-  const int64_t frame = token / shape.places;
-  const int64_t place = token % shape.places;
-  const T* weight = static_cast<const T*>(norm.weight);
-  const T* bias = static_cast<const T*>(norm.bias);
-  const T* scale = token_of<T>(norm.scale, batch_row, frame, place);
-  const T* shift = token_of<T>(norm.shift, batch_row, frame, place);
-  const Lanes one = lanes_of(1);
-  T* out = token_of<T>(norm.out, norm.out_strides, batch_row, token);
-  for_each_sixteen(channels, [&](int64_t c, int64_t count) ADACACHE_INLINE_LAMBDA {
-    Lanes value = (widen(load(row.values + c)) - means) * inverse_deviation;
-    if (weight) value = value * widen(load_part(weight + c, count));
-    if (bias) value = value + widen(load_part(bias + c, count));
-    if (scale) value = value * (one + widen(load_part(scale + c, count)));
-    if (shift) value = value + widen(load_part(shift + c, count));
-    put_part(out + c, round<T>(value).stored, count, streaming);
-  });
-}
+  NormRow start_token() const { return {values_, {}}; }
+
+  // Puts (norm(v) * weight + bias) * (1 + scale) + shift for the gathered values v, rounded once.
+  void put(const NormRow& row, int64_t token) {
+    const int64_t channels = shape_.channels;
+    const float mean = total(row.sum) / static_cast<float>(channels);
+    // What lies past the last channel must not differ from the mean.
+    for (int64_t c = channels; c % lane_count != 0; ++c) values_[c] = mean;
+    const Lanes means = lanes_of(mean);
+    // Two sums by turns: one alone would wait for its own last addition.
+    Lanes squares[2];
+    for (int64_t c = 0; c < channels; c += 2 * lane_count)
+      for (int turn = 0; turn < 2; ++turn) {
+        if (c + turn * lane_count >= channels) break;
+        const Lanes difference = widen(load(values_ + c + turn * lane_count)) - means;
+        squares[turn] = squares[turn] + difference * difference;
+      }
+    const float variance = total(squares[0] + squares[1]) / static_cast<float>(channels);
+    const Lanes inverse_deviation = lanes_of(1 / __builtin_sqrtf(variance + norm_->eps));
+
+    prepare_modulation(token / shape_.places, token % shape_.places);
+    const float* factor = factor_;
+    const float* offset = offset_;
+    const float* values = values_;
+    const bool streaming = streaming_;
+    T* out = token_of<T>(norm_->out, norm_->out_strides, row_, token);
+    for_each_sixteen(channels, [=](int64_t c, auto count) ADACACHE_INLINE_LAMBDA {
+      const Lanes normed = (widen(load(values + c)) - means) * inverse_deviation;
+      const Lanes modulated = normed * widen(load(factor + c)) + widen(load(offset + c));
+      put_part(out + c, round<T>(modulated).stored, count, streaming);
+    });
+  }
+
+ private:
+  // factor = weight * (1 + scale) and offset = bias * (1 + scale) + shift, kept as long as neighbouring
+  // tokens share them.
+  void prepare_modulation(int64_t frame, int64_t place) {
+    const T* scale = token_of<T>(norm_->scale, row_, frame, place);
+    const T* shift = token_of<T>(norm_->shift, row_, frame, place);
+    if (prepared_ && scale == scale_ && shift == shift_) return;
+    prepared_ = true;
+    scale_ = scale;
+    shift_ = shift;
+    const T* weight = static_cast<const T*>(norm_->weight);
+    const T* bias = static_cast<const T*>(norm_->bias);
+    for_each_sixteen(shape_.channels, [&](int64_t c, auto count) ADACACHE_INLINE_LAMBDA {
+      Lanes factor = lanes_of(1);
+      Lanes offset;
+      if (scale) factor = factor + widen(load_part(scale + c, count));
+      if (bias) offset = factor * widen(load_part(bias + c, count));
+      if (shift) offset = offset + widen(load_part(shift + c, count));
+      if (weight) factor = factor * widen(load_part(weight + c, count));
+      memcpy(factor_ + c, &factor, sizeof(factor));
+      memcpy(offset_ + c, &offset, sizeof(offset));
+    });
+  }
+
+  const Norm* norm_;
+  const TokenShape& shape_;
+  int64_t row_;
+  float* values_;
+  float* factor_;
+  float* offset_;
+  bool streaming_;
+  bool prepared_ = false;
+  const T* scale_ = nullptr;
+  const T* shift_ = nullptr;
+};
 
 }  // namespace ADACACHE_ISA
 }  // namespace adacache::cpu

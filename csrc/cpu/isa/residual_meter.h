@@ -16,7 +16,7 @@ void residual_meter_unit(const ResidualMeter& p, const MeterUnit& unit) {
       [&](int64_t frame, int64_t place, int64_t n, Meter<Lanes, all_columns>& meter) {
         const T* residual = residual_of(frame, place, n);
         const T* old = token_of<T>(p.old, p.old_strides, unit.row, n);
-        for_each_sixteen(p.shape.channels, [&](int64_t c, int64_t count) ADACACHE_INLINE_LAMBDA {
+        for_each_sixteen(p.shape.channels, [&](int64_t c, auto count) ADACACHE_INLINE_LAMBDA {
           meter.measure(widen(load_part(residual + c, count)), widen(load_part(old + c, count)));
         });
       },

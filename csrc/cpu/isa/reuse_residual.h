@@ -20,7 +20,7 @@ void reuse_residual_tokens(const ReuseResidual& p, bool reuse, const TokenUnit& 
     Lanes scale;
     if constexpr (std::is_same_v<R, float8_e4m3>)
       scale = lanes_of(*token_of<float>(p.residual.scale, p.residual.scale_strides, residual_row, n));
-    for_each_sixteen(p.channels, [&](int64_t c, int64_t count) ADACACHE_INLINE_LAMBDA {
+    for_each_sixteen(p.channels, [&](int64_t c, auto count) ADACACHE_INLINE_LAMBDA {
       StoredLanes<T> result = load_part(x + c, count);
       if (reuse) {
         Lanes value = widen(load_part(residual + c, count));

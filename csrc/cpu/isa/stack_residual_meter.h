@@ -16,7 +16,7 @@ void stack_residual_meter(const StackResidualMeter& p, const MeterUnit& unit) {
           const T* x_out = token_of<T>(p.x_out, p.x_out_strides, unit.row, n);
           const T* x_in = token_of<T>(p.x_in, p.x_in_strides, row, n);
           T* out = p.out ? token_of<T>(p.out, p.out_strides, row, n) : nullptr;
-          return [x_out, x_in, out, streaming = unit.stream_out](int64_t c, int64_t count)
+          return [x_out, x_in, out, streaming = unit.stream_out](int64_t c, auto count)
                      ADACACHE_INLINE_LAMBDA {
                        const StoredLanes<T> later = load_part(x_out + c, count);
                        const RoundedLanes<T> r = round<T>(widen(later) - widen(load_part(x_in + c, count)));

@@ -30,34 +30,50 @@ const T* token_of(const Modulator& modulator, int64_t row, int64_t frame, int64_
          place * modulator.place;
 }
 
+// How many channels of sixteen: all, as a type so that the compiler keeps this loop apart from the rest, or
+// less, as a number.
+struct Whole {};
+
 // Calls body(channel, count): whole sixteens first, then what is left of the token.
 template <class Body>
 ADACACHE_INLINE void for_each_sixteen(int64_t channels, const Body& body) {
   int64_t channel = 0;
-  for (; channel + lane_count <= channels; channel += lane_count) body(channel, int64_t{lane_count});
+  for (; channel + lane_count <= channels; channel += lane_count) body(channel, Whole{});
   if (channel < channels) body(channel, channels - channel);
 }
 
 template <class T>
+ADACACHE_INLINE StoredLanes<T> load_part(const T* from, Whole) {
+  return load(from);
+}
+
+template <class T>
 ADACACHE_INLINE StoredLanes<T> load_part(const T* from, int64_t count) {
-  return count == lane_count ? load(from) : load(from, count);
+  return load(from, count);
+}
+
+template <class T>
+ADACACHE_INLINE void store_part(T* to, const StoredLanes<T>& stored, Whole) {
+  store(to, stored);
 }
 
 template <class T>
 ADACACHE_INLINE void store_part(T* to, const StoredLanes<T>& stored, int64_t count) {
-  if (count == lane_count)
-    store(to, stored);
-  else
-    store(to, stored, count);
+  store(to, stored, count);
 }
 
 // An output of the op.
 template <class T>
-ADACACHE_INLINE void put_part(T* to, const StoredLanes<T>& stored, int64_t count, bool streaming) {
-  if (streaming && count == lane_count)
+ADACACHE_INLINE void put_part(T* to, const StoredLanes<T>& stored, Whole, bool streaming) {
+  if (streaming)
     store_streaming(to, stored);
   else
-    store_part(to, stored, count);
+    store(to, stored);
+}
+
+template <class T>
+ADACACHE_INLINE void put_part(T* to, const StoredLanes<T>& stored, int64_t count, bool) {
+  store(to, stored, count);
 }
 
 // Calls function(T{}) with the element type of the tensors. Not core's dispatch(): that one is shared by all
