@@ -83,7 +83,9 @@ class Recording:
 
     def __add__(self, other: Recording) -> Recording:
         pairs = zip(
-            (self.distances, self.motion, self.losses), (other.distances, other.motion, other.losses), strict=True
+            (self.distances, self.motion, self.losses),
+            (other.distances, other.motion, other.losses),
+            strict=True,
         )
         return Recording(*(np.concatenate(pair) for pair in pairs))
 
@@ -157,13 +159,17 @@ class Record:
 
     def sites(self, stack: StackInfo) -> tuple[MetricSite, ...]:
         blocks = None if self.metric_block is None else [self.metric_block]
-        return AdaCache(codebook={1.0: 1}, metric_blocks=blocks, metric_part=self.metric_part).sites(stack)[:1]
+        return AdaCache(codebook={1.0: 1}, metric_blocks=blocks, metric_part=self.metric_part).sites(stack)[
+            :1
+        ]
 
     def check(self, num_steps: int, stack: StackInfo) -> None:
         check_steps(num_steps)
         self.sites(stack)
 
-    def start(self, num_steps: int, num_videos: int, stack: StackInfo, device: torch.device) -> RecordSchedule:
+    def start(
+        self, num_steps: int, num_videos: int, stack: StackInfo, device: torch.device
+    ) -> RecordSchedule:
         self.schedules.append(RecordSchedule(self.sites(stack), num_videos, self.tokens))
         return self.schedules[-1]
 
@@ -254,7 +260,9 @@ def compare(residuals: Tensor) -> tuple[Doubles, Doubles]:
     return distances.numpy(), motion.numpy()
 
 
-def record(subject: Subject, prompts: Sequence[Any], seeds: Sequence[int], policy: Record) -> tuple[Recording, list[Tensor]]:
+def record(
+    subject: Subject, prompts: Sequence[Any], seeds: Sequence[int], policy: Record
+) -> tuple[Recording, list[Tensor]]:
     """One full run per prompt: what was seen, and what came out."""
     outputs, recordings = [], []
     for prompt, seed in zip(prompts, seeds, strict=True):
@@ -317,7 +325,9 @@ def choose(recording: Recording, *, share: float | None = None, error: float | N
                 tried.append((float(first), float(second), AdaCache(codebook=book)))
     if not tried:
         goal = f"share={share}" if share is not None else f"error={error}"
-        raise ValueError(f"{goal.partition('=')[0]}: no codebook reaches {goal} of {recording.num_steps} steps")
+        raise ValueError(
+            f"{goal.partition('=')[0]}: no codebook reaches {goal} of {recording.num_steps} steps"
+        )
     best = min(one[:2] for one in tried)
     equal = [policy for *key, policy in tried if np.allclose(key, best, rtol=1e-9, atol=0)]
     return equal[len(equal) // 2]
@@ -354,7 +364,9 @@ def judge(
         errors.append(float((output - full).abs().mean() / full.abs().mean()))
     predicted = float(computed.sum(axis=1).mean())
     loss, even = float(recording.loss(computed)), recording.even_loss(predicted)
-    return Outcome(predicted, float(np.mean(steps)), loss, float(np.mean(errors)), 1 - loss / even if even else 0.0)
+    return Outcome(
+        predicted, float(np.mean(steps)), loss, float(np.mean(errors)), 1 - loss / even if even else 0.0
+    )
 
 
 def calibrate(
@@ -387,7 +399,9 @@ def calibrate(
         ValueError: too few prompts, or no codebook does what is asked.
     """
     if not prompts or not held_out:
-        raise ValueError(f"prompts: expected some to choose on and some held out, got {len(prompts)}, {len(held_out)}")
+        raise ValueError(
+            f"prompts: expected some to choose on and some held out, got {len(prompts)}, {len(held_out)}"
+        )
     recorder = Record() if recorder is None else recorder
     seeds = list(range(seed, seed + len(prompts) + len(held_out)))
     known = AdaCache(codebook=preset("open-sora/fast", 30).codebook)
@@ -466,7 +480,11 @@ def _saved_pipeline(path: str, num_steps: int, arguments: dict[str, Any]) -> Sub
     def generate(prompt: str, seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
         output: Tensor = pipeline(
-            prompt=prompt, num_inference_steps=num_steps, generator=generator, output_type="latent", **arguments
+            prompt=prompt,
+            num_inference_steps=num_steps,
+            generator=generator,
+            output_type="latent",
+            **arguments,
         ).frames
         return output
 

@@ -10,7 +10,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -82,7 +82,6 @@ class BlockAdapter:
         frame_axis: dimension of the latents that counts frames.
         parts: what can be measured: where its residual is formed.
         default_part: what is measured if the policy does not say.
-        mixes: whether rows can be taken out of the blocks' batch; if not, all are computed when one is.
     """
 
     classes: tuple[str, ...] = ()
@@ -95,7 +94,6 @@ class BlockAdapter:
     frame_axis: int = 2
     parts: tuple[Watched, ...] = ()
     default_part: str = "attention"
-    mixes: bool = True
 
     @property
     def model_class(self) -> str:
@@ -338,7 +336,7 @@ class Pass:
             outputs = [self.finish_mixed(place, k, out) for k, out in enumerate(outputs)]
         elif self.rows is not None:
             outputs = [
-                self.rows.put(torch.empty_like(x), out) for x, out in zip(streams, outputs, strict=False)
+                self.put(place, torch.empty_like(x), out) for x, out in zip(streams, outputs, strict=False)
             ]
         self.after = outputs
         if isinstance(returned, Tensor):
@@ -354,7 +352,8 @@ class Pass:
         site, part = self.sites.get((place.number, place.list.kind), (None, ""))
         watched = self.adapter.watched(part, place.list.name)
         if self.rows is not None:
-            self.rows.folded.add(place.stream(self.adapter.streams[0], args, kwargs).shape[0])
+            if place.list.fold in ("spatial", "temporal"):
+                self.rows.folded.add(place.stream(self.adapter.streams[0], args, kwargs).shape[0])
             given = place.arguments(args, kwargs)
             chosen = {
                 name: self.adapter.select(name, value, self.rows, given) for name, value in given.items()
@@ -445,10 +444,25 @@ class Pass:
                 whole.append(out)
                 continue
             residual = self.request.caches[key]
-            self.rows.put(residual, out - self.rows.take(x))
-            whole.append(self.rows.put(_add(x, residual), out))
+            self.put(place, residual, out - self.take(place, x))
+            whole.append(self.put(place, _add(x, residual), out))
         self.applied = True
         return whole
+
+    def take(self, place: Place, value: Tensor) -> Tensor:
+        """The rows that compute of tokens in a block's layout."""
+        assert self.rows is not None
+        if place.list.fold == "tokens first":
+            return self.rows.take(value.transpose(0, 1)).transpose(0, 1)
+        return self.rows.take(value)
+
+    def put(self, place: Place, into: Tensor, value: Tensor) -> Tensor:
+        """Writes the rows that compute into tokens in a block's layout."""
+        assert self.rows is not None
+        if place.list.fold == "tokens first":
+            self.rows.put(into.transpose(0, 1), value.transpose(0, 1))
+            return into
+        return self.rows.put(into, value)
 
     def works_between(self) -> None:
         """The model does something of its own between two blocks, so their residuals do not add up."""
@@ -594,8 +608,6 @@ def _run_model(
     given.update(given.pop("kwargs", {}))
     latents = given[adapter.latents]
     with handle.call(latents, given[adapter.timestep]) as (request, call):
-        if call.computing and call.reusing and not adapter.mixes:
-            call = replace(call, computing=sorted(call.computing + call.reusing), reusing=[])
         frames = adapter.frames(model, given)
         now = Pass(adapter, request, call, latents.shape[0], frames, latents.device)
         if not call.computing and not request.keeps_blocks:

@@ -31,7 +31,11 @@ class STDiT3Block(nn.Module):
         S: int | None = None,
     ) -> Tensor:
         now = (self.scale_shift_table[None] + t.reshape(x.shape[0], 6, -1)).chunk(6, dim=1)
-        zero = now if t0 is None else (self.scale_shift_table[None] + t0.reshape(x.shape[0], 6, -1)).chunk(6, dim=1)
+        zero = (
+            now
+            if t0 is None
+            else (self.scale_shift_table[None] + t0.reshape(x.shape[0], 6, -1)).chunk(6, dim=1)
+        )
 
         def by_frame(first: Tensor, second: Tensor) -> Tensor:
             if x_mask is None:
@@ -63,7 +67,11 @@ class STDiT3Block(nn.Module):
 class STDiT3(nn.Module):
     def __init__(self, dim: int = 16, depth: int = 4):
         super().__init__()
-        self.x_embedder, self.t_embedder, self.y_embedder = Patches(dim), TimeEmbedding(dim), nn.Linear(12, dim)
+        self.x_embedder, self.t_embedder, self.y_embedder = (
+            Patches(dim),
+            TimeEmbedding(dim),
+            nn.Linear(12, dim),
+        )
         self.spatial_blocks = nn.ModuleList(STDiT3Block(dim, temporal=False) for _ in range(depth))
         self.temporal_blocks = nn.ModuleList(STDiT3Block(dim, temporal=True) for _ in range(depth))
 
