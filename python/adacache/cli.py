@@ -68,8 +68,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     calibrate.add_argument(
         "model",
-        help='"digits", the directory of a saved diffusers pipeline, or "module:function", which takes the number of '
-        "steps and returns an adacache.calibrate.Subject and its prompts",
+        help='"digits", the directory of a saved diffusers pipeline, or "module:function", which takes the '
+        "number of steps and returns an adacache.calibrate.Subject and its prompts",
     )
     goal = calibrate.add_mutually_exclusive_group()
     goal.add_argument("--share", type=float, help="of the steps that may be computed (default: .4)")

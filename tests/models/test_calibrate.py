@@ -32,7 +32,8 @@ PUBLISHED = dict(preset("open-sora/fast", 30).codebook)
 
 
 def subject(case: Case) -> Subject:
-    """A random network whose timesteps draw together, so that it changes ever more slowly, as trained ones do."""
+    """A random network whose timesteps draw together, so that it changes ever more slowly, as trained ones
+    do."""
     model = case.model()
 
     @torch.no_grad()
@@ -54,7 +55,8 @@ def calibrate_small(case: Case) -> dict[str, Any]:
 
 @pytest.mark.parametrize("case", [LATTE, COGVIDEOX], ids=lambda case: case.name)
 def test_better_than_the_published_codebook(case: Case) -> None:
-    """On held-out prompts, at no more computed steps: by its own measure, and by the latents that come out."""
+    """On held-out prompts, at no more computed steps: by its own measure, and by the latents that come
+    out."""
     pytest.importorskip("diffusers")
     found = calibrate_small(case)
     chosen, known = found["held_out"]["chosen"], found["held_out"]["known"]
@@ -113,7 +115,7 @@ def test_choice() -> None:
     assert recording.loss(computed) <= recording.even_loss(computed.sum(axis=1).mean())
     by_error = choose(recording, error=0.1)
     assert recording.loss(recording.computed(by_error)) <= 0.1
-    with pytest.raises(ValueError, match="share: no codebook reaches share=0.01"):
+    with pytest.raises(ValueError, match=r"share: no codebook reaches share=0\.01"):
         choose(recording, share=0.01)
     with pytest.raises(ValueError, match="share: expected either share or error"):
         choose(recording)
@@ -161,7 +163,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(out.read_text())
     assert found["num_steps"] == STEPS
     assert set(found["held_out"]["chosen"]) == {"predicted_steps", "steps", "predicted_loss", "error", "gain"}
-    assert adacache.preset(out, STEPS).codebook == {t: r for t, r in found["codebook"]}
+    assert adacache.preset(out, STEPS).codebook == dict(found["codebook"])
     assert main(["calibrate", "test_calibrate:small_subject", "--count", "9"]) == 2
     assert "expected at least 13" in capsys.readouterr().err
     with pytest.raises(ValueError, match='model: expected "digits", the directory'):

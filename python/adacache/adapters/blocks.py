@@ -1,7 +1,8 @@
 """Models whose forward runs lists of blocks: what their adapters state, and how a call runs with caching.
 
-The model's own forward always runs. Only its blocks are stood before: on a computed step they run as they are, on
-a reused one they hand their tokens on, and the last adds the residual of all. See docs/adding_a_model.md.
+The model's own forward always runs. Only its blocks are stood before: on a computed step they run as they
+are, on a reused one they hand their tokens on, and the last adds the residual of all. See
+docs/adding_a_model.md.
 """
 
 from __future__ import annotations
@@ -164,8 +165,8 @@ class BlockAdapter:
         ]
 
     def install(self, model: Any, handle: Handle, wrapper: Any = None) -> None:
-        """Stands before the model and its blocks, and before what torch.compile has wrapped the model in, which
-        knows the model's call from before."""
+        """Stands before the model and its blocks, and before what torch.compile has wrapped the model in,
+        which knows the model's call from before."""
         signature = inspect.signature(type(model).forward)
         places = self.places(model)
         if not places:
@@ -244,7 +245,8 @@ class Place:
 
 
 class Rows:
-    """Some rows of a batch, for tensors whose first dimension is the batch or holds it as its slowest part."""
+    """Some rows of a batch, for tensors whose first dimension is the batch or holds it as its slowest
+    part."""
 
     def __init__(self, rows: Sequence[int], batch: int, device: torch.device):
         self.rows = list(rows)
@@ -346,8 +348,8 @@ class Pass:
     def compute(
         self, place: Place, plain: Callable[..., Any], args: Any, kwargs: Any
     ) -> tuple[list[Tensor], Any]:
-        """Runs a block on the rows that compute, measures it if it is a metric site, and returns its streams and
-        all that it returned."""
+        """Runs a block on the rows that compute, measures it if it is a metric site, and returns its streams
+        and all that it returned."""
         block = place.block_module
         site, part = self.sites.get((place.number, place.list.kind), (None, ""))
         watched = self.adapter.watched(part, place.list.name)
@@ -371,8 +373,8 @@ class Pass:
             outputs.pop()
         if not outputs:
             raise TypeError(
-                f"model: {type(block).__name__} returned {type(returned).__name__}, expected a tensor or a tuple "
-                f"that begins with {list(self.adapter.streams)}"
+                f"model: {type(block).__name__} returned {type(returned).__name__}, expected a tensor or a "
+                f"tuple that begins with {list(self.adapter.streams)}"
             )
         if site is not None and watched is None:
             x = place.stream(self.adapter.streams[0], args, kwargs)
@@ -380,7 +382,8 @@ class Pass:
         return outputs, returned
 
     def measure_within(self, place: Place, site: int, watched: Watched, args: Any, kwargs: Any) -> Any:
-        """Runs a block and measures a residual as soon as it can be formed; returns what the block returns."""
+        """Runs a block and measures a residual as soon as it can be formed; returns what the block
+        returns."""
         block, given = place.block_module, place.arguments(args, kwargs)
 
         def form() -> None:
@@ -398,7 +401,8 @@ class Pass:
             place.seen.clear()
         if missing:
             raise RuntimeError(
-                f"metric_part: {type(block).__name__} did not run its {missing}, so {watched.part!r} cannot be "
+                f"metric_part: {type(block).__name__} did not run its {missing}, so {watched.part!r} cannot "
+                "be "
                 'measured; metric_part="block" works for all blocks'
             )
         return returned
@@ -585,8 +589,9 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
 
 def warn_between(model: object) -> None:
     warnings.warn(
-        f"AdaCache: {type(model).__name__} does work of its own between its blocks, so one residual is kept per "
-        "block and not one for all; an adapter of its own would save that memory (docs/adding_a_model.md)",
+        f"AdaCache: {type(model).__name__} does work of its own between its blocks, so one residual is kept "
+        "per block and not one for all; an adapter of its own would save that memory "
+        "(docs/adding_a_model.md)",
         stacklevel=2,
     )
 

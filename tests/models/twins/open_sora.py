@@ -1,5 +1,5 @@
-"""Open-Sora 1.2's STDiT3 (its own repository at v1.2.0; videosys has the same): both kinds of block take [B, T*S, C]
-and fold it themselves; captions of all rows may be packed, with their lengths as `mask`."""
+"""Open-Sora 1.2's STDiT3 (its own repository at v1.2.0; videosys has the same): both kinds of block take [B,
+T*S, C] and fold it themselves; captions of all rows may be packed, with their lengths as `mask`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
 from twins.parts import Attention, Patches, TimeEmbedding, mlp, norm
 
 
