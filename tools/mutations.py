@@ -101,8 +101,8 @@ MUTATIONS = [
     Mutation(
         "x_rows is not looked at",
         "csrc/cpu/isa/gated_residual_meter.h",
-        "    const int64_t x_row = row_of(p.x_rows, unit.row);",
-        "    const int64_t x_row = unit.row;",
+        "  const int64_t x_row = row_of(p.x_rows, unit.row);",
+        "  const int64_t x_row = unit.row;",
         "cpu gated_residual_meter",
     ),
     Mutation(
@@ -158,22 +158,22 @@ MUTATIONS = [
     Mutation(
         "the norm's bias is left out",
         "csrc/cpu/isa/norm.h",
-        "    if (bias) value = value + widen(load_part(bias + c, count));\n",
+        "      if (bias) offset = factor * widen(load_part(bias + c, count));\n",
         "",
         "cpu gated_residual_norm",
     ),
     Mutation(
         "eps stands outside of the root",
         "csrc/cpu/isa/norm.h",
-        "1 / __builtin_sqrtf(variance + norm.eps)",
-        "1 / (__builtin_sqrtf(variance) + norm.eps)",
+        "1 / __builtin_sqrtf(variance + norm_->eps)",
+        "1 / (__builtin_sqrtf(variance) + norm_->eps)",
         "cpu gated_residual_norm",
     ),
     Mutation(
         "the variance counts what lies past the last channel",
         "csrc/cpu/isa/norm.h",
-        "c % lane_count != 0; ++c) row.values[c] = mean;",
-        "c % lane_count != 0; ++c) row.values[c] = 0;",
+        "c % lane_count != 0; ++c) values_[c] = mean;",
+        "c % lane_count != 0; ++c) values_[c] = 0;",
         "cpu gated_residual_norm",
     ),
     Mutation(
@@ -257,8 +257,8 @@ MUTATIONS = [
     Mutation(
         "eps stands outside of the root on a GPU",
         "csrc/core/token_walk.h",
-        "reciprocal_root(reduction.sum(squares) / channels + norm.eps);",
-        "reciprocal_root(reduction.sum(squares) / channels) + norm.eps;",
+        "reciprocal_root(reduction.sum(squares) * of_channels + norm.eps);",
+        "reciprocal_root(reduction.sum(squares) * of_channels) + norm.eps;",
         "bodies",
     ),
     Mutation(
