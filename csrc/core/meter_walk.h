@@ -63,8 +63,7 @@ ADACACHE_HD void meter_walk(Block& block, const P& p, const Plan& plan, double* 
     Values old = kept.load();
     for (int i = 0; i < walk.count; ++i) {
       const Values r = source.residual(loaded);
-      ADACACHE_UNROLL
-      for (int c = 0; c < width; ++c) sums.measure(r.get(c), old.get(c));
+      sums.measure(r, [&](int c) { return old.get(c); }, width);
       source.store_result(source.result(loaded, r), 0, width);
       kept.store(r);
       source.advance();

@@ -180,15 +180,12 @@ class NormedTokens {
       ADACACHE_UNROLL
       for (int c = 0; c < width; ++c) values[c] += bias.get(c);
     }
-    if (norm_.scale.data != nullptr) {
-      const Values scale = load(scale_.at(offset), count);
+    const bool has_scale = norm_.scale.data != nullptr, has_shift = norm_.shift.data != nullptr;
+    if (has_scale || has_shift) {
+      const Values scale = has_scale ? load(scale_.at(offset), count) : Values{};
+      const Values shift = has_shift ? load(shift_.at(offset), count) : Values{};
       ADACACHE_UNROLL
-      for (int c = 0; c < width; ++c) values[c] *= 1 + scale.get(c);
-    }
-    if (norm_.shift.data != nullptr) {
-      const Values shift = load(shift_.at(offset), count);
-      ADACACHE_UNROLL
-      for (int c = 0; c < width; ++c) values[c] += shift.get(c);
+      for (int c = 0; c < width; ++c) values[c] = multiply_add(values[c], 1 + scale.get(c), shift.get(c));
     }
     store_vector<whole>(Values::of(values), out_.at(offset), count);
   }
@@ -309,6 +306,7 @@ ADACACHE_HD void token_walk(Block& block, const P& p, const N& norm, const Plan&
     typename Source::Loaded loaded[held] = {};
     typename Kept::Loaded old[held] = {};
     float old_scale = kept.load_scale(0);
+    [[maybe_unused]] const float of_channels = 1 / static_cast<float>(p.shape.channels);
     if constexpr (holds)
       own.visit([&](int k, int64_t offset, int count) {
         source.load(loaded[k], offset, count);
@@ -330,9 +328,7 @@ ADACACHE_HD void token_walk(Block& block, const P& p, const N& norm, const Plan&
         r[k] = source.residual(loaded[k]);
         result[k] = source.result(loaded[k], r[k]);
         if constexpr (metered) {
-          ADACACHE_UNROLL
-          for (int c = 0; c < width; ++c)
-            if (holds || c < count) sums.measure(r[k].get(c), Kept::value(old[k], old_scale, c));
+          sums.measure(r[k], [&](int c) { return Kept::value(old[k], old_scale, c); }, count);
           sums.measure_motion(frame, k, r[k],
                               [&](int stride) { return source.residual_at(stride, offset, count); });
           if constexpr (!float8) kept.store(r[k], offset, count);
@@ -387,8 +383,7 @@ ADACACHE_HD void token_walk(Block& block, const P& p, const N& norm, const Plan&
         if (block.thread() == 0) kept.store_scale(float8_scale(bit_cast<float>(largest)));
       }
       if constexpr (normed) {
-        const float channels = static_cast<float>(p.shape.channels);
-        const float mean = total / channels;
+        const float mean = total * of_channels;
         float squares = 0;
         own.visit([&](int k, int64_t offset, int count) {
           if constexpr (!holds) result[k] = source.result_again(offset, count);
@@ -400,7 +395,7 @@ ADACACHE_HD void token_walk(Block& block, const P& p, const N& norm, const Plan&
           }
           squares += sum_of(values);
         });
-        const float rstd = reciprocal_root(reduction.sum(squares) / channels + norm.eps);
+        const float rstd = reciprocal_root(reduction.sum(squares) * of_channels + norm.eps);
         own.visit([&](int k, int64_t offset, int count) {
           if constexpr (!holds) result[k] = source.result_again(offset, count);
           normed_token.store(result[k], mean, rstd, offset, count);
