@@ -12,6 +12,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from adacache_kernels import _backend, linear_gated_residual_meter
+
 Values = Any  # the tensors of one case by name, and `frames`
 Tensors = tuple[torch.Tensor, ...]
 EPS = 1e-6
@@ -56,6 +58,9 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Peer:
+    """Another way to the same results, timed beside the op. Where its package is missing, the case is left
+    out."""
+
     package: str
     call: Callable[[Values], Tensors]
 
@@ -80,9 +85,8 @@ class Case:
     outs: tuple[str, ...] = ("out",)  # keywords that take memory to write to
     gpu_goals: Mapping[str, float] = field(default_factory=dict)  # at least
     channels: int | None = None  # instead of the shape's
-    peer: Peer | None = (
-        None  # another library's kernel for the same; the case is left out where it is missing
-    )
+    peer: Peer | None = None
+    kernel: str = ""  # in bfloat16 at a model's width, as tools/kernel_report.py names it; "": none in CUDA
 
     def bytes(self, shape: Shape, element_size: int) -> int:
         """What has to be read and written, each element once."""
@@ -335,9 +339,9 @@ def _call_qk_norm_rope(ak: Any, v: Values, out: dict[str, torch.Tensor]) -> Tens
     return v.qkv[:, :, 0], v.qkv[:, :, 1]
 
 
-def _call_linear(ak: Any, v: Values, out: dict[str, torch.Tensor]) -> Tensors:
-    x_out, sums = ak.linear_gated_residual_meter(
-        v.a, v.weight, v.bias, v.x, v.gate, v.residual, frames=v.frames, **out
+def _linear(v: Values, out: Mapping[str, torch.Tensor], fused: bool) -> Tensors:
+    x_out, sums = linear_gated_residual_meter(
+        v.a, v.weight, v.bias, v.x, v.gate, v.residual, frames=v.frames, fused=fused, **out
     )
     return x_out, v.residual, sums
 
@@ -570,8 +574,9 @@ CASES = [
         "linear_gated_residual_meter",
         {"a": "tokens", "weight": "matrix", "bias": "bias", "x": "tokens", "gate": "row"} | KEPT,
         linear_gated_residual_meter_chain,
-        _call_linear,
+        lambda ak, v, out: _linear(v, out, fused=_backend._forced == "triton"),
         passes=5,
         checks=("close", "close", "rough sums"),
+        peer=Peer("torch", lambda v: _linear(v, {}, fused=False)),  # the linear layer, and then the meter
     ),
 ]

@@ -44,7 +44,7 @@ def predictions(report: dict[str, Any]) -> str:
         ["---", *["---:"] * 5, "---"],
     ]
     for case in CASES:
-        if case.peer is not None:
+        if case.channels is not None:
             continue
         usage = report.get(case.kernel)
         resources = (

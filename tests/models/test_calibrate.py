@@ -55,7 +55,8 @@ def calibrate_small(case: Case) -> dict[str, Any]:
 
 @pytest.mark.parametrize("case", [LATTE, COGVIDEOX], ids=lambda case: case.name)
 def test_better_than_the_published_codebook(case: Case) -> None:
-    """On held-out prompts, by its own measure: how much less its reused steps are off than evenly spaced ones.
+    """On held-out prompts, by its own measure: how much less its reused steps are off than evenly spaced
+    ones.
     The published thresholds save next to nothing on networks that change as much as these."""
     pytest.importorskip("diffusers")
     found = calibrate_small(case)
@@ -172,8 +173,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.slow
 def test_better_than_the_published_codebook_on_the_digit_model() -> None:
     found_subject, prompts = subject_of("digits")
-    found = calibrate(found_subject, prompts[:6], prompts[6:12], like="open-sora/fast")
+    found = calibrate(found_subject, prompts[:6], prompts[6:12], share=0.4)
     chosen, known = found["held_out"]["chosen"], found["held_out"]["known"]
-    assert chosen["gain"] > known["gain"]
-    assert chosen["error"] < known["error"] * 1.02
-    assert chosen["steps"] <= known["steps"] + 0.5
+    assert chosen["gain"] > max(0.0, known["gain"])
+    assert chosen["steps"] <= 0.4 * 30 + 1

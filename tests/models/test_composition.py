@@ -110,7 +110,10 @@ def _compile_wrapped(model: Any) -> Any:
     return torch.compile(model, backend="eager")
 
 
-@pytest.mark.parametrize("compile_model", [_compile_blocks, _compile_in_place, _compile_wrapped])
+@pytest.mark.parametrize(
+    "compile_model",
+    [_compile_blocks, pytest.param(_compile_in_place, marks=pytest.mark.slow), _compile_wrapped],
+)
 @pytest.mark.parametrize("first", ["compile", "adacache"])
 def test_compile(first: str, compile_model: Callable[[Any], Any]) -> None:
     """Of the repeated blocks, and of the whole transformer, before and after AdaCache is enabled."""
