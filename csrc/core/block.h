@@ -195,9 +195,9 @@ class ThreadSums {
       inner_abs_ += frame_abs;  // an earlier and a later frame for every stride
     else
       ADACACHE_NO_UNROLL
-      for (int i = 0; i < motion_.count; ++i)
-        if (const int weight = motion_weight(frame, frames_, motion_.stride[i]))
-          motion_sum(2 * i + 1) += weight * frame_abs;
+    for (int i = 0; i < motion_.count; ++i)
+      if (const int weight = motion_weight(frame, frames_, motion_.stride[i]))
+        motion_sum(2 * i + 1) += weight * frame_abs;
     ADACACHE_UNROLL
     for (int column = 0; column < columns; ++column) {
       sums_[column] += frame_sums_[column];
