@@ -1,5 +1,5 @@
-"""Prints registers, shared memory and spills of each CUDA kernel on each architecture, as nvcc reports them, and
-how many blocks of it a multiprocessor holds.
+"""Prints registers, shared memory and spills of each CUDA kernel on each architecture, as nvcc reports them,
+and how many blocks of it a multiprocessor holds.
 
 Fails on a spill, on more registers than tools/kernel_budgets.json grants, and on a kernel that was not
 compiled for every architecture.
@@ -33,7 +33,7 @@ SHORT_DTYPES = {
 
 @dataclass
 class Multiprocessor:
-    """What blocks share (CUDA C++ Programming Guide, table "Technical Specifications per Compute Capability")."""
+    """What blocks share (CUDA C++ Programming Guide, "Technical Specifications per Compute Capability")."""
 
     threads: int
     blocks: int
@@ -131,7 +131,8 @@ def main() -> int:
 
 
 def blocks_per_multiprocessor(usage: Usage, launch: Launch) -> int:
-    """By registers (given to warps in units of 256, out of four equal parts), shared memory, threads, and blocks."""
+    """By registers (given to warps in units of 256, out of four equal parts), shared memory, threads and
+    blocks."""
     has = MULTIPROCESSORS[usage.architecture]
     warps = -(-launch.threads // 32)
     registers_of_warp = -(-usage.registers * 32 // 256) * 256
@@ -145,7 +146,8 @@ def blocks_per_multiprocessor(usage: Usage, launch: Launch) -> int:
 
 
 def figures(usage: Usage) -> dict[str, Any]:
-    """What --json keeps of a kernel; occupancy is the share of the threads that a multiprocessor could hold."""
+    """What --json keeps of a kernel; occupancy is the share of the threads that a multiprocessor could
+    hold."""
     launch = launch_of(usage.kernel)
     result: dict[str, Any] = {
         "kernel": usage.kernel,

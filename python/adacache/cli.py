@@ -228,6 +228,7 @@ def _calibrate(options: argparse.Namespace) -> int:
         like=options.like,
         seed=options.seed,
         recorder=Record(options.metric_block, options.metric_part, options.tokens),
+        say=lambda line: print(line, flush=True),
     )
     write(options.out, found)
     print(f"written to {options.out}: adacache.enable(model, {options.out!r}, num_steps={subject.num_steps})")

@@ -138,7 +138,7 @@ class Handle:
     def __init__(
         self,
         model: nn.Module,
-        adapter: Adapter,
+        adapter: Adapter | BlockAdapter,
         policy: Policy | str | Path,
         num_steps: int | None,
         rows_per_video: int | None,
@@ -288,6 +288,7 @@ class Handle:
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's forward with caching; takes and returns what the model's own does."""
+        assert not isinstance(self.adapter, BlockAdapter)
         return self.adapter.forward(self.model, self, *args, **kwargs)
 
     @contextlib.contextmanager

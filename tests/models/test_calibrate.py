@@ -24,7 +24,7 @@ from adacache.calibrate import (
 )
 from adacache.cli import main
 from adacache.policies.presets import preset
-from cases import COGVIDEOX, LATTE, Case
+from model_cases import COGVIDEOX, LATTE, Case
 from torch import Tensor
 
 STEPS = 16

@@ -8,8 +8,8 @@ from typing import Any
 import adacache
 import pytest
 import torch
-from cases import CODEBOOK, COGVIDEOX, LATTE, WAN, Case, relative_error
-from pipelines import PIPELINES
+from model_cases import CODEBOOK, COGVIDEOX, LATTE, WAN, Case, relative_error
+from pipeline_cases import PIPELINES
 from test_models import STEPS, enabled
 
 pytest.importorskip("diffusers", reason="the models' classes come from diffusers")

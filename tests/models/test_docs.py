@@ -16,11 +16,11 @@ NAMED = re.compile(r"`([\w/]+\.py)::(\w+)(?:\[([^]`]*)\])?`")
 
 def test_every_test_that_the_table_names_exists() -> None:
     pytest.importorskip("diffusers")
-    import pipelines
-    from cases import CASES, TWINS
+    import pipeline_cases
+    from model_cases import CASES, TWINS
     from test_models import ids
 
-    cases = {ids(case) for case in (*CASES, *TWINS)} | {str(case) for case in pipelines.PIPELINES}
+    cases = {ids(case) for case in (*CASES, *TWINS)} | {str(case) for case in pipeline_cases.PIPELINES}
     found = NAMED.findall((ROOT / "docs" / "models.md").read_text())
     assert len(found) > 150
     for path, function, parameters in found:

@@ -11,7 +11,7 @@ from typing import Any
 import adacache
 import pytest
 import torch
-from cases import ALLEGRO, CODEBOOK, COGVIDEOX, LATTE, SKYREELS, WAN, Case, relative_error
+from model_cases import ALLEGRO, CODEBOOK, COGVIDEOX, LATTE, SKYREELS, WAN, Case, relative_error
 from test_models import STEPS, enabled
 from torch import Tensor, nn
 from unknown import Flat, Unknown

@@ -10,7 +10,7 @@ from typing import Any
 import adacache
 import pytest
 import torch
-from cases import CASES, TWINS, Case, denoise_slowly, relative_error
+from model_cases import CASES, TWINS, Case, denoise_slowly, relative_error
 
 pytest.importorskip("diffusers", reason="the models' classes come from diffusers")
 

@@ -7,8 +7,8 @@ from typing import Any
 import adacache
 import pytest
 import torch
-from cases import CODEBOOK, relative_error
-from pipelines import PIPELINES, PipelineCase
+from model_cases import CODEBOOK, relative_error
+from pipeline_cases import PIPELINES, PipelineCase
 
 pytest.importorskip("diffusers", reason="the pipelines come from diffusers")
 

@@ -200,7 +200,7 @@ class Place:
     handle: Handle
     block_module: nn.Module
     number: int
-    list: BlockList
+    blocks: BlockList
     names: list[str]
     """The block's arguments in order."""
     returns_tuple: bool | None = None
@@ -351,10 +351,10 @@ class Pass:
         """Runs a block on the rows that compute, measures it if it is a metric site, and returns its streams
         and all that it returned."""
         block = place.block_module
-        site, part = self.sites.get((place.number, place.list.kind), (None, ""))
-        watched = self.adapter.watched(part, place.list.name)
+        site, part = self.sites.get((place.number, place.blocks.kind), (None, ""))
+        watched = self.adapter.watched(part, place.blocks.name)
         if self.rows is not None:
-            if place.list.fold in ("spatial", "temporal"):
+            if place.blocks.fold in ("spatial", "temporal"):
                 self.rows.folded.add(place.stream(self.adapter.streams[0], args, kwargs).shape[0])
             given = place.arguments(args, kwargs)
             chosen = {
@@ -378,7 +378,7 @@ class Pass:
             )
         if site is not None and watched is None:
             x = place.stream(self.adapter.streams[0], args, kwargs)
-            self.measure(site, place.list.fold, outputs[0] - x)
+            self.measure(site, place.blocks.fold, outputs[0] - x)
         return outputs, returned
 
     def measure_within(self, place: Place, site: int, watched: Watched, args: Any, kwargs: Any) -> Any:
@@ -388,7 +388,7 @@ class Pass:
 
         def form() -> None:
             if len(place.seen) == len(watched.children):
-                self.measure(site, place.list.fold, watched.residual(block, place.seen, given))
+                self.measure(site, place.blocks.fold, watched.residual(block, place.seen, given))
 
         place.watch(watched.children)
         place.awaited = form
@@ -456,14 +456,14 @@ class Pass:
     def take(self, place: Place, value: Tensor) -> Tensor:
         """The rows that compute of tokens in a block's layout."""
         assert self.rows is not None
-        if place.list.fold == "tokens first":
+        if place.blocks.fold == "tokens first":
             return self.rows.take(value.transpose(0, 1)).transpose(0, 1)
         return self.rows.take(value)
 
     def put(self, place: Place, into: Tensor, value: Tensor) -> Tensor:
         """Writes the rows that compute into tokens in a block's layout."""
         assert self.rows is not None
-        if place.list.fold == "tokens first":
+        if place.blocks.fold == "tokens first":
             self.rows.put(into.transpose(0, 1), value.transpose(0, 1))
             return into
         return self.rows.put(into, value)
@@ -556,7 +556,7 @@ class Pass:
     def to_video(self, x: Tensor, place: Place, count: int | None = None) -> Tensor:
         """Tokens as [B, N, C], frame-major."""
         count = self.batch if count is None else count
-        fold = place.list.fold
+        fold = place.blocks.fold
         if fold == "video" or x.ndim != 3:
             return x
         if fold == "tokens first":
@@ -565,7 +565,7 @@ class Pass:
         return (rows if fold == "spatial" else rows.transpose(1, 2)).flatten(1, 2)
 
     def from_video(self, x: Tensor, place: Place) -> Tensor:
-        fold = place.list.fold
+        fold = place.blocks.fold
         if fold == "video" or x.ndim != 3:
             return x
         if fold == "tokens first":

@@ -6,7 +6,8 @@ import inspect
 
 from torch import nn
 
-from adacache.adapters.blocks import BlockAdapter, BlockList, plain_class
+from adacache.adapters.blocks import BlockAdapter, BlockList
+from adacache.interpose import plain_class
 
 
 class GenericAdapter(BlockAdapter):
@@ -28,7 +29,7 @@ class GenericAdapter(BlockAdapter):
                 f"model: found no list of blocks in {where}: expected a torch.nn.ModuleList of at least two "
                 "modules of one class"
             )
-        names = list(inspect.signature(plain_class(model).forward).parameters)[1:]
+        names = list(inspect.signature(type(model).forward).parameters)[1:]
         timesteps = [name for name in names if name in ("timestep", "timesteps", "t", "time", "sigma")]
         if not names or not timesteps:
             raise ValueError(

@@ -9,7 +9,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from cases import ALLEGRO, COGVIDEOX, HUNYUAN, HUNYUAN_15, KANDINSKY, LATTE, LTX, MOCHI, SKYREELS, WAN, Values
+from model_cases import (
+    ALLEGRO,
+    COGVIDEOX,
+    HUNYUAN,
+    HUNYUAN_15,
+    KANDINSKY,
+    LATTE,
+    LTX,
+    MOCHI,
+    SKYREELS,
+    WAN,
+    Values,
+)
 from torch import Tensor
 
 
