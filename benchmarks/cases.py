@@ -370,6 +370,7 @@ def _extrapolation(order: int) -> Case:
         lambda ak, v, out: (ak.extrapolate_residual(v.x, factors_of(v), v.coefficients, **out),),
         passes=3 + order,
         checks=("close",),
+        kernel="extrapolate_residual<bf16, bf16, 8>",
     )
 
 
@@ -382,6 +383,7 @@ CASES = [
         lambda ak, v, out: (ak.gated_residual(v.x, v.y, v.gate, **out),),
         passes=3,
         checks=("bits",),
+        kernel="gated_residual<bf16, 8>",
     ),
     Case(
         "gated_residual per frame",
@@ -391,6 +393,7 @@ CASES = [
         lambda ak, v, out: (ak.gated_residual(v.x, v.y, v.gate, **out),),
         passes=3,
         checks=("bits",),
+        kernel="gated_residual<bf16, 8>",
     ),
     Case(
         "gated_residual_meter",
@@ -401,6 +404,7 @@ CASES = [
         passes=5,
         checks=("bits", "bits", "sums"),
         gpu_goals={"share_of_copy_rate": 0.90, "times_eager": 4, "times_compiled": 1.5},
+        kernel="gated_residual_meter<bf16, 8, false>",
     ),
     Case(
         "gated_residual_meter per frame",
@@ -411,6 +415,7 @@ CASES = [
         passes=5,
         checks=("bits", "bits", "sums"),
         gpu_goals={"share_of_copy_rate": 0.90},
+        kernel="gated_residual_meter<bf16, 8, false>",
     ),
     Case(
         "gated_residual_meter cosine",
@@ -421,6 +426,7 @@ CASES = [
         passes=5,
         checks=("bits", "bits", "sums"),
         gpu_goals={"share_of_copy_rate": 0.90},
+        kernel="gated_residual_meter<bf16, 8, true>",
     ),
     Case(
         "gated_residual_meter float8",
@@ -431,6 +437,7 @@ CASES = [
         passes=3,
         float8_passes=2,
         checks=("bits", "bits", "bits", "sums"),
+        kernel="gated_residual_meter_float8<bf16, 1>",
     ),
     Case(
         "stack_residual_meter",
@@ -441,6 +448,7 @@ CASES = [
         passes=4,
         checks=("bits", "sums"),
         outs=(),
+        kernel="stack_residual_meter<bf16, 8, false>",
     ),
     Case(
         "residual_meter",
@@ -451,6 +459,7 @@ CASES = [
         passes=2,
         checks=("sums",),
         outs=(),
+        kernel="residual_meter<bf16, 8, false>",
     ),
     Case(
         "reuse_residual",
@@ -461,6 +470,7 @@ CASES = [
         passes=3,
         checks=("bits",),
         gpu_goals={"share_of_copy_rate": 0.92},
+        kernel="reuse_residual<bf16, 8, KnownElements<bf16, 8>>",
     ),
     Case(
         "reuse_residual float8",
@@ -471,6 +481,7 @@ CASES = [
         passes=2,
         float8_passes=1,
         checks=("bits",),
+        kernel="reuse_residual<bf16, 8, KnownElements<float8_e4m3, 8>>",
     ),
     *map(_extrapolation, (1, 2, 3)),
     Case(
@@ -482,6 +493,7 @@ CASES = [
         passes=2,
         checks=("close",),
         gpu_goals={"share_of_copy_rate": 0.85},
+        kernel="layer_norm_modulate<bf16, 1>",
     ),
     Case(
         "layer_norm_modulate per frame",
@@ -492,6 +504,7 @@ CASES = [
         passes=2,
         checks=("close",),
         gpu_goals={"share_of_copy_rate": 0.85},
+        kernel="layer_norm_modulate<bf16, 1>",
     ),
     Case(
         "gated_residual_norm",
@@ -503,6 +516,7 @@ CASES = [
         checks=("bits", "close"),
         outs=("out", "norm_out"),
         gpu_goals={"share_of_copy_rate": 0.85},
+        kernel="gated_residual_norm<bf16, 1>",
     ),
     Case(
         "gated_residual_norm per token",
@@ -527,6 +541,7 @@ CASES = [
         checks=("bits", "close", "bits", "sums"),
         outs=("out", "norm_out"),
         gpu_goals={"share_of_copy_rate": 0.85},
+        kernel="gated_residual_norm_meter<bf16, 1>",
     ),
     Case(
         "fused_qk_norm_rope",

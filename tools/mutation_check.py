@@ -23,7 +23,7 @@ from mutations import MUTATIONS, SELECTIONS, Mutation, Selection
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "build" / "mutation"
-ONE_ISA = "-DADACACHE_ONE_ISA=ON"  # the bodies are the same for all instruction sets
+QUICK = "-DADACACHE_QUICK=ON"  # one instruction set: the bodies are the same for all
 TEST_LIMIT = 300  # seconds; a fault may also hang a test
 
 
@@ -101,7 +101,7 @@ class Worker(threading.Thread):
             copy_libraries(ROOT, self.tree)
             needed = list(dict.fromkeys(m.selection for m in self.mutations))
             if any(SELECTIONS[name].library for name in needed):
-                build_copy(self.tree, ONE_ISA)
+                build_copy(self.tree, QUICK)
             for name in needed:
                 status, output = run_selection(SELECTIONS[name], self.tree)
                 if status != 0:
@@ -120,14 +120,14 @@ class Worker(threading.Thread):
         path.write_text(sound.replace(mutation.find, mutation.replace))
         try:
             if selection.library:
-                build_copy(self.tree, ONE_ISA)
+                build_copy(self.tree, QUICK)
             status, output = run_selection(selection, self.tree)
         except BuildFailed as reason:
             self.broken.append(f"{mutation.name}: {reason}")
             status, output = 0, ""
         finally:
             path.write_text(sound)
-        caught = status in selection.caught
+        caught = status == 1 or status < 0
         if status and not caught:
             self.broken.append(f"{mutation.name}: exit status {status} is no failed test:\n{output[-3000:]}")
         outcome = Outcome(mutation, caught, failed_test(output), time.monotonic() - started)
@@ -136,21 +136,27 @@ class Worker(threading.Thread):
 
 
 def run_selection(selection: Selection, tree: Path) -> tuple[int, str]:
-    """Exit status and output of the selection's commands; the first that fails ends it."""
+    """Exit status and output of the selection's commands; the first that fails ends it.
+
+    Raises:
+        BuildFailed: what has to be compiled before cannot be.
+    """
     kept = {n: v for n, v in os.environ.items() if not n.startswith(("ADACACHE_", "TRITON_", "PYTEST_"))}
     environment = {**kept, "PYTHONPATH": f"{tree}{os.pathsep}{tree / 'python'}", **selection.environment}
     # An interpreter's files of the sound source may bear the same second as the faulty one.
     environment["PYTHONDONTWRITEBYTECODE"] = "1"
     output = ""
-    for command in selection.commands:
-        command = [sys.executable if word == "python" else word for word in command]
+    for command in [*selection.compile, *selection.commands]:
+        words = [sys.executable if word == "python" else word for word in command]
         try:
             done = subprocess.run(
-                command, cwd=tree, env=environment, capture_output=True, text=True, timeout=TEST_LIMIT
+                words, cwd=tree, env=environment, capture_output=True, text=True, timeout=TEST_LIMIT
             )
         except subprocess.TimeoutExpired:
             return 1, f"hangs: no end after {TEST_LIMIT} s"
         output += done.stdout + done.stderr
+        if done.returncode and command in selection.compile:
+            raise BuildFailed(f"{words[0]} fails:\n{output[-3000:]}")
         if done.returncode:
             return done.returncode, output
     return 0, output

@@ -110,7 +110,7 @@ def check_library(sanitizer: Sanitizer) -> str:
     tree = WORK / sanitizer.name
     copy_sources(ROOT, tree)
     try:
-        build_copy(tree, f"-DADACACHE_ONE_ISA=ON -DADACACHE_SANITIZE={sanitizer.option}")
+        build_copy(tree, f"-DADACACHE_QUICK=ON -DADACACHE_SANITIZE={sanitizer.option}")
     except BuildFailed as error:
         return str(error)
     preloaded = [library(sanitizer.runtime), library("libstdc++.so")]

@@ -122,7 +122,10 @@ class ThreadSums {
         depth_(history),
         shared_(static_cast<char*>(block.shared())),
         layout_(shared_layout(block.threads(), history, vectors * sizeof(Values), motion)) {
-    for (int i = 0; i < 2 * motion.count; ++i) motion_sum(i) = 0;
+    for (int i = 0; i < 2 * motion.count; ++i) {
+      motion_sum(i) = 0;
+      if (motion.stride[i / 2] > longest_) longest_ = motion.stride[i / 2];
+    }
   }
 
   ADACACHE_HD void* exchange() const { return shared_ + layout_.exchange; }
@@ -154,9 +157,13 @@ class ThreadSums {
 
   // After the elements of a frame. Short sums first, then sums of sums: float32 loses less.
   ADACACHE_HD void finish_frame(int frame) {
-    for (int i = 0; i < motion_.count; ++i)
-      if (const int weight = motion_weight(frame, frames_, motion_.stride[i]))
-        motion_sum(2 * i + 1) += weight * frame_sums_.sums[abs_new];
+    const float frame_abs = frame_sums_.sums[abs_new];
+    if (frame >= longest_ && frame + longest_ < frames_)
+      inner_abs_ += frame_abs;  // an earlier and a later frame for every stride
+    else
+      for (int i = 0; i < motion_.count; ++i)
+        if (const int weight = motion_weight(frame, frames_, motion_.stride[i]))
+          motion_sum(2 * i + 1) += weight * frame_abs;
     ADACACHE_UNROLL
     for (int column = 0; column < columns; ++column) {
       sums_[column] += frame_sums_.sums[column];
@@ -183,7 +190,8 @@ class ThreadSums {
       if (first) warp_sums[warp * all + column] = sum;
     }
     for (int i = 0; i < 2 * motion_.count; ++i) {
-      const double sum = warp_sum(block_, static_cast<double>(motion_sum(i)));
+      const double inner = i % 2 == 0 ? 0.0 : 2.0 * inner_abs_;
+      const double sum = warp_sum(block_, motion_sum(i) + inner);
       if (first) warp_sums[warp * all + first_motion_column + i] = sum;
     }
     block_.barrier();
@@ -218,6 +226,8 @@ class ThreadSums {
   SharedLayout layout_;
   Meter<float, all_columns> frame_sums_;
   float sums_[columns] = {};
+  int longest_ = 0;  // stride
+  float inner_abs_ = 0;
 };
 
 // The columns of all blocks' sums, [rows, columns, blocks_per_row], become sums [num_videos, columns]: one

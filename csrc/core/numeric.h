@@ -181,7 +181,13 @@ ADACACHE_HD float add(float a, float b) {
 #endif
 }
 
-ADACACHE_HD float absolute(float value) { return bit_cast<float>(bit_cast<uint32_t>(value) & 0x7fffffffu); }
+ADACACHE_HD float absolute(float value) {
+#if defined(__CUDA_ARCH__)
+  return __builtin_fabsf(value);  // part of the addition that follows
+#else
+  return bit_cast<float>(bit_cast<uint32_t>(value) & 0x7fffffffu);
+#endif
+}
 
 }  // namespace ADACACHE_ISA
 

@@ -413,11 +413,12 @@ inline ExtrapolateResidual extrapolate_residual(const Tensor& x, const std::vect
           " tensors, got ", factors.size());
   p.factors = static_cast<int>(factors.size());
   const int64_t factor_rows = residual_rows && factors[0].dim() == 3 ? factors[0].size(0) : p.rows;
+  constexpr const char* names[max_factors] = {"factors[0]", "factors[1]", "factors[2]", "factors[3]"};
   p.factor_dtype = floating_dtype("factors[0]", factors[0]);
   for (int i = 0; i < p.factors; ++i) {
-    const std::string argument = "factors[" + std::to_string(i) + "]";
-    p.factor_strides[i] = tokens_like(argument.c_str(), factors[i], like, factor_rows);
-    require_dtype_like(argument.c_str(), factors[i], "factors[0]", factors[0]);
+    const char* argument = names[i];
+    p.factor_strides[i] = tokens_like(argument, factors[i], like, factor_rows);
+    require_dtype_like(argument, factors[i], "factors[0]", factors[0]);
     p.factor[i] = factors[i].const_data_ptr();
   }
   p.factor_rows = row_index({"residual_rows", residual_rows}, p.rows, like, factor_rows, RowUse::read);
@@ -434,10 +435,10 @@ inline ExtrapolateResidual extrapolate_residual(const Tensor& x, const std::vect
   if (video_of_row) p.video_of_row = checked_video_of_row(video_of_row, like, p.rows, p.videos);
   const auto factor = [&](size_t i) { return i < factors.size() ? &factors[i] : nullptr; };
   require_own_memory({{"out", out, x_rows ? nullptr : &x}}, {{"x", x},
-                                                             {"factors[0]", factor(0)},
-                                                             {"factors[1]", factor(1)},
-                                                             {"factors[2]", factor(2)},
-                                                             {"factors[3]", factor(3)},
+                                                             {names[0], factor(0)},
+                                                             {names[1], factor(1)},
+                                                             {names[2], factor(2)},
+                                                             {names[3], factor(3)},
                                                              {"coefficients", coefficients},
                                                              {"x_rows", x_rows},
                                                              {"residual_rows", residual_rows},

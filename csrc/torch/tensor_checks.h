@@ -30,18 +30,49 @@ void require(bool condition, const Parts&... parts) {
   throw std::invalid_argument(message.str());
 }
 
+// What messages say of tensors, put into words only where a message is wanted: checks run on every call.
 template <class Values>
-std::string list(const Values& values) {
-  std::ostringstream text;
-  text << '[';
-  for (size_t i = 0; i < values.size(); ++i) text << (i ? ", " : "") << values[i];
-  text << ']';
-  return text.str();
+struct List {
+  Values values;
+
+  friend std::ostream& operator<<(std::ostream& stream, const List& list) {
+    stream << '[';
+    for (size_t i = 0; i < list.values.size(); ++i) stream << (i ? ", " : "") << list.values[i];
+    return stream << ']';
+  }
+};
+
+template <class Values>
+List<Values> list(const Values& values) {
+  return {values};
 }
 
-inline std::string shape(const Tensor& tensor) { return list(tensor.sizes()); }
+inline auto shape(const Tensor& tensor) { return list(tensor.sizes()); }
 
-inline std::string name(ScalarType dtype) {
+inline auto strides(const Tensor& tensor) { return list(tensor.strides()); }
+
+struct DeviceOf {
+  const Tensor& tensor;
+
+  friend std::ostream& operator<<(std::ostream& stream, const DeviceOf& device) {
+    if (device.tensor.is_cpu()) return stream << "cpu";
+    if (device.tensor.is_cuda()) return stream << "cuda:" << device.tensor.get_device_index();
+    return stream << "another kind of device";
+  }
+};
+
+// A number of rows that is asked for; any_number: none is.
+constexpr int64_t any_number = -1;
+
+struct Rows {
+  int64_t rows;
+
+  friend std::ostream& operator<<(std::ostream& stream, const Rows& wanted) {
+    return wanted.rows == any_number ? stream << "any number" : stream << wanted.rows;
+  }
+};
+
+inline const char* name(ScalarType dtype) {
   switch (dtype) {
     case ScalarType::Float:
       return "float32";
@@ -64,18 +95,12 @@ inline std::string name(ScalarType dtype) {
   }
 }
 
-inline std::string device_name(const Tensor& tensor) {
-  if (tensor.is_cpu()) return "cpu";
-  if (tensor.is_cuda()) return "cuda:" + std::to_string(tensor.get_device_index());
-  return "another kind of device";
-}
-
 inline void require_device(const char* argument, const Tensor& tensor, const char* like,
                            const Tensor& other) {
   const bool same = tensor.is_cpu() == other.is_cpu() && tensor.is_cuda() == other.is_cuda() &&
                     tensor.get_device_index() == other.get_device_index();
-  require(same, argument, ": expected a tensor on ", device_name(other), " like ", like, ", got one on ",
-          device_name(tensor));
+  require(same, argument, ": expected a tensor on ", DeviceOf{other}, " like ", like, ", got one on ",
+          DeviceOf{tensor});
 }
 
 inline void require_dtype(const char* argument, const Tensor& tensor, ScalarType dtype) {
@@ -99,14 +124,13 @@ inline DType floating_dtype(const char* argument, const Tensor& tensor) {
 }
 
 inline void require_contiguous(const char* argument, const Tensor& tensor) {
-  require(tensor.is_contiguous(), argument, ": expected a contiguous tensor, got strides ",
-          list(tensor.strides()));
+  require(tensor.is_contiguous(), argument, ": expected a contiguous tensor, got strides ", strides(tensor));
 }
 
 inline void require_contiguous_channels(const char* argument, const Tensor& tensor) {
   require(tensor.size(2) <= 1 || tensor.stride(2) == 1, argument,
           ": expected channels contiguous in memory (stride 1 in the last dimension), got strides ",
-          list(tensor.strides()));
+          strides(tensor));
 }
 
 inline TokenStrides token_strides(const Tensor& tensor) { return {tensor.stride(0), tensor.stride(1)}; }
@@ -117,8 +141,6 @@ struct Reference {
   const Tensor& tensor;
 };
 
-constexpr int64_t any_number = -1;
-
 // [rows, N, C] on the device of `like`, with its N and C.
 inline TokenStrides tokens_like(const char* argument, const Tensor& tensor, const Reference& like,
                                 int64_t rows) {
@@ -126,9 +148,8 @@ inline TokenStrides tokens_like(const char* argument, const Tensor& tensor, cons
   const int64_t channels = like.tensor.size(2);
   const bool fits = tensor.dim() == 3 && (rows == any_number || tensor.size(0) == rows) &&
                     tensor.size(1) == tokens && tensor.size(2) == channels;
-  require(fits, argument, ": expected [", rows == any_number ? "rows" : "B", ", N, C] = [",
-          rows == any_number ? std::string("any number") : std::to_string(rows), ", ", tokens, ", ", channels,
-          "] like ", like.name, ", got ", shape(tensor));
+  require(fits, argument, ": expected [", rows == any_number ? "rows" : "B", ", N, C] = [", Rows{rows}, ", ",
+          tokens, ", ", channels, "] like ", like.name, ", got ", shape(tensor));
   require_device(argument, tensor, like.name, like.tensor);
   require_contiguous_channels(argument, tensor);
   return token_strides(tensor);
@@ -246,7 +267,7 @@ inline void require_own_memory(std::initializer_list<Written> written, std::init
     if (!output.tensor) continue;
     require(!overlaps_itself(*output.tensor), output.name,
             ": is written and so needs an address of its own for each element, got strides ",
-            list(output.tensor->strides()), " for ", shape(*output.tensor));
+            strides(*output.tensor), " for ", shape(*output.tensor));
     const AddressRange range(*output.tensor);
     for (const auto& [other, other_range] : others) {
       if (!range.meets(other_range)) continue;
@@ -263,8 +284,8 @@ inline void require_own_memory(std::initializer_list<Written> written, std::init
 // int32 [rows], contiguous.
 inline const int32_t* checked_indices(const char* argument, const Tensor& indices, int64_t rows,
                                       const Reference& like) {
-  require(indices.dim() == 1 && (rows == any_number || indices.size(0) == rows), argument, ": expected [B]",
-          rows == any_number ? std::string() : " = [" + std::to_string(rows) + "]", ", got ", shape(indices));
+  require(indices.dim() == 1 && (rows == any_number || indices.size(0) == rows), argument,
+          ": expected [B] = [", Rows{rows}, "], got ", shape(indices));
   require_dtype(argument, indices, ScalarType::Int);
   require_device(argument, indices, like.name, like.tensor);
   require_contiguous(argument, indices);

@@ -71,7 +71,8 @@ void gated_residual_case(const TokenShape& shape) {
 template <class T, class R>
 void reuse_residual_case(const TokenShape& shape) {
   Stream<T> stream(shape);
-  HostCache<R> cache(random_rows(shape.rows, false), shape.frames * shape.places, shape.channels, random_place());
+  HostCache<R> cache(random_rows(shape.rows, false), shape.frames * shape.places, shape.channels,
+                     random_place());
   const int64_t videos = once_in(2) ? shape.rows : pick(1, 3);
   std::vector<int32_t> video_of_row;
   if (videos != shape.rows && videos > 1)

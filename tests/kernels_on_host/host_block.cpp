@@ -1,5 +1,5 @@
-// Fibers, and the waiting of the threads of a block for each other. Compiled without ThreadSanitizer, which is
-// told by hand (ADACACHE_THREAD_SANITIZER) who runs and what orders memory.
+// Fibers, and the waiting of the threads of a block for each other. Compiled without ThreadSanitizer, which
+// is told by hand (ADACACHE_THREAD_SANITIZER) who runs and what orders memory.
 #include "host_block.h"
 
 #include <ucontext.h>

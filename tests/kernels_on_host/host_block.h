@@ -21,7 +21,8 @@ Team& team_of(int threads);
 void run_team(Team& team, int64_t shared_bytes, const std::function<void(int thread)>& body);
 void* shared_memory(Team& team);
 void barrier_of_team(Team& team);
-// Shows the warp a number; seen[i] becomes that of its thread i. As on a GPU, this orders no accesses to memory.
+// Shows the warp a number; seen[i] becomes that of its thread i. As on a GPU, this orders no accesses to
+// memory.
 void exchange_in_warp(Team& team, int thread, uint64_t shown, uint64_t (&seen)[warp_threads]);
 
 class HostBlock {
@@ -59,8 +60,8 @@ class HostBlock {
   int64_t index_;
 };
 
-// Runs body(block) for blocks of these indices, one after the other. Shared memory starts as NaN, as nobody may
-// rely on it.
+// Runs body(block) for blocks of these indices, one after the other. Shared memory starts as NaN, as nobody
+// may rely on it.
 template <class Body>
 void launch(const std::vector<int64_t>& indices, int threads, int64_t shared_bytes, const Body& body) {
   Team& team = team_of(threads);

@@ -1,5 +1,5 @@
-// What the cases of the meters are made of: the tensors of x + gate * y or of a stack's residual, what is expected
-// of them, and their comparison.
+// What the cases of the meters are made of: the tensors of x + gate * y or of a stack's residual, what is
+// expected of them, and their comparison.
 #pragma once
 
 #include <algorithm>
@@ -15,8 +15,8 @@ double element_sum(double a, double b) {
   return nearest<T>(static_cast<float>(a + b));
 }
 
-// expected(row of the batch, n, c) is what row `row_of_cache(row)` of the cache holds after the op, for rows that
-// known() has.
+// expected(row of the batch, n, c) is what row `row_of_cache(row)` of the cache holds after the op, for rows
+// that known() has.
 template <class Stored, class Known, class R>
 void expect_cache(const HostCache<Stored>& actual, const HostCache<Stored>& before, int64_t rows,
                   const Known& known, const R& r) {
@@ -31,7 +31,8 @@ void expect_cache(const HostCache<Stored>& actual, const HostCache<Stored>& befo
         const Quantised quantised(channels, [&](int64_t c) { return r(b, n, c); });
         from_float(quantised.scale, want.scale.memory[want.scale.at(row, n, 0)]);
         for (int64_t c = 0; c < channels; ++c)
-          from_float(static_cast<float>(quantised(r(b, n, c))), want.stored.memory[want.stored.at(row, n, c)]);
+          from_float(static_cast<float>(quantised(r(b, n, c))),
+                     want.stored.memory[want.stored.at(row, n, c)]);
       } else {
         for (int64_t c = 0; c < channels; ++c)
           from_float(static_cast<float>(r(b, n, c)), want.stored.memory[want.stored.at(row, n, c)]);
@@ -49,7 +50,8 @@ void add_oddities(HostTensor<T>& tensor) {
   const int64_t row = pick(0, tensor.rows - 1), token = pick(0, tensor.tokens - 1);
   switch (pick(0, 9)) {
     case 0:
-      return from_float(static_cast<float>(nan), tensor.memory[tensor.at(row, token, pick(0, tensor.channels - 1))]);
+      return from_float(static_cast<float>(nan),
+                        tensor.memory[tensor.at(row, token, pick(0, tensor.channels - 1))]);
     case 1:
       return from_float(std::numeric_limits<float>::infinity(),
                         tensor.memory[tensor.at(row, token, pick(0, tensor.channels - 1))]);
@@ -130,9 +132,10 @@ struct GatedScene {
     const auto residual = [&](int64_t b, int64_t n, int64_t c) { return r(b, n, c); };
     expect_cache(cache, cache_before, k.shape.rows, is_known, residual);
     const auto old = [&](int64_t b, int64_t n, int64_t c) { return cache_before(cache.rows.of(b), n, c); };
-    expect_sums(sums, expected_sums(k.shape, k.motion, k.all_columns, k.videos, k.video_of_row, is_known, residual,
-                                    old),
-                k.motion);
+    expect_sums(
+        sums,
+        expected_sums(k.shape, k.motion, k.all_columns, k.videos, k.video_of_row, is_known, residual, old),
+        k.motion);
   }
 };
 
@@ -207,7 +210,8 @@ struct StackScene {
     expect_tensor("out", out, out_before, scattered(put == Put::out, out_before));
     expect_cache(cache, cache_before, k.shape.rows, known, r);
     const auto old = [&](int64_t b, int64_t n, int64_t c) { return cache_before(rows.of(b), n, c); };
-    expect_sums(sums, expected_sums(k.shape, k.motion, k.all_columns, k.videos, k.video_of_row, known, r, old),
+    expect_sums(sums,
+                expected_sums(k.shape, k.motion, k.all_columns, k.videos, k.video_of_row, known, r, old),
                 k.motion);
   }
 };

@@ -168,7 +168,9 @@ struct HostModulator {
   HostModulator(const TokenShape& shape, Kind kind, Place place)
       : kind(kind),
         places(shape.places),
-        tensor(kind == Kind::absent ? 0 : kind == Kind::everywhere ? 1 : shape.rows,
+        tensor(kind == Kind::absent       ? 0
+               : kind == Kind::everywhere ? 1
+                                          : shape.rows,
                kind == Kind::frame   ? shape.frames
                : kind == Kind::token ? shape.frames * shape.places
                                      : 1,
@@ -201,7 +203,8 @@ struct HostModulator {
 template <class T>
 HostModulator<T> random_modulator(const TokenShape& shape, Place place) {
   using Kind = typename HostModulator<T>::Kind;
-  return {shape, one_of({Kind::absent, Kind::row, Kind::row, Kind::frame, Kind::token, Kind::everywhere}), place};
+  return {shape, one_of({Kind::absent, Kind::row, Kind::row, Kind::frame, Kind::token, Kind::everywhere}),
+          place};
 }
 
 // A kept residual, in float8 with the scale of each token.
@@ -212,7 +215,9 @@ struct HostCache {
   HostTensor<float> scale;  // [rows, tokens, 1]
 
   HostCache(const HostRows& rows, int64_t tokens, int64_t channels, Place place)
-      : rows(rows), stored(rows.total, tokens, channels, place, scaled ? 100 : 1), scale(rows.total, tokens, 1) {}
+      : rows(rows),
+        stored(rows.total, tokens, channels, place, scaled ? 100 : 1),
+        scale(rows.total, tokens, 1) {}
   double operator()(int64_t row, int64_t n, int64_t c) const {
     return scaled ? static_cast<float>(scale(row, n, 0) * stored(row, n, c)) : stored(row, n, c);
   }
@@ -250,10 +255,12 @@ struct Quantised {
 
 using Sums = std::vector<double>;
 
-// The sums between r(b, n, c) and old(b, n, c), by the definition. Rows for which known(b) is false have none.
+// The sums between r(b, n, c) and old(b, n, c), by the definition. Rows for which known(b) is false have
+// none.
 template <class Known, class New, class Old>
 Sums expected_sums(const TokenShape& shape, const MotionStrides& motion, bool all_columns, int64_t videos,
-                   const std::vector<int32_t>& video_of_row, const Known& known, const New& r, const Old& old) {
+                   const std::vector<int32_t>& video_of_row, const Known& known, const New& r,
+                   const Old& old) {
   const int columns = sum_columns(motion);
   Sums sums(videos * columns, 0.0);
   for (int64_t b = 0; b < shape.rows; ++b) {
@@ -320,16 +327,21 @@ inline std::vector<int64_t> in_any_order(int64_t count) {
 // Runs body(block, partials) as a meter's launch and adds up.
 template <class Body>
 Sums run_meter(const TokenShape& shape, const MotionStrides& motion, bool all_columns, const Plan& plan,
-               int64_t shared_bytes, int64_t videos, const std::vector<int32_t>& video_of_row, const Body& body) {
+               int64_t shared_bytes, int64_t videos, const std::vector<int32_t>& video_of_row,
+               const Body& body) {
   const int columns = sum_columns(motion);
   std::vector<double> partials(plan.blocks * columns, nan);
   launch(in_any_order(plan.blocks), plan.threads, shared_bytes,
          [&](HostBlock& block) { body(block, partials.data()); });
   Sums sums(videos * columns, -1.0);
-  const VideoSums v{partials.data(), video_of_row.empty() ? nullptr : video_of_row.data(),
-                    sums.data(),     shape.rows,
-                    plan.blocks_per_row, videos,
-                    columns,         all_columns};
+  const VideoSums v{partials.data(),
+                    video_of_row.empty() ? nullptr : video_of_row.data(),
+                    sums.data(),
+                    shape.rows,
+                    plan.blocks_per_row,
+                    videos,
+                    columns,
+                    all_columns};
   constexpr int threads = 64;
   launch(in_order(videos * columns), threads, video_sums_shared_bytes(threads),
          [&](HostBlock& block) { video_sums_body(block, v); });
@@ -352,7 +364,8 @@ struct MeterCase {
         motion.stride[motion.count++] = static_cast<int>(pick(1, shape.frames - 1));
     if (once_in(2)) {
       videos = pick(1, 3);
-      for (int64_t b = 0; b < shape.rows; ++b) video_of_row.push_back(static_cast<int32_t>(pick(0, videos - 1)));
+      for (int64_t b = 0; b < shape.rows; ++b)
+        video_of_row.push_back(static_cast<int32_t>(pick(0, videos - 1)));
       if (once_in(8) && shape.rows > 0) video_of_row[pick(0, shape.rows - 1)] = static_cast<int32_t>(videos);
     }
   }
@@ -371,7 +384,8 @@ inline void vary(Plan& plan, const TokenShape& shape, const MotionStrides& motio
 
 inline TokenShape random_shape(int64_t most_channels) {
   if (once_in(25)) return {pick(0, 2), pick(1, 3), pick(0, 2), pick(0, 9)};
-  const int64_t channels = once_in(3) ? pick(1, most_channels) : 8 * pick(1, std::max<int64_t>(1, most_channels / 8));
+  const int64_t channels =
+      once_in(3) ? pick(1, most_channels) : 8 * pick(1, std::max<int64_t>(1, most_channels / 8));
   return {pick(1, 3), pick(1, 9), once_in(4) ? pick(1, 20) : pick(1, 5), channels};
 }
 

@@ -1,5 +1,5 @@
-// gated_residual_meter, stack_residual_meter and residual_meter against plain loops, where the residual is kept
-// in x's dtype.
+// gated_residual_meter, stack_residual_meter and residual_meter against plain loops, where the residual is
+// kept in x's dtype.
 #include "../../csrc/core/residual_meter.h"
 #include "host_meters.h"
 
@@ -10,7 +10,8 @@ constexpr int threads = 32;
 
 // As in csrc/cuda: single elements are always measured in full.
 template <class P, class Single, class All, class L1>
-Sums run_walk(const P& p, const MeterCase& k, const Plan& plan, const Single& single, const All& all, const L1& l1) {
+Sums run_walk(const P& p, const MeterCase& k, const Plan& plan, const Single& single, const All& all,
+              const L1& l1) {
   return run_meter(k.shape, k.motion, k.all_columns, plan, meter_walk_shared_bytes(p, plan), k.videos,
                    k.video_of_row, [&](HostBlock& block, double* partials) {
                      if (plan.width == 1)

@@ -7,8 +7,8 @@
 namespace adacache::host {
 namespace {
 
-// As for the channels, or few threads that hold many vectors, so that small cases meet all kinds of plans. Plans of
-// ops that are compared bit for bit get the same one.
+// As for the channels, or few threads that hold many vectors, so that small cases meet all kinds of plans.
+// Plans of ops that are compared bit for bit get the same one.
 struct Holding {
   int threads = 0, vectors = 0;  // 0: as planned
 
@@ -64,8 +64,9 @@ struct NormScene {
     out = out_before;
   }
   Norm get() {
-    return {shift.get(), scale.get(),      has_weight ? weight.data() : nullptr, has_bias ? bias.data() : nullptr,
-            eps,         out.data(), out.strides};
+    return {
+        shift.get(), scale.get(), has_weight ? weight.data() : nullptr, has_bias ? bias.data() : nullptr, eps,
+        out.data(),  out.strides};
   }
   // Of the values v(b, n, c), NaN where there are none.
   template <class V>
@@ -86,10 +87,13 @@ struct NormScene {
           if (has_bias) want += bias(0, 0, c), size += std::fabs(bias(0, 0, c));
           if (scale.present()) want *= 1 + scale(b, n, c), size *= 1 + std::fabs(scale(b, n, c));
           if (shift.present()) want += shift(b, n, c), size += std::fabs(shift(b, n, c));
-          const double rounding = std::is_same_v<T, float> ? 0 : std::is_same_v<T, bfloat16> ? 1.0 / 256 : 1.0 / 2048;
+          const double rounding = std::is_same_v<T, float>      ? 0
+                                  : std::is_same_v<T, bfloat16> ? 1.0 / 256
+                                                                : 1.0 / 2048;
           const double got = out(b, n, c);
-          if (std::isnan(want) ? !std::isnan(got)
-                               : !(std::fabs(got - want) <= rounding * (std::fabs(want) + 1e-4) + 1e-6 * size))
+          if (std::isnan(want)
+                  ? !std::isnan(got)
+                  : !(std::fabs(got - want) <= rounding * (std::fabs(want) + 1e-4) + 1e-6 * size))
             fail("norm[" + std::to_string(b) + ", " + std::to_string(n) + ", " + std::to_string(c) + "] is " +
                  std::to_string(got) + ", expected " + std::to_string(want));
         }
@@ -108,20 +112,24 @@ void run_layer_norm_modulate(const LayerNormModulate& p, const Holding& holding)
   });
 }
 
-// layer_norm_modulate of x_out must be what the ops that compute x_out leave, bit for bit, wherever x_out lies.
+// layer_norm_modulate of x_out must be what the ops that compute x_out leave, bit for bit, wherever x_out
+// lies.
 template <class T>
-void expect_norm_of(const HostTensor<T>& x_out, NormScene<T>& norm, const TokenShape& shape, const Holding& holding) {
+void expect_norm_of(const HostTensor<T>& x_out, NormScene<T>& norm, const TokenShape& shape,
+                    const Holding& holding) {
   HostTensor<T> x(shape.rows, shape.frames * shape.places, shape.channels, random_place());
   for (int64_t b = 0; b < x.rows; ++b)
     for (int64_t n = 0; n < x.tokens; ++n)
       for (int64_t c = 0; c < x.channels; ++c) x.memory[x.at(b, n, c)] = x_out.memory[x_out.at(b, n, c)];
   const HostTensor<T> fused = norm.out;
   norm.out = norm.out_before;
-  run_layer_norm_modulate<T>({x.data(), x.strides, {nullptr, shape.rows}, norm.get(), shape, dtype_of<T>}, holding);
+  run_layer_norm_modulate<T>({x.data(), x.strides, {nullptr, shape.rows}, norm.get(), shape, dtype_of<T>},
+                             holding);
   for (int64_t b = 0; b < x.rows; ++b)
     for (int64_t n = 0; n < x.tokens; ++n)
       for (int64_t c = 0; c < x.channels; ++c)
-        if (std::isnan(fused(b, n, c))) norm.out.memory[norm.out.at(b, n, c)] = fused.memory[fused.at(b, n, c)];
+        if (std::isnan(fused(b, n, c)))
+          norm.out.memory[norm.out.at(b, n, c)] = fused.memory[fused.at(b, n, c)];
   expect_same_bits("the norm of x_out", norm.out, fused);
 }
 
@@ -140,7 +148,8 @@ void layer_norm_modulate_case(const TokenShape& shape) {
   }
   run_layer_norm_modulate<T>(p, Holding(shape.channels, vector_width<T>));
   if (in_place) norm.out = norm.out_before = x;
-  norm.check([&](int64_t b, int64_t n, int64_t c) { return rows.of(b) < 0 ? nan : before(rows.of(b), n, c); });
+  norm.check(
+      [&](int64_t b, int64_t n, int64_t c) { return rows.of(b) < 0 ? nan : before(rows.of(b), n, c); });
 }
 
 template <class T>
@@ -149,8 +158,9 @@ void gated_residual_norm_case(const TokenShape& shape) {
   scene.cache.rows.index.clear();  // no residual is kept
   const GatedResidualMeter m = scene.parameters();
   NormScene<T> norm(shape);
-  GatedResidualNorm p{{m.x, m.y, m.out, m.x_strides, m.y_strides, m.out_strides, m.x_rows, m.gate, shape, m.dtype},
-                      norm.get()};
+  GatedResidualNorm p{
+      {m.x, m.y, m.out, m.x_strides, m.y_strides, m.out_strides, m.x_rows, m.gate, shape, m.dtype},
+      norm.get()};
   const Holding holding(shape.channels, vector_width<T>);
   Plan plan = plan_of(p);
   holding.change(plan);
@@ -208,19 +218,21 @@ void float8_case(const TokenShape& shape, bool divisible, Scene& scene, const Bo
 template <class T>
 void gated_residual_meter_float8_case(const TokenShape& shape) {
   GatedScene<T, float8_e4m3> scene(shape);
-  float8_case<T>(shape, true, scene,
-                 [](auto vectors, HostBlock& block, const GatedResidualMeter& p, const Plan& plan, double* partials) {
-                   gated_residual_meter_float8_body<T, vectors>(block, p, plan, partials);
-                 });
+  float8_case<T>(
+      shape, true, scene,
+      [](auto vectors, HostBlock& block, const GatedResidualMeter& p, const Plan& plan, double* partials) {
+        gated_residual_meter_float8_body<T, vectors>(block, p, plan, partials);
+      });
 }
 
 template <class T>
 void stack_residual_meter_float8_case(const TokenShape& shape) {
   StackScene<T, float8_e4m3> scene(shape);
-  float8_case<T>(shape, frames_divisible(scene.parameters()), scene,
-                 [](auto vectors, HostBlock& block, const StackResidualMeter& p, const Plan& plan, double* partials) {
-                   stack_residual_meter_float8_body<T, vectors>(block, p, plan, partials);
-                 });
+  float8_case<T>(
+      shape, frames_divisible(scene.parameters()), scene,
+      [](auto vectors, HostBlock& block, const StackResidualMeter& p, const Plan& plan, double* partials) {
+        stack_residual_meter_float8_body<T, vectors>(block, p, plan, partials);
+      });
 }
 
 template <class T>

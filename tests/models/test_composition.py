@@ -20,7 +20,8 @@ WAN_PIPELINE = next(case for case in PIPELINES if case.name == "WanPipeline")
 
 @pytest.mark.parametrize("first", ["offload", "adacache"])
 def test_model_offload(first: str) -> None:
-    """Its hooks are taken off and put on again at the end of each call: AdaCache stays on, in either order."""
+    """Its hooks are taken off and put on again at the end of each call: AdaCache stays on, in either
+    order."""
     accelerate = pytest.importorskip("accelerate")
     assert accelerate
     pipeline = WAN_PIPELINE.build()

@@ -144,7 +144,8 @@ def test_number_of_steps() -> None:
 
 
 def test_guidance_left_out_of_some_steps() -> None:
-    """A branch that sat out a computed step is computed when it comes back, and not added to old residuals."""
+    """A branch that sat out a computed step is computed when it comes back, and not added to old
+    residuals."""
     case = CASE["WanPipeline"]
     pipeline = case.build()
     handle = adacache.enable(pipeline, adacache.AdaCache(codebook={99.0: 3}))
