@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -34,9 +33,7 @@ from measure import (
 )
 
 import adacache_kernels as ak
-from adacache_kernels.ops.linear_gated_residual_meter import _size as linear_size
 
-LINEAR_TABLE = Path(ak.__file__).parent / "linear_gated_residual_meter.json"
 EAGER, COMPILED, COPY, FRESH_COPY = "eager", "torch.compile", "copy", "copy into fresh memory"
 BACKENDS = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 METER_COST = ("gated_residual_meter", "gated_residual")
@@ -118,8 +115,6 @@ def main() -> int:
     if arguments.json:
         write_json(arguments.json, bench.figures() | facts | {"repeat": repeat})
         print(f"\nwritten to {arguments.json}")
-    if arguments.write_table:
-        write_table(bench.records)
     if arguments.plot:
         plot(bench.records, arguments.plot, f"{facts['device']}, torch {facts['torch']}")
     return 1 if bench.faults else 0
@@ -144,9 +139,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--plot", type=Path, metavar="FILE", help="share of the copy rate as bars, .png or .svg"
     )
-    parser.add_argument(
-        "--write-table", action="store_true", help=f"keep in {LINEAR_TABLE.name} where the fused op is faster"
-    )
     parser.add_argument("--predict", action="store_true")
     return parser.parse_args()
 
@@ -169,19 +161,6 @@ def chosen(cases: Iterable[Any], patterns: Sequence[str] | None) -> list[Any]:
 
 def has_peer(case: Case) -> bool:
     return case.peer is None or importlib.util.find_spec(case.peer.package) is not None
-
-
-def write_table(records: Sequence[Record]) -> None:
-    """Adds what was measured of the fused linear layer to the table by which the package chooses it."""
-    table = json.loads(LINEAR_TABLE.read_text())
-    for record in records:
-        if record.op == "linear_gated_residual_meter" and record.times_peer is not None:
-            rows, tokens, channels = record.shape
-            size = linear_size(channels, channels, rows * tokens // record.frames)
-            by_dtype = table.setdefault(torch.cuda.get_device_name(), {})
-            by_dtype.setdefault(record.dtype, {})[size] = round(record.times_peer, 3)
-    LINEAR_TABLE.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n")
-    print(f"written to {LINEAR_TABLE}")
 
 
 class Bench:

@@ -247,20 +247,3 @@ def test_predictions_take_the_place_of_older_ones(
     report.write_text("[]")
     with pytest.raises(SystemExit, match="has no extrapolate_residual"):
         prediction.write_predictions()
-
-
-def test_table_of_the_fused_linear_layer_is_kept(
-    kernels: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    table = tmp_path / "table.json"
-    table.write_text('{"Another GPU": {}}')
-    monkeypatch.setattr(kernels, "LINEAR_TABLE", table)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Test GPU")
-    name, shape = "linear_gated_residual_meter", [2, 54000, 1152]
-    records = [
-        record(kernels, name, "triton", times_peer=1.2345, shape=shape, frames=15),
-        record(kernels, "gated_residual", "triton"),
-    ]
-    kernels.write_table(records)
-    written = json.loads(table.read_text())
-    assert written == {"Another GPU": {}, "Test GPU": {"bfloat16": {"K1152 C1152 S8192": 1.234}}}
