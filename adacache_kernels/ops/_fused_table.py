@@ -28,6 +28,9 @@ def size_class(inner: int, channels: int, places: int) -> str:
     return f"K{inner} C{channels} S{1 << max(places - 1, 0).bit_length()}"
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+# What torch.compiler.assume_constant_result does, which would import the compiler and with it Triton.
+setattr(_device_name, "_dynamo_marked_constant", True)  # noqa: B010  (mypy knows no such attribute)
