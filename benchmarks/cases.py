@@ -545,7 +545,7 @@ CASES = [
         checks=("bits", "close", "bits", "sums"),
         outs=("out", "norm_out"),
         gpu_goals={"share_of_copy_rate": 0.85},
-        kernel="gated_residual_norm_meter<bf16, 1>",
+        kernel="gated_residual_norm_meter<bf16, bf16, 1>",
     ),
     Case(
         "fused_qk_norm_rope",
