@@ -1,7 +1,7 @@
 """The CUDA kernel bodies, run on the host block by block, against plain loops, under sanitizers.
 
-Environment: CXX, the compiler (g++); ADACACHE_HOST_SEED, the seed of the random cases (0); ADACACHE_HOST_FULL=1,
-hundreds of cases of each op instead of a few (minutes instead of seconds).
+Environment: CXX, the compiler (g++); ADACACHE_HOST_SEED, the seed of the random cases (0);
+ADACACHE_HOST_FULL=1, hundreds of cases of each op instead of a few (minutes instead of seconds).
 """
 
 import os
