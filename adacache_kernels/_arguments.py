@@ -453,10 +453,8 @@ def check_temporal_attention(
         rows, tokens, _, heads, dim = qkv.shape
         _check_tensor("out", out)
         if tuple(out.shape) != (rows, tokens, heads * dim):
-            raise ValueError(
-                f"out: expected [B, N, heads * dim] = [{rows}, {tokens}, {heads * dim}], "
-                f"got {list(out.shape)}"
-            )
+            wanted = [rows, tokens, heads * dim]
+            raise ValueError(f"out: expected [B, N, heads * dim] = {wanted}, got {list(out.shape)}")
         _check_device("out", out, qkv, of="qkv")
         if out.dtype != qkv.dtype:
             raise ValueError(f"out: expected dtype {qkv.dtype} as qkv, got {out.dtype}")

@@ -62,7 +62,7 @@ class Launch:
 def shared_of_meter(threads: int, vectors: int) -> int:
     """Of csrc/core/block.h, for one stride over frames, with history and motion sums of each thread."""
     warps = threads // 32
-    return threads * vectors * 16 + 2 * threads * 4 + warps * 9 * 8 + (warps + 3) // 4 * 64
+    return threads * vectors * 16 + 2 * threads * 4 + warps * 9 * 8 + warps * 16
 
 
 def launch_of(kernel: str) -> Launch:
@@ -74,7 +74,7 @@ def launch_of(kernel: str) -> Launch:
     if name == "video_sums":
         return Launch(256, 64)
     if name in ("layer_norm_modulate", "gated_residual_norm"):
-        return Launch(160, 128)
+        return Launch(160, 80)
     if name == "gated_residual_norm_meter" or name.endswith("_float8"):
         return Launch(160, shared_of_meter(160, int(vectors.group(1)) if vectors else 0))
     if name.endswith("_meter"):
@@ -131,7 +131,8 @@ def main() -> int:
 
 
 def blocks_per_multiprocessor(usage: Usage, launch: Launch) -> int:
-    """By registers (of four equal parts, given to warps in units of 256), shared memory, threads, blocks."""
+    """By registers (given to warps in units of 256, out of four equal parts), shared memory, threads and
+    blocks."""
     has = MULTIPROCESSORS[usage.architecture]
     warps = -(-launch.threads // 32)
     registers_of_warp = -(-usage.registers * 32 // 256) * 256
@@ -145,7 +146,8 @@ def blocks_per_multiprocessor(usage: Usage, launch: Launch) -> int:
 
 
 def figures(usage: Usage) -> dict[str, Any]:
-    """What --json keeps of a kernel; occupancy is the share of the threads that could be there."""
+    """What --json keeps of a kernel; occupancy is the share of the threads that a multiprocessor could
+    hold."""
     launch = launch_of(usage.kernel)
     result: dict[str, Any] = {
         "kernel": usage.kernel,

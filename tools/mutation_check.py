@@ -130,7 +130,8 @@ class Worker(threading.Thread):
         caught = status == 1 or status < 0
         if status and not caught:
             self.broken.append(f"{mutation.name}: exit status {status} is no failed test:\n{output[-3000:]}")
-        outcome = Outcome(mutation, caught, failed_test(output), time.monotonic() - started)
+        note = f"ended by signal {-status}" if status < 0 else failed_test(output)
+        outcome = Outcome(mutation, caught, note, time.monotonic() - started)
         print(f"{'caught' if caught else 'MISSED'}: {mutation.name} ({outcome.seconds:.0f} s)", flush=True)
         return outcome
 

@@ -34,7 +34,7 @@ ADACACHE_HD SharedLayout shared_layout(int threads, int history, int vector_byte
   SharedLayout layout{};
   layout.motion_sums = history * threads * vector_bytes;
   layout.warp_sums = layout.motion_sums + 2 * motion.count * threads * 4;
-  layout.exchange = layout.warp_sums + warps * sum_columns(motion) * 8;
+  layout.exchange = (layout.warp_sums + warps * sum_columns(motion) * 8 + 15) / 16 * 16;  // read by fours
   layout.bytes = layout.exchange + exchange_bytes(threads);
   return layout;
 }
@@ -193,11 +193,12 @@ class ThreadSums {
     const float frame_abs = frame_sums_[abs_new];
     if (frame >= longest_ && frame + longest_ < frames_)
       inner_abs_ += frame_abs;  // an earlier and a later frame for every stride
-    else
+    else {
       ADACACHE_NO_UNROLL
       for (int i = 0; i < motion_.count; ++i)
         if (const int weight = motion_weight(frame, frames_, motion_.stride[i]))
           motion_sum(2 * i + 1) += weight * frame_abs;
+    }
     ADACACHE_UNROLL
     for (int column = 0; column < columns; ++column) {
       sums_[column] += frame_sums_[column];

@@ -1,8 +1,8 @@
 """`adacache calibrate`: finds a codebook for a model and a sampler from a few full runs.
 
-One run per prompt computes every step and keeps some tokens of the metric residual and of the stack's. What any
-codebook would have computed is then simulated from them, and so is what its reused steps would have been off by; the
-best one is run for real on prompts that it was not chosen on. Minutes, and no gradient.
+One run per prompt computes every step and keeps some tokens of the metric residual and of the stack's. What
+any codebook would have computed is then simulated from them, and so is what its reused steps would have been
+off by; the best one is run for real on prompts that it was not chosen on. Minutes, and no gradient.
 """
 
 from __future__ import annotations
@@ -83,7 +83,9 @@ class Recording:
 
     def __add__(self, other: Recording) -> Recording:
         pairs = zip(
-            (self.distances, self.motion, self.losses), (other.distances, other.motion, other.losses), strict=True
+            (self.distances, self.motion, self.losses),
+            (other.distances, other.motion, other.losses),
+            strict=True,
         )
         return Recording(*(np.concatenate(pair) for pair in pairs))
 
@@ -117,8 +119,8 @@ class Recording:
         return mean
 
     def even_loss(self, count: float) -> float:
-        """The loss of computing every so many steps, with as many computed in all; between whole numbers, on the
-        line between their losses."""
+        """The loss of computing every so many steps, with as many computed in all; between whole numbers, on
+        the line between their losses."""
         counts, losses = [float(self.num_steps)], [0.0]
         for rate in range(2, self.num_steps):
             schedule = even_schedule(self.num_steps, rate)
@@ -157,13 +159,17 @@ class Record:
 
     def sites(self, stack: StackInfo) -> tuple[MetricSite, ...]:
         blocks = None if self.metric_block is None else [self.metric_block]
-        return AdaCache(codebook={1.0: 1}, metric_blocks=blocks, metric_part=self.metric_part).sites(stack)[:1]
+        return AdaCache(codebook={1.0: 1}, metric_blocks=blocks, metric_part=self.metric_part).sites(stack)[
+            :1
+        ]
 
     def check(self, num_steps: int, stack: StackInfo) -> None:
         check_steps(num_steps)
         self.sites(stack)
 
-    def start(self, num_steps: int, num_videos: int, stack: StackInfo, device: torch.device) -> RecordSchedule:
+    def start(
+        self, num_steps: int, num_videos: int, stack: StackInfo, device: torch.device
+    ) -> RecordSchedule:
         self.schedules.append(RecordSchedule(self.sites(stack), num_videos, self.tokens))
         return self.schedules[-1]
 
@@ -238,7 +244,8 @@ class RecordSchedule:
 
 
 def compare(residuals: Tensor) -> tuple[Doubles, Doubles]:
-    """Distances [V, N, N] and motion [V, N] of residuals [V, N, rows, T, places, C], as the ops measure them."""
+    """Distances [V, N, N] and motion [V, N] of residuals [V, N, rows, T, places, C], as the ops measure
+    them."""
     r = residuals.flatten(4)
     videos, steps = r.shape[:2]
     size = r.abs().sum((2, 3, 4), dtype=torch.float64)
@@ -254,7 +261,9 @@ def compare(residuals: Tensor) -> tuple[Doubles, Doubles]:
     return distances.numpy(), motion.numpy()
 
 
-def record(subject: Subject, prompts: Sequence[Any], seeds: Sequence[int], policy: Record) -> tuple[Recording, list[Tensor]]:
+def record(
+    subject: Subject, prompts: Sequence[Any], seeds: Sequence[int], policy: Record
+) -> tuple[Recording, list[Tensor]]:
     """One full run per prompt: what was seen, and what came out."""
     outputs, recordings = [], []
     for prompt, seed in zip(prompts, seeds, strict=True):
@@ -297,30 +306,36 @@ def candidates() -> list[tuple[Doubles, NDArray[np.int64]]]:
 
 
 def choose(recording: Recording, *, share: float | None = None, error: float | None = None) -> AdaCache:
-    """The candidate of the least loss among those that compute at most `share` of the steps, or the one of the fewest
-    computed steps among those whose loss is at most `error`; of equal ones, that in the middle.
+    """The candidate of the least loss among those that compute at most `share` of the steps, or the one of
+    the fewest computed steps among those whose loss is at most `error`; of equal ones, that in the middle.
 
     Raises:
         ValueError: not one of the two is given, or no candidate reaches it.
     """
     if (share is None) == (error is None):
         raise ValueError(f"share: expected either share or error, got share={share}, error={error}")
-    tried: list[tuple[float, float, AdaCache]] = []
+    books, shares, losses = [], [], []
     for thresholds, rates in candidates():
         computed = recording.computed_by(thresholds, rates)
-        shares, losses = computed.mean(axis=(1, 2)), recording.loss(computed)
-        for row, rate, kept, loss in zip(thresholds, rates, shares, losses, strict=True):
-            wanted = kept <= share + 1e-9 if share is not None else loss <= error + 1e-12  # type: ignore[operator]
-            if wanted:
-                first, second = (loss, kept) if share is not None else (kept, loss)
-                book = {float(t): int(r) for t, r in zip(row, rate, strict=True)}
-                tried.append((float(first), float(second), AdaCache(codebook=book)))
-    if not tried:
+        books += list(zip(thresholds, rates, strict=True))
+        shares.append(computed.mean(axis=(1, 2)))
+        losses.append(recording.loss(computed))
+    kept, loss = np.concatenate(shares), np.concatenate(losses)
+    if share is not None:
+        first, second, wanted = loss, kept, kept <= share + 1e-9
+    else:
+        assert error is not None
+        first, second, wanted = kept, loss, loss <= error + 1e-12
+    if not wanted.any():
         goal = f"share={share}" if share is not None else f"error={error}"
-        raise ValueError(f"{goal.partition('=')[0]}: no codebook reaches {goal} of {recording.num_steps} steps")
-    best = min(one[:2] for one in tried)
-    equal = [policy for *key, policy in tried if np.allclose(key, best, rtol=1e-9, atol=0)]
-    return equal[len(equal) // 2]
+        name = goal.partition("=")[0]
+        raise ValueError(f"{name}: no codebook reaches {goal} of {recording.num_steps} steps")
+    order = [int(i) for i in np.lexsort((second, first)) if wanted[i]]
+    best = order[0]
+    equal = [i for i in order if np.allclose((first[i], second[i]), (first[best], second[best]), rtol=1e-9)]
+    chosen_thresholds, chosen_rates = books[sorted(equal)[len(equal) // 2]]
+    pairs = zip(chosen_thresholds, chosen_rates, strict=True)
+    return AdaCache(codebook={float(threshold): int(rate) for threshold, rate in pairs})
 
 
 @dataclass(frozen=True)
@@ -333,8 +348,8 @@ class Outcome:
     error: float
     """mean|output - full output| / mean|full output|."""
     gain: float
-    """1 - the predicted loss over that of even spacing with as many computed steps: how much better than not looking
-    at the video. 0 if all steps are computed."""
+    """1 - the predicted loss over that of even spacing with as many computed steps: how much better than not
+    looking at the video. 0 if all steps are computed."""
 
 
 def judge(
@@ -354,7 +369,9 @@ def judge(
         errors.append(float((output - full).abs().mean() / full.abs().mean()))
     predicted = float(computed.sum(axis=1).mean())
     loss, even = float(recording.loss(computed)), recording.even_loss(predicted)
-    return Outcome(predicted, float(np.mean(steps)), loss, float(np.mean(errors)), 1 - loss / even if even else 0.0)
+    return Outcome(
+        predicted, float(np.mean(steps)), loss, float(np.mean(errors)), 1 - loss / even if even else 0.0
+    )
 
 
 def calibrate(
@@ -380,14 +397,16 @@ def calibrate(
         say: takes a line for everything that was found.
 
     Returns:
-        What `write` writes: `codebook`, `num_steps`, `metric_part`, and `held_out`, the `Outcome` of the codebook
-        and of the known one as dicts.
+        What `write` writes: `codebook`, `num_steps`, `metric_part`, and `held_out`, the `Outcome` of the
+        codebook and of the known one as dicts.
 
     Raises:
         ValueError: too few prompts, or no codebook does what is asked.
     """
     if not prompts or not held_out:
-        raise ValueError(f"prompts: expected some to choose on and some held out, got {len(prompts)}, {len(held_out)}")
+        raise ValueError(
+            f"prompts: expected some to choose on and some held out, got {len(prompts)}, {len(held_out)}"
+        )
     recorder = Record() if recorder is None else recorder
     seeds = list(range(seed, seed + len(prompts) + len(held_out)))
     known = AdaCache(codebook=preset("open-sora/fast", 30).codebook)
@@ -409,8 +428,9 @@ def calibrate(
         found[name] = outcome
         say(
             f"{name}, on {len(held_out)} held-out prompts: {outcome.steps:.1f} computed steps "
-            f"({outcome.predicted_steps:.1f} predicted), error {outcome.error:.4f} ({outcome.predicted_loss:.4f} "
-            f"predicted per step), {100 * outcome.gain:.0f} % better than even spacing"
+            f"({outcome.predicted_steps:.1f} predicted), error {outcome.error:.4f} "
+            f"({outcome.predicted_loss:.4f} predicted per step), {100 * outcome.gain:.0f} % better than even "
+            "spacing"
         )
     return {
         "made_by": "adacache calibrate",
@@ -434,8 +454,8 @@ def subject_of(
     """What a name on the command line stands for, and prompts that come with it.
 
     Args:
-        name: "digits"; a directory that a diffusers pipeline was saved in; or "module:function", a function that
-            takes the number of steps (or None) and returns a `Subject` and a list of prompts.
+        name: "digits"; a directory that a diffusers pipeline was saved in; or "module:function", a function
+            that takes the number of steps (or None) and returns a `Subject` and a list of prompts.
         num_steps: of the sampler; None: 30 for the digit model, 50 for a pipeline.
         arguments: of the pipeline's call, besides the prompt.
 
@@ -451,7 +471,8 @@ def subject_of(
     module, separator, function = name.partition(":")
     if not separator:
         raise ValueError(
-            f'model: expected "digits", the directory of a saved diffusers pipeline or "module:function", got {name!r}'
+            f'model: expected "digits", the directory of a saved diffusers pipeline or "module:function", '
+            f"got {name!r}"
         )
     found: tuple[Subject, list[Any]] = getattr(importlib.import_module(module), function)(num_steps)
     return found
@@ -466,7 +487,11 @@ def _saved_pipeline(path: str, num_steps: int, arguments: dict[str, Any]) -> Sub
     def generate(prompt: str, seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
         output: Tensor = pipeline(
-            prompt=prompt, num_inference_steps=num_steps, generator=generator, output_type="latent", **arguments
+            prompt=prompt,
+            num_inference_steps=num_steps,
+            generator=generator,
+            output_type="latent",
+            **arguments,
         ).frames
         return output
 

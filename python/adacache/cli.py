@@ -68,8 +68,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     calibrate.add_argument(
         "model",
-        help='"digits", the directory of a saved diffusers pipeline, or "module:function", which takes the number of '
-        "steps and returns an adacache.calibrate.Subject and its prompts",
+        help='"digits", the directory of a saved diffusers pipeline, or "module:function", which takes the '
+        "number of steps and returns an adacache.calibrate.Subject and its prompts",
     )
     goal = calibrate.add_mutually_exclusive_group()
     goal.add_argument("--share", type=float, help="of the steps that may be computed (default: .4)")
@@ -77,9 +77,13 @@ def _parser() -> argparse.ArgumentParser:
     goal.add_argument("--like", help='keep the share that a preset keeps, such as "open-sora/fast"')
     calibrate.add_argument("--prompts", help="file with a prompt per line; some are held out")
     calibrate.add_argument("--count", type=int, default=6, help="prompts to choose on (default: %(default)s)")
-    calibrate.add_argument("--held-out", type=int, default=4, help="prompts to judge on (default: %(default)s)")
+    calibrate.add_argument(
+        "--held-out", type=int, default=4, help="prompts to judge on (default: %(default)s)"
+    )
     calibrate.add_argument("--num-steps", type=int, help="of the sampler")
-    calibrate.add_argument("--arguments", default="{}", help="JSON of the pipeline's call, besides the prompt")
+    calibrate.add_argument(
+        "--arguments", default="{}", help="JSON of the pipeline's call, besides the prompt"
+    )
     calibrate.add_argument("--metric-block", type=int, help="default: the middle one")
     calibrate.add_argument("--metric-part", help="default: the model's (temporal) self-attention")
     calibrate.add_argument("--tokens", type=int, default=512, help="kept per video (default: %(default)s)")
@@ -224,6 +228,7 @@ def _calibrate(options: argparse.Namespace) -> int:
         like=options.like,
         seed=options.seed,
         recorder=Record(options.metric_block, options.metric_part, options.tokens),
+        say=lambda line: print(line, flush=True),
     )
     write(options.out, found)
     print(f"written to {options.out}: adacache.enable(model, {options.out!r}, num_steps={subject.num_steps})")

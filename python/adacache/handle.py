@@ -33,10 +33,11 @@ def enable(
     """Switches AdaCache on; every generation call is then one request.
 
     Args:
-        model: a video diffusion transformer, or a pipeline that holds one or two of them (such as diffusers'):
-            a class that an adapter knows (`adacache.known_models()`), or any whose blocks stand in lists.
-        policy: settings such as `AdaCache(...)`, the name of a preset (`adacache.preset_names()`), or the path of
-            a file that `adacache calibrate` wrote.
+        model: a video diffusion transformer, or a pipeline that holds one or two of them (such as
+            diffusers'): a class that an adapter knows (`adacache.known_models()`), or any whose blocks stand
+            in lists.
+        policy: settings such as `AdaCache(...)`, the name of a preset (`adacache.preset_names()`), or the
+            path of a file that `adacache calibrate` wrote.
         num_steps: denoising steps that the sampler runs. A pipeline's scheduler knows them: then None.
         rows_per_video: rows of the batch that belong to one video, for calls outside `handle.request()` and
             pipelines: 2 with guidance in one batch, 1 without; None: 2 if the batch is even.
@@ -45,8 +46,8 @@ def enable(
         A handle with `trace`, `request()` and `sites`; a `PipelineHandle` for a pipeline.
 
     Raises:
-        ValueError: no block list is found, an unknown preset, settings that do not fit the model or the schedule,
-            or AdaCache is enabled already.
+        ValueError: no block list is found, an unknown preset, settings that do not fit the model or the
+            schedule, or AdaCache is enabled already.
     """
     if is_pipeline(model):
         return PipelineHandle(
@@ -137,7 +138,7 @@ class Handle:
     def __init__(
         self,
         model: nn.Module,
-        adapter: Adapter,
+        adapter: Adapter | BlockAdapter,
         policy: Policy | str | Path,
         num_steps: int | None,
         rows_per_video: int | None,
@@ -181,8 +182,8 @@ class Handle:
         if num_steps <= FEW_STEPS and not self._warned_few:
             self._warned_few = True
             warnings.warn(
-                f"AdaCache: of {num_steps} steps, the first two and the last two are always computed, so that little "
-                "is to be gained; few-step models are better run without it",
+                f"AdaCache: of {num_steps} steps, the first two and the last two are always computed, so "
+                "that little is to be gained; few-step models are better run without it",
                 stacklevel=4,
             )
         return policy
@@ -229,8 +230,8 @@ class Handle:
         Args:
             num_videos: videos in the batch.
             video_of_row: video of each row; None: row b belongs to video b % num_videos.
-            branches: forward calls a step: 2 with guidance in two calls (those inside diffusers' `cache_context`
-                are known by its name).
+            branches: forward calls a step: 2 with guidance in two calls (those inside diffusers'
+                `cache_context` are known by its name).
         """
         if self.num_steps is None:
             raise ValueError("num_steps: give it to adacache.enable for a loop of your own")
@@ -287,6 +288,7 @@ class Handle:
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's forward with caching; takes and returns what the model's own does."""
+        assert not isinstance(self.adapter, BlockAdapter)
         return self.adapter.forward(self.model, self, *args, **kwargs)
 
     @contextlib.contextmanager
@@ -332,7 +334,8 @@ class Handle:
             num_steps = run.steps_left(self) if request is None else run.steps_again()
             if self.num_steps is not None and request is None and self.num_steps != num_steps:
                 raise ValueError(
-                    f"num_steps: AdaCache is enabled for {self.num_steps} steps, the pipeline runs {num_steps}"
+                    f"num_steps: AdaCache is enabled for {self.num_steps} steps, the pipeline runs "
+                    f"{num_steps}"
                 )
             if request is not None:
                 request.close()
@@ -357,8 +360,8 @@ class Handle:
         if request is None or not goes_on or now > self._last_timestep:
             if self.num_steps is None:
                 raise ValueError(
-                    "num_steps: AdaCache was enabled on the pipeline, and this call came from elsewhere; give "
-                    "num_steps to adacache.enable for that"
+                    "num_steps: AdaCache was enabled on the pipeline, and this call came from elsewhere; "
+                    "give num_steps to adacache.enable for that"
                 )
             if request is not None:
                 request.close()

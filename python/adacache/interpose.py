@@ -1,7 +1,9 @@
-"""Puts functions before the methods of one object, by giving it a subclass of its own class, and takes them off.
+"""Puts functions before the methods of one object, by giving it a subclass of its own class, and takes them
+off.
 
-Replacing `forward` on an instance is what offloading and other hook libraries do too, and they undo each other's
-work; a subclass lies above all of them, whoever came first (as `torch.distributed.fully_shard` does it).
+Replacing `forward` on an instance is what offloading and other hook libraries do too, and they undo each
+other's work; a subclass lies above all of them, whoever came first (as `torch.distributed.fully_shard` does
+it).
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ def restore(thing: Any) -> None:
     base = type(thing).__dict__.get(_BASE)
     if base is None:
         raise RuntimeError(
-            f"model: the class of {type(thing).__name__} was changed after AdaCache was enabled; undo that first"
+            f"model: the class of {type(thing).__name__} was changed after AdaCache was enabled; undo that "
+            "first"
         )
     _set_class(thing, base)
 

@@ -1,4 +1,5 @@
-"""AdaCache on a pipeline: one request per call of it, steps and videos as its scheduler and its latents have them."""
+"""AdaCache on a pipeline: one request per call of it, steps and videos as its scheduler and its latents have
+them."""
 
 from __future__ import annotations
 
@@ -182,7 +183,8 @@ class PipelineRun:
         steps = self.steps_again() - self.step
         boundary = getattr(getattr(self.pipeline, "config", None), "boundary_ratio", None)
         if len(self.handles) > 1 and boundary is not None and handle is self.handles[0]:
-            # The first of two transformers runs the steps above the boundary. Read before the first step runs.
+            # The first of two transformers runs the steps above the boundary. Read before the first step
+            # runs.
             scheduler = self.pipeline.scheduler
             threshold = boundary * scheduler.config.num_train_timesteps
             timesteps = scheduler.timesteps[-self.steps_again() :].tolist()

@@ -117,8 +117,8 @@ class Request:
             timestep: of this call, for the trace (a tensor is not read here).
             same_step: whether this is a further guidance branch of the step before; None: known by `context`,
                 or else by counting.
-            context: name of the guidance branch ("cond", "uncond"), where the pipeline tells; a name that comes
-                again begins a step.
+            context: name of the guidance branch ("cond", "uncond"), where the pipeline tells; a name that
+                comes again begins a step.
 
         Raises:
             RuntimeError: all steps have run, or the request was ended by an error.

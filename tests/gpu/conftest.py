@@ -10,7 +10,12 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tests" / "layer")]
+sys.path.insert(0, str(ROOT / "tests" / "layer"))
+# Not for longer than the import: diffusers looks for a package `kernels`, and would find the benchmark.
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import check  # noqa: E402, F401  (and with it `cases`, for the tests here)
+
+sys.path.remove(str(ROOT / "benchmarks"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

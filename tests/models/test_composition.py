@@ -8,8 +8,8 @@ from typing import Any
 import adacache
 import pytest
 import torch
-from cases import CODEBOOK, COGVIDEOX, LATTE, WAN, Case, relative_error
-from pipelines import PIPELINES
+from model_cases import CODEBOOK, COGVIDEOX, LATTE, WAN, Case, relative_error
+from pipeline_cases import PIPELINES
 from test_models import STEPS, enabled
 
 pytest.importorskip("diffusers", reason="the models' classes come from diffusers")
@@ -20,7 +20,8 @@ WAN_PIPELINE = next(case for case in PIPELINES if case.name == "WanPipeline")
 
 @pytest.mark.parametrize("first", ["offload", "adacache"])
 def test_model_offload(first: str) -> None:
-    """Its hooks are taken off and put on again at the end of each call: AdaCache stays on, in either order."""
+    """Its hooks are taken off and put on again at the end of each call: AdaCache stays on, in either
+    order."""
     accelerate = pytest.importorskip("accelerate")
     assert accelerate
     pipeline = WAN_PIPELINE.build()
@@ -109,7 +110,10 @@ def _compile_wrapped(model: Any) -> Any:
     return torch.compile(model, backend="eager")
 
 
-@pytest.mark.parametrize("compile_model", [_compile_blocks, _compile_in_place, _compile_wrapped])
+@pytest.mark.parametrize(
+    "compile_model",
+    [_compile_blocks, pytest.param(_compile_in_place, marks=pytest.mark.slow), _compile_wrapped],
+)
 @pytest.mark.parametrize("first", ["compile", "adacache"])
 def test_compile(first: str, compile_model: Callable[[Any], Any]) -> None:
     """Of the repeated blocks, and of the whole transformer, before and after AdaCache is enabled."""

@@ -11,7 +11,7 @@ from typing import Any
 import adacache
 import pytest
 import torch
-from cases import ALLEGRO, CODEBOOK, COGVIDEOX, LATTE, SKYREELS, WAN, Case, relative_error
+from model_cases import ALLEGRO, CODEBOOK, COGVIDEOX, LATTE, SKYREELS, WAN, Case, relative_error
 from test_models import STEPS, enabled
 from torch import Tensor, nn
 from unknown import Flat, Unknown
@@ -177,4 +177,4 @@ def test_7_a_class_that_nobody_knows_is_cached() -> None:
     reused = run(STEPS)
     assert handle.trace.computed_steps == [1, 2, 5, 8, 11, 12]
     assert 0 < relative_error(reused, plain) < 0.1
-    assert [r["site"] for r in handle.trace.measurements][0] == "blocks.2.block"
+    assert handle.trace.measurements[0]["site"] == "blocks.2.block"

@@ -10,7 +10,7 @@ from typing import Any
 import adacache
 import pytest
 import torch
-from cases import CASES, TWINS, Case, denoise_slowly, relative_error
+from model_cases import CASES, TWINS, Case, denoise_slowly, relative_error
 
 pytest.importorskip("diffusers", reason="the models' classes come from diffusers")
 
@@ -197,7 +197,8 @@ def test_found_by_structure_gives_the_same(case: Case, monkeypatch: pytest.Monke
 
 @every_case
 def test_a_reused_step_runs_no_block(case: Case) -> None:
-    """The profiler sees one added residual per stream, no attention, and no more waiting for values than plain."""
+    """The profiler sees one added residual per stream, no attention, and no more waiting for values than
+    plain."""
     model, values = case.model(), case.values()
     z = values[case.latents]
     names = ("aten::scaled_dot_product_attention", "aten::_local_scalar_dense", "adacache::reuse_residual")

@@ -7,8 +7,8 @@ from typing import Any
 import adacache
 import pytest
 import torch
-from cases import CODEBOOK, relative_error
-from pipelines import PIPELINES, PipelineCase
+from model_cases import CODEBOOK, relative_error
+from pipeline_cases import PIPELINES, PipelineCase
 
 pytest.importorskip("diffusers", reason="the pipelines come from diffusers")
 
@@ -144,7 +144,8 @@ def test_number_of_steps() -> None:
 
 
 def test_guidance_left_out_of_some_steps() -> None:
-    """A branch that sat out a computed step is computed when it comes back, and not added to old residuals."""
+    """A branch that sat out a computed step is computed when it comes back, and not added to old
+    residuals."""
     case = CASE["WanPipeline"]
     pipeline = case.build()
     handle = adacache.enable(pipeline, adacache.AdaCache(codebook={99.0: 3}))

@@ -40,6 +40,9 @@ from adacache_kernels.triton.stack_residual_meter import stack_residual_meter_ke
 from adacache_kernels.triton.sums import combine_sums_kernel
 
 SIZES = {"fp32": 4, "bf16": 2, "fp16": 2}
+#: Numbers of something; strides may pass 2^31.
+COUNTS = ("rows", "frames", "places", "tokens", "channels", "inner", "x_total", "residual_total", "total")
+COUNTS += ("num_videos", "blocks", "columns")
 #: Pointers whose type is not that of the stream.
 OTHER_POINTERS = {
     "partial": "*fp64",
@@ -241,7 +244,7 @@ def tokens(tile: Tiling) -> dict[str, int]:
 def compile_case(case: Case, architecture: int) -> Compiled:
     names = list(case.kernel.arg_names)
     integer = "i32" if case.kernel is decide_kernel else "i64"
-    types: dict[str, Any] = dict.fromkeys(names, integer)
+    types: dict[str, Any] = dict.fromkeys(names, integer) | dict.fromkeys(COUNTS, "i32")
     types |= dict.fromkeys(POINTERS, f"*{case.dtype}") | OTHER_POINTERS | case.types
     signature = {name: "constexpr" if name in case.constants else types[name] for name in names}
     divisible = [["tt.divisibility", 16]] if case.aligned else []

@@ -22,8 +22,8 @@ from op_cases import (
 
 import adacache_kernels
 from adacache_kernels import _backend, linear_gated_residual_meter
+from adacache_kernels.ops import _fused_table
 
-linear_module = importlib.import_module("adacache_kernels.ops.linear_gated_residual_meter")
 SHAPE = Shape(2, 3, 5, 48)
 INNER = 40
 
@@ -35,6 +35,7 @@ def triton_device() -> torch.device:
         pytest.skip("the package triton is not installed")
     if not _backend._INTERPRETED and not torch.cuda.is_available():
         pytest.skip("needs a GPU, or TRITON_INTERPRET=1")
+    importlib.import_module("adacache_kernels.triton")
     return torch.device("cpu" if _backend._INTERPRETED else "cuda")
 
 
@@ -172,6 +173,28 @@ def test_empty(triton_device: torch.device) -> None:
     check_fused(shape, make_call(shape, torch.float32, triton_device))
 
 
+@pytest.mark.parametrize("fused", [True, None])
+def test_compile_without_graph_breaks(triton_device: torch.device, fused: bool | None) -> None:
+    call = make_call(SHAPE, torch.float32, triton_device, seed=9)
+    kept = call["residual"].clone()
+
+    def step(**tensors: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        x_out, sums = linear_gated_residual_meter(**tensors, frames=3, metric="l2", fused=fused)
+        return x_out * 2, sums
+
+    given = torch.compile(step, fullgraph=True, backend="aot_eager")(**call)
+    expected = step(**(call | {"residual": kept}))
+    torch.testing.assert_close(given, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(call["residual"], kept, rtol=1e-6, atol=1e-6)
+
+
+def test_opcheck(triton_device: torch.device) -> None:
+    call = make_call(SHAPE, torch.bfloat16, triton_device, seed=10)
+    metering = (None, 1, 3, [1, 2], adacache_kernels.METRICS["l2"])  # nothing is NaN
+    arguments = (*call.values(), None, None, *metering, torch.empty_like(call["x"]))
+    torch.library.opcheck(torch.ops.adacache_triton.linear_gated_residual_meter_out.default, arguments)
+
+
 @pytest.mark.parametrize("fused", [False, None])
 @pytest.mark.parametrize("float8", [False, True])
 def test_not_fused_it_is_the_linear_layer_and_the_meter(
@@ -194,22 +217,39 @@ def test_not_fused_it_is_the_linear_layer_and_the_meter(
     assert same_bits(scales[0], scales[1])
 
 
-def test_the_table_decides(monkeypatch: pytest.MonkeyPatch) -> None:
-    call = make_call(SHAPE, torch.bfloat16, torch.device("cpu"))
-    arguments = (call["a"], call["weight"], call["x"], 3)
-    monkeypatch.setattr(_backend, "_takes", lambda backend, device_type: True)
-    by_size = {linear_module._size(INNER, 48, 10): 1.2}
-    assert next(iter(by_size)) == "K40 C48 S16"
-    assert not linear_module._is_faster(*arguments)
-    monkeypatch.setitem(linear_module._MEASURED, "cpu", {"bfloat16": by_size})
-    assert linear_module._is_faster(*arguments)
-    assert not linear_module._is_faster(call["a"].float(), *arguments[1:])
-    by_size["K40 C48 S16"] = 0.9
-    assert not linear_module._is_faster(*arguments)
+def test_the_table_decides(triton_device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = make_call(SHAPE, torch.bfloat16, triton_device)
+    size = _fused_table.size_class(INNER, 48, 10)
+    assert size == "K40 C48 S16"
+    given = (call["a"], call["weight"], 3)
+    assert not _fused_table.fused_is_faster(*given)
+    by_size = {size: 1.2}
+    name = _fused_table._device_name(triton_device)
+    monkeypatch.setitem(_fused_table._MEASURED, name, {"bfloat16": by_size})
+    assert _fused_table.fused_is_faster(*given)
+    assert not _fused_table.fused_is_faster(call["a"].float(), *given[1:])
+    assert not _fused_table.fused_is_faster(call["a"][:1], *given[1:])
+
+    ran = []
+    original = torch.ops.adacache_triton.linear_gated_residual_meter_out
+    monkeypatch.setattr(
+        torch.ops.adacache_triton,
+        "linear_gated_residual_meter_out",
+        lambda *arguments: ran.append(True) or original(*arguments),
+    )
+    linear_gated_residual_meter(**call, frames=3)
+    assert ran == [True]
+    linear_gated_residual_meter(**call, frames=3, fused=False)
+    scale = torch.ones(SHAPE.rows, SHAPE.tokens, device=triton_device)
+    float8 = call | {"residual": call["residual"].to(torch.float8_e4m3fn)}
+    linear_gated_residual_meter(**float8, residual_scale=scale, frames=3)
+    by_size[size] = 0.9
+    linear_gated_residual_meter(**call, frames=3)
+    assert ran == [True]
 
 
 def test_the_table_as_shipped_holds_ratios() -> None:
-    for device, by_dtype in linear_module._MEASURED.items():
+    for device, by_dtype in _fused_table._MEASURED.items():
         assert isinstance(device, str)
         for dtype, by_size in by_dtype.items():
             assert isinstance(getattr(torch, dtype), torch.dtype)
@@ -245,8 +285,8 @@ def test_fused_takes_no_float8_and_one_dtype(triton_device: torch.device) -> Non
         linear_gated_residual_meter(**(call | {"weight": call["weight"].float()}), frames=3, fused=True)
 
 
-@pytest.mark.skipif(_backend._INTERPRETED, reason="Triton runs on the CPU here")
 def test_fused_where_triton_cannot_run() -> None:
-    call = make_call(SHAPE, torch.float32, torch.device("cpu"))
+    device = torch.device("meta" if _backend._INTERPRETED else "cpu")
+    call = make_call(SHAPE, torch.float32, device)
     with pytest.raises(RuntimeError, match=r"^fused: the fused op is a Triton kernel, which cannot run here"):
         linear_gated_residual_meter(**call, frames=3, fused=True)

@@ -29,7 +29,7 @@ KERNELS = {
 }
 #: Bytes that may be spilled, per thread: where a program holds whole tokens, or a matrix product, a few bytes
 #: more registers would cost more than a few bytes of stack.
-SPILLS_ALLOWED = {"whole tokens": 64, "product": 512, "product of several strides": 1024}
+SPILLS_ALLOWED = {"whole tokens": 128, "product": 512, "product of several strides": 1024}
 
 
 @cache

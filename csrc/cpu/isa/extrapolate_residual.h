@@ -14,16 +14,16 @@ void extrapolate_residual_tokens(const ExtrapolateResidual& p, const float* coef
   Lanes coefficient[max_factors];
   for (int i = 0; i < p.factors; ++i) coefficient[i] = lanes_of(coefficients[i]);
   for (int64_t n = unit.first; n < unit.last; ++n) {
-    const T* x = token_of<T>(p.x, p.x_strides, x_row, n);
+    const InputToken<T> x = input_token<T>(p.x, p.x_strides, x_row, n);
     T* out = token_of<T>(p.out, p.out_strides, unit.row, n);
-    const F* factor[max_factors];
+    InputToken<F> factor[max_factors];
     for (int i = 0; i < p.factors; ++i)
-      factor[i] = token_of<F>(p.factor[i], p.factor_strides[i], factor_row, n);
+      factor[i] = input_token<F>(p.factor[i], p.factor_strides[i], factor_row, n);
     for_each_sixteen(p.channels, [&](int64_t c, auto count) ADACACHE_INLINE_LAMBDA {
-      Lanes sum = multiply(coefficient[0], widen(load_part(factor[0] + c, count)));
+      Lanes sum = multiply(coefficient[0], widen(load_part(factor[0], c, count)));
       for (int i = 1; i < p.factors; ++i)
-        sum = add(sum, multiply(coefficient[i], widen(load_part(factor[i] + c, count))));
-      put_part(out + c, round<T>(add(widen(load_part(x + c, count)), sum)).stored, count, unit.stream_out);
+        sum = add(sum, multiply(coefficient[i], widen(load_part(factor[i], c, count))));
+      put_part(out + c, round<T>(add(widen(load_part(x, c, count)), sum)).stored, count, unit.stream_out);
     });
   }
   if (unit.stream_out || unit.stream_norm) finish_streaming();

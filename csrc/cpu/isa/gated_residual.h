@@ -9,8 +9,8 @@ inline namespace ADACACHE_ISA {
 // One token of x + gate * y. Every op that gives it goes through put(), and so they all give the same bits.
 template <class T>
 struct GatedToken {
-  const T* x;
-  const T* y;
+  InputToken<T> x;
+  InputToken<T> y;
   const T* gate;  // null: 1
   T* out;
   bool streaming;
@@ -18,8 +18,8 @@ struct GatedToken {
   // p: GatedResidual or GatedResidualMeter.
   template <class Parameters>
   GatedToken(const Parameters& p, int64_t row, int64_t x_row, int64_t token, bool streaming)
-      : x(token_of<T>(p.x, p.x_strides, x_row, token)),
-        y(token_of<T>(p.y, p.y_strides, row, token)),
+      : x(input_token<T>(p.x, p.x_strides, x_row, token)),
+        y(input_token<T>(p.y, p.y_strides, row, token)),
         gate(token_of<T>(p.gate, row, token / p.shape.places, token % p.shape.places)),
         out(token_of<T>(p.out, p.out_strides, row, token)),
         streaming(streaming) {}
@@ -27,10 +27,10 @@ struct GatedToken {
   // Puts x_out, hands it on, and gives r.
   template <class Count, class Gather>
   ADACACHE_INLINE RoundedLanes<T> put(int64_t c, Count count, const Gather& gather) const {
-    const StoredLanes<T> stored = load_part(y + c, count);
+    const StoredLanes<T> stored = load_part(y, c, count);
     RoundedLanes<T> r{stored, widen(stored)};
     if (gate) r = round<T>(multiply(widen(load_part(gate + c, count)), r.value));
-    const RoundedLanes<T> sum = round<T>(add(widen(load_part(x + c, count)), r.value));
+    const RoundedLanes<T> sum = round<T>(add(widen(load_part(x, c, count)), r.value));
     put_part(out + c, sum.stored, count, streaming);
     gather(c, sum.value);
     return r;

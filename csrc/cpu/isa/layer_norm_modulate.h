@@ -11,10 +11,10 @@ void layer_norm_modulate_tokens(const LayerNormModulate& p, const TokenUnit& uni
   const int64_t x_row = row_of(p.x_rows, unit.row);
   TokenNorm<T> token_norm(&p.norm, p.shape, unit.row, unit.norm_scratch, unit.stream_norm);
   for (int64_t n = unit.first; n < unit.last; ++n) {
-    const T* x = token_of<T>(p.x, p.x_strides, x_row, n);
+    const InputToken<T> x = input_token<T>(p.x, p.x_strides, x_row, n);
     NormRow row = token_norm.start_token();
     for_each_sixteen(p.shape.channels, [&](int64_t c, auto count) ADACACHE_INLINE_LAMBDA {
-      row.gather(c, widen(load_part(x + c, count)));
+      row.gather(c, widen(load_part(x, c, count)));
     });
     token_norm.put(row, n);
   }

@@ -80,7 +80,7 @@ class KeptResidual {
   }
   template <class Count>
   ADACACHE_INLINE Lanes old_value(int64_t c, Count count) const {
-    return widen(load_part(token_ + c, count));
+    return widen(load_part(InputToken<T>{token_, cache_.strides.token}, c, count));
   }
   template <class Count>
   ADACACHE_INLINE void keep(int64_t c, Count count, const RoundedLanes<T>& r) {
@@ -121,7 +121,8 @@ class KeptResidual<T, float8_e4m3> {
   }
   template <class Count>
   ADACACHE_INLINE Lanes old_value(int64_t c, Count count) const {
-    return multiply(old_scale_, widen(load_part(token_ + c, count)));
+    return multiply(old_scale_,
+                    widen(load_part(InputToken<float8_e4m3>{token_, cache_.strides.token}, c, count)));
   }
   template <class Count>
   ADACACHE_INLINE void keep(int64_t c, Count, const RoundedLanes<T>& r) {

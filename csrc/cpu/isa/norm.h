@@ -6,14 +6,26 @@
 namespace adacache::cpu {
 inline namespace ADACACHE_ISA {
 
+// Two sums by turns: one alone would wait for its own last addition.
+struct TwoSums {
+  Lanes next, last;
+
+  ADACACHE_INLINE void gather(const Lanes& lanes) {
+    const Lanes sum = next + lanes;
+    next = last;
+    last = sum;
+  }
+  float total_of_both() const { return total(next + last); }
+};
+
 // A token's values on their way to the norm, in scratch memory that stays in the first-level cache.
 struct NormRow {
   float* values;
-  Lanes sum;
+  TwoSums sums;
 
   ADACACHE_INLINE void gather(int64_t channel, const Lanes& lanes) {
     memcpy(values + channel, &lanes, sizeof(lanes));
-    sum = sum + lanes;
+    sums.gather(lanes);
   }
 };
 
@@ -36,19 +48,16 @@ class TokenNorm {
   // Puts (norm(v) * weight + bias) * (1 + scale) + shift for the gathered values v, rounded once.
   void put(const NormRow& row, int64_t token) {
     const int64_t channels = shape_.channels;
-    const float mean = total(row.sum) / static_cast<float>(channels);
+    const float mean = row.sums.total_of_both() / static_cast<float>(channels);
     // What lies past the last channel must not differ from the mean.
     for (int64_t c = channels; c % lane_count != 0; ++c) values_[c] = mean;
     const Lanes means = lanes_of(mean);
-    // Two sums by turns: one alone would wait for its own last addition.
-    Lanes squares[2];
-    for (int64_t c = 0; c < channels; c += 2 * lane_count)
-      for (int turn = 0; turn < 2; ++turn) {
-        if (c + turn * lane_count >= channels) break;
-        const Lanes difference = widen(load(values_ + c + turn * lane_count)) - means;
-        squares[turn] = squares[turn] + difference * difference;
-      }
-    const float variance = total(squares[0] + squares[1]) / static_cast<float>(channels);
+    TwoSums squares;
+    for (int64_t c = 0; c < channels; c += lane_count) {
+      const Lanes difference = widen(load(values_ + c)) - means;
+      squares.gather(difference * difference);
+    }
+    const float variance = squares.total_of_both() / static_cast<float>(channels);
     const Lanes inverse_deviation = lanes_of(1 / __builtin_sqrtf(variance + norm_->eps));
 
     prepare_modulation(token / shape_.places, token % shape_.places);

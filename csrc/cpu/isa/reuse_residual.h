@@ -13,17 +13,16 @@ void reuse_residual_tokens(const ReuseResidual& p, bool reuse, const TokenUnit& 
   const int64_t x_row = row_of(p.x_rows, unit.row);
   const int64_t residual_row = row_of(p.residual.rows, unit.row);
   for (int64_t n = unit.first; n < unit.last; ++n) {
-    const T* x = token_of<T>(p.x, p.x_strides, x_row, n);
+    const InputToken<T> x = input_token<T>(p.x, p.x_strides, x_row, n);
     T* out = token_of<T>(p.out, p.out_strides, unit.row, n);
-    const R* residual =
-        token_of<R>(static_cast<const void*>(p.residual.data), p.residual.strides, residual_row, n);
+    const InputToken<R> residual = input_token<R>(p.residual.data, p.residual.strides, residual_row, n);
     Lanes scale;
     if constexpr (std::is_same_v<R, float8_e4m3>)
       scale = lanes_of(*token_of<float>(p.residual.scale, p.residual.scale_strides, residual_row, n));
     for_each_sixteen(p.channels, [&](int64_t c, auto count) ADACACHE_INLINE_LAMBDA {
-      StoredLanes<T> result = load_part(x + c, count);
+      StoredLanes<T> result = load_part(x, c, count);
       if (reuse) {
-        Lanes value = widen(load_part(residual + c, count));
+        Lanes value = widen(load_part(residual, c, count));
         if constexpr (std::is_same_v<R, float8_e4m3>) value = multiply(scale, value);
         result = round<T>(add(widen(result), value)).stored;
       }

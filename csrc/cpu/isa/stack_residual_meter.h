@@ -13,13 +13,13 @@ void stack_residual_meter(const StackResidualMeter& p, const MeterUnit& unit) {
     keep_and_measure<T, decltype(stored), all_columns.value>(
         p, unit,
         [&](int64_t n) {
-          const T* x_out = token_of<T>(p.x_out, p.x_out_strides, unit.row, n);
-          const T* x_in = token_of<T>(p.x_in, p.x_in_strides, row, n);
+          const InputToken<T> x_out = input_token<T>(p.x_out, p.x_out_strides, unit.row, n);
+          const InputToken<T> x_in = input_token<T>(p.x_in, p.x_in_strides, row, n);
           T* out = p.out ? token_of<T>(p.out, p.out_strides, row, n) : nullptr;
           return [x_out, x_in, out, streaming = unit.stream_out](int64_t c, auto count)
                      ADACACHE_INLINE_LAMBDA {
-                       const StoredLanes<T> later = load_part(x_out + c, count);
-                       const RoundedLanes<T> r = round<T>(widen(later) - widen(load_part(x_in + c, count)));
+                       const StoredLanes<T> later = load_part(x_out, c, count);
+                       const RoundedLanes<T> r = round<T>(widen(later) - widen(load_part(x_in, c, count)));
                        if (out) put_part(out + c, later, count, streaming);
                        return r;
                      };

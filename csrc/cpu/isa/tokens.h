@@ -30,6 +30,18 @@ const T* token_of(const Modulator& modulator, int64_t row, int64_t frame, int64_
          place * modulator.place;
 }
 
+// A token that is read once, on the way to the next one.
+template <class T>
+struct InputToken {
+  const T* values;
+  int64_t to_next;
+};
+
+template <class T>
+InputToken<T> input_token(const void* tensor, const TokenStrides& strides, int64_t row, int64_t token) {
+  return {token_of<T>(tensor, strides, row, token), strides.token};
+}
+
 // How many channels of sixteen: all, as a type so that the compiler keeps this loop apart from the rest, or
 // less, as a number.
 struct Whole {};
@@ -50,6 +62,15 @@ ADACACHE_INLINE StoredLanes<T> load_part(const T* from, Whole) {
 template <class T>
 ADACACHE_INLINE StoredLanes<T> load_part(const T* from, int64_t count) {
   return load(from, count);
+}
+
+// Asks for the same channels of the next token: what the kernels do with the values leaves too few loads in
+// flight.
+template <class T, class Count>
+ADACACHE_INLINE StoredLanes<T> load_part(const InputToken<T>& token, int64_t channel, Count count) {
+  const T* from = token.values + channel;
+  __builtin_prefetch(from + token.to_next);
+  return load_part(from, count);
 }
 
 template <class T>

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from typing import cast
 
 from torch import nn
 
@@ -25,7 +24,7 @@ from adacache.adapters.wan import HeliosAdapter, WanAdapter
 
 __all__ = ["Adapter", "BlockAdapter", "GenericAdapter", "Pass", "adapter_for", "known_models"]
 
-ADAPTERS: tuple[Adapter, ...] = (
+ADAPTERS: tuple[Adapter | BlockAdapter, ...] = (
     STDiT3Adapter(),
     OpenSoraAdapter(),
     OpenSoraPlan13Adapter(),
@@ -53,7 +52,7 @@ def known_models() -> list[str]:
     return [adapter.model_class for adapter in ADAPTERS]
 
 
-def adapter_for(model: object) -> Adapter:
+def adapter_for(model: object) -> Adapter | BlockAdapter:
     """The adapter that knows `model`, or one made for it from its block lists (with a warning).
 
     Raises:
@@ -64,7 +63,7 @@ def adapter_for(model: object) -> Adapter:
             return adapter
     if not isinstance(model, nn.Module):
         raise ValueError(f"model: expected a torch.nn.Module or a pipeline, got {type(model).__qualname__}")
-    generic = GenericAdapter(cast(nn.Module, model))
+    generic = GenericAdapter(model)
     warnings.warn(
         f"AdaCache: no adapter knows {type(model).__name__}; its blocks were found by structure in "
         f"{[one.name for one in generic.lists]}, and the residual of the middle block is measured",

@@ -1,7 +1,8 @@
 """Models whose forward runs lists of blocks: what their adapters state, and how a call runs with caching.
 
-The model's own forward always runs. Only its blocks are stood before: on a computed step they run as they are, on
-a reused one they hand their tokens on, and the last adds the residual of all. See docs/adding_a_model.md.
+The model's own forward always runs. Only its blocks are stood before: on a computed step they run as they
+are, on a reused one they hand their tokens on, and the last adds the residual of all. See
+docs/adding_a_model.md.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -82,7 +83,6 @@ class BlockAdapter:
         frame_axis: dimension of the latents that counts frames.
         parts: what can be measured: where its residual is formed.
         default_part: what is measured if the policy does not say.
-        mixes: whether rows can be taken out of the blocks' batch; if not, all are computed when one is.
     """
 
     classes: tuple[str, ...] = ()
@@ -95,7 +95,6 @@ class BlockAdapter:
     frame_axis: int = 2
     parts: tuple[Watched, ...] = ()
     default_part: str = "attention"
-    mixes: bool = True
 
     @property
     def model_class(self) -> str:
@@ -166,8 +165,8 @@ class BlockAdapter:
         ]
 
     def install(self, model: Any, handle: Handle, wrapper: Any = None) -> None:
-        """Stands before the model and its blocks, and before what torch.compile has wrapped the model in, which
-        knows the model's call from before."""
+        """Stands before the model and its blocks, and before what torch.compile has wrapped the model in,
+        which knows the model's call from before."""
         signature = inspect.signature(type(model).forward)
         places = self.places(model)
         if not places:
@@ -201,7 +200,7 @@ class Place:
     handle: Handle
     block_module: nn.Module
     number: int
-    list: BlockList
+    blocks: BlockList
     names: list[str]
     """The block's arguments in order."""
     returns_tuple: bool | None = None
@@ -246,7 +245,8 @@ class Place:
 
 
 class Rows:
-    """Some rows of a batch, for tensors whose first dimension is the batch or holds it as its slowest part."""
+    """Some rows of a batch, for tensors whose first dimension is the batch or holds it as its slowest
+    part."""
 
     def __init__(self, rows: Sequence[int], batch: int, device: torch.device):
         self.rows = list(rows)
@@ -338,7 +338,7 @@ class Pass:
             outputs = [self.finish_mixed(place, k, out) for k, out in enumerate(outputs)]
         elif self.rows is not None:
             outputs = [
-                self.rows.put(torch.empty_like(x), out) for x, out in zip(streams, outputs, strict=False)
+                self.put(place, torch.empty_like(x), out) for x, out in zip(streams, outputs, strict=False)
             ]
         self.after = outputs
         if isinstance(returned, Tensor):
@@ -348,13 +348,14 @@ class Pass:
     def compute(
         self, place: Place, plain: Callable[..., Any], args: Any, kwargs: Any
     ) -> tuple[list[Tensor], Any]:
-        """Runs a block on the rows that compute, measures it if it is a metric site, and returns its streams and
-        all that it returned."""
+        """Runs a block on the rows that compute, measures it if it is a metric site, and returns its streams
+        and all that it returned."""
         block = place.block_module
-        site, part = self.sites.get((place.number, place.list.kind), (None, ""))
-        watched = self.adapter.watched(part, place.list.name)
+        site, part = self.sites.get((place.number, place.blocks.kind), (None, ""))
+        watched = self.adapter.watched(part, place.blocks.name)
         if self.rows is not None:
-            self.rows.folded.add(place.stream(self.adapter.streams[0], args, kwargs).shape[0])
+            if place.blocks.fold in ("spatial", "temporal"):
+                self.rows.folded.add(place.stream(self.adapter.streams[0], args, kwargs).shape[0])
             given = place.arguments(args, kwargs)
             chosen = {
                 name: self.adapter.select(name, value, self.rows, given) for name, value in given.items()
@@ -372,21 +373,22 @@ class Pass:
             outputs.pop()
         if not outputs:
             raise TypeError(
-                f"model: {type(block).__name__} returned {type(returned).__name__}, expected a tensor or a tuple "
-                f"that begins with {list(self.adapter.streams)}"
+                f"model: {type(block).__name__} returned {type(returned).__name__}, expected a tensor or a "
+                f"tuple that begins with {list(self.adapter.streams)}"
             )
         if site is not None and watched is None:
             x = place.stream(self.adapter.streams[0], args, kwargs)
-            self.measure(site, place.list.fold, outputs[0] - x)
+            self.measure(site, place.blocks.fold, outputs[0] - x)
         return outputs, returned
 
     def measure_within(self, place: Place, site: int, watched: Watched, args: Any, kwargs: Any) -> Any:
-        """Runs a block and measures a residual as soon as it can be formed; returns what the block returns."""
+        """Runs a block and measures a residual as soon as it can be formed; returns what the block
+        returns."""
         block, given = place.block_module, place.arguments(args, kwargs)
 
         def form() -> None:
             if len(place.seen) == len(watched.children):
-                self.measure(site, place.list.fold, watched.residual(block, place.seen, given))
+                self.measure(site, place.blocks.fold, watched.residual(block, place.seen, given))
 
         place.watch(watched.children)
         place.awaited = form
@@ -399,7 +401,8 @@ class Pass:
             place.seen.clear()
         if missing:
             raise RuntimeError(
-                f"metric_part: {type(block).__name__} did not run its {missing}, so {watched.part!r} cannot be "
+                f"metric_part: {type(block).__name__} did not run its {missing}, so {watched.part!r} cannot "
+                "be "
                 'measured; metric_part="block" works for all blocks'
             )
         return returned
@@ -445,10 +448,25 @@ class Pass:
                 whole.append(out)
                 continue
             residual = self.request.caches[key]
-            self.rows.put(residual, out - self.rows.take(x))
-            whole.append(self.rows.put(_add(x, residual), out))
+            self.put(place, residual, out - self.take(place, x))
+            whole.append(self.put(place, _add(x, residual), out))
         self.applied = True
         return whole
+
+    def take(self, place: Place, value: Tensor) -> Tensor:
+        """The rows that compute of tokens in a block's layout."""
+        assert self.rows is not None
+        if place.blocks.fold == "tokens first":
+            return self.rows.take(value.transpose(0, 1)).transpose(0, 1)
+        return self.rows.take(value)
+
+    def put(self, place: Place, into: Tensor, value: Tensor) -> Tensor:
+        """Writes the rows that compute into tokens in a block's layout."""
+        assert self.rows is not None
+        if place.blocks.fold == "tokens first":
+            self.rows.put(into.transpose(0, 1), value.transpose(0, 1))
+            return into
+        return self.rows.put(into, value)
 
     def works_between(self) -> None:
         """The model does something of its own between two blocks, so their residuals do not add up."""
@@ -538,7 +556,7 @@ class Pass:
     def to_video(self, x: Tensor, place: Place, count: int | None = None) -> Tensor:
         """Tokens as [B, N, C], frame-major."""
         count = self.batch if count is None else count
-        fold = place.list.fold
+        fold = place.blocks.fold
         if fold == "video" or x.ndim != 3:
             return x
         if fold == "tokens first":
@@ -547,7 +565,7 @@ class Pass:
         return (rows if fold == "spatial" else rows.transpose(1, 2)).flatten(1, 2)
 
     def from_video(self, x: Tensor, place: Place) -> Tensor:
-        fold = place.list.fold
+        fold = place.blocks.fold
         if fold == "video" or x.ndim != 3:
             return x
         if fold == "tokens first":
@@ -571,8 +589,9 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
 
 def warn_between(model: object) -> None:
     warnings.warn(
-        f"AdaCache: {type(model).__name__} does work of its own between its blocks, so one residual is kept per "
-        "block and not one for all; an adapter of its own would save that memory (docs/adding_a_model.md)",
+        f"AdaCache: {type(model).__name__} does work of its own between its blocks, so one residual is kept "
+        "per block and not one for all; an adapter of its own would save that memory "
+        "(docs/adding_a_model.md)",
         stacklevel=2,
     )
 
@@ -594,8 +613,6 @@ def _run_model(
     given.update(given.pop("kwargs", {}))
     latents = given[adapter.latents]
     with handle.call(latents, given[adapter.timestep]) as (request, call):
-        if call.computing and call.reusing and not adapter.mixes:
-            call = replace(call, computing=sorted(call.computing + call.reusing), reusing=[])
         frames = adapter.frames(model, given)
         now = Pass(adapter, request, call, latents.shape[0], frames, latents.device)
         if not call.computing and not request.keeps_blocks:

@@ -16,7 +16,7 @@ def gated_attention(block: Any, seen: Seen, given: Arguments) -> Tensor:
 
 
 class CogVideoXAdapter(BlockAdapter):
-    classes = ("CogVideoXTransformer3DModel", "ConsisIDTransformer3DModel")
+    classes: tuple[str, ...] = ("CogVideoXTransformer3DModel", "ConsisIDTransformer3DModel")
     streams = ("hidden_states", "encoder_hidden_states")
     shared = ("image_rotary_emb",)
     frame_axis = 1

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
 
 from torch import nn
 
-from adacache.adapters.blocks import BlockAdapter, BlockList, plain_class
+from adacache.adapters.blocks import BlockAdapter, BlockList
+from adacache.interpose import plain_class
 
 
 class GenericAdapter(BlockAdapter):
     """An adapter made for one model.
 
     Raises:
-        ValueError: the model has no list of blocks, or its forward takes nothing that could be the latents and the
-            timestep.
+        ValueError: the model has no list of blocks, or its forward takes nothing that could be the latents
+            and the timestep.
     """
 
     default_part = "block"
@@ -26,10 +26,10 @@ class GenericAdapter(BlockAdapter):
         where = f"{plain_class(model).__module__}.{plain_class(model).__qualname__}"
         if not self.lists:
             raise ValueError(
-                f"model: found no list of blocks in {where}: expected a torch.nn.ModuleList of at least two modules of "
-                "one class"
+                f"model: found no list of blocks in {where}: expected a torch.nn.ModuleList of at least two "
+                "modules of one class"
             )
-        names = list(inspect.signature(plain_class(model).forward).parameters)[1:]
+        names = list(inspect.signature(type(model).forward).parameters)[1:]
         timesteps = [name for name in names if name in ("timestep", "timesteps", "t", "time", "sigma")]
         if not names or not timesteps:
             raise ValueError(
@@ -43,8 +43,8 @@ class GenericAdapter(BlockAdapter):
 
 
 def block_lists(model: nn.Module) -> list[str]:
-    """Names of the lists of blocks of a model, in the order they were defined: lists of at least two modules of one
-    class that hold parameters of their own; of several, those with the most parameters a block."""
+    """Names of the lists of blocks of a model, in the order they were defined: lists of at least two modules
+    of one class that hold parameters of their own; of several, those with the most parameters a block."""
     sizes = {}
     for name, child in model.named_children():
         if (
@@ -54,7 +54,3 @@ def block_lists(model: nn.Module) -> list[str]:
         ):
             sizes[name] = sum(p.numel() for p in child[0].parameters())
     return [name for name, size in sizes.items() if size * 4 >= max(sizes.values()) > 0]
-
-
-def describe(adapter: Any) -> str:
-    return f"block lists {[one.name for one in adapter.lists]}"

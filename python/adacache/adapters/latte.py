@@ -35,4 +35,4 @@ class LatteAdapter(BlockAdapter):
         return {"enable_temporal_attentions": False}
 
     def applies(self, order: Sequence[Place]) -> Place:
-        return next(place for place in reversed(order) if place.list.kind == "spatial")
+        return next(place for place in reversed(order) if place.blocks.kind == "spatial")

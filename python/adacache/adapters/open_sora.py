@@ -1,4 +1,5 @@
-"""Open-Sora 1.2's STDiT3 as in its own repository (`opensora`) and in `videosys`; ours has an adapter of its own."""
+"""Open-Sora 1.2's STDiT3 as in its own repository (`opensora`) and in `videosys`; ours has an adapter of its
+own."""
 
 from __future__ import annotations
 

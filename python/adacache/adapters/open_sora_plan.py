@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from adacache.adapters.blocks import Arguments, BlockAdapter, BlockList, Seen, Watched
+from adacache.adapters.blocks import Arguments, BlockAdapter, BlockList, Rows, Seen, Watched
 from adacache.adapters.latte import gated_attention
 
 
@@ -24,5 +24,9 @@ class OpenSoraPlan12Adapter(BlockAdapter):
 class OpenSoraPlan13Adapter(BlockAdapter):
     classes = ("OpenSoraT2V_v1_3",)
     lists = (BlockList("transformer_blocks", fold="tokens first"),)
-    mixes = False
     parts = (Watched("attention", "transformer_blocks", ("attn1",), gated_attention_by_token),)
+
+    def select(self, name: str, value: Any, rows: Rows, given: Arguments) -> Any:
+        if name in ("hidden_states", "encoder_hidden_states", "timestep"):
+            return rows.take(value.transpose(0, 1)).transpose(0, 1)
+        return super().select(name, value, rows, given)

@@ -19,7 +19,7 @@ def gated_attention(block: Any, seen: Seen, given: Arguments) -> Tensor:
 
 
 class WanAdapter(BlockAdapter):
-    classes = (
+    classes: tuple[str, ...] = (
         "WanTransformer3DModel",
         "WanVACETransformer3DModel",
         "WanAnimateTransformer3DModel",

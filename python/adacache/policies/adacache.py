@@ -89,9 +89,9 @@ class AdaCache:
             number of steps to the next computed one; past all of them, the last rate.
         metric_blocks: blocks whose residual is measured (running mean over them); None: the middle one.
         metric_part: the residual, one of the model's parts: "temporal_attention", "spatial_attention",
-            "cross_attention", "mlp" or "cross_attention_mlp" (both in one, as the published code caches them) of
-            STDiT3; "attention" of models that attend to all tokens at once; "block" (the residual of a whole
-            block) of all others too; None: the model's (temporal) self-attention.
+            "cross_attention", "mlp" or "cross_attention_mlp" (both in one, as the published code caches them)
+            of STDiT3; "attention" of models that attend to all tokens at once; "block" (the residual of a
+            whole block) of all others too; None: the model's (temporal) self-attention.
         motion: motion regularisation, or None.
         rule: "published" makes the very decisions of the published code; "paper" follows the paper's
             equations (mean absolute distance over the steps gone by, signed motion gradient, no power).

@@ -45,8 +45,8 @@ def preset_names() -> list[str]:
 
 def preset(name: str | Path, num_steps: int | None) -> AdaCache:
     """The settings called `name`, e.g. "open-sora/fast" or "open-sora/slow+moreg", for a schedule of
-    `num_steps`, or those of a file that `adacache calibrate` wrote. Without `num_steps`, those of any schedule that
-    they have: this tells whether the name is known.
+    `num_steps`, or those of a file that `adacache calibrate` wrote. Without `num_steps`, those of any
+    schedule that they have: this tells whether the name is known.
 
     Raises:
         ValueError: an unknown name, no such file, or a number of steps that the preset has no codebook for.

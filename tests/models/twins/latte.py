@@ -1,5 +1,6 @@
-"""LatteT2V of Latte's own repository, Open-Sora-Plan 1.1 and videosys: spatial blocks take [B*T, S, C], temporal ones
-[B*S, T, C], and the model turns tokens in between and adds a temporal embedding after the first spatial block."""
+"""LatteT2V of Latte's own repository, Open-Sora-Plan 1.1 and videosys: spatial blocks take [B*T, S, C],
+temporal ones [B*S, T, C], and the model turns tokens in between and adds a temporal embedding after the first
+spatial block."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
 from twins.parts import Attention, Patches, TimeEmbedding, mlp, norm
 
 

@@ -1,5 +1,5 @@
-"""Open-Sora 1.2's STDiT3 (its own repository at v1.2.0; videosys has the same): both kinds of block take [B, T*S, C]
-and fold it themselves; captions of all rows may be packed, with their lengths as `mask`."""
+"""Open-Sora 1.2's STDiT3 (its own repository at v1.2.0; videosys has the same): both kinds of block take [B,
+T*S, C] and fold it themselves; captions of all rows may be packed, with their lengths as `mask`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
 from twins.parts import Attention, Patches, TimeEmbedding, mlp, norm
 
 
@@ -31,7 +32,11 @@ class STDiT3Block(nn.Module):
         S: int | None = None,
     ) -> Tensor:
         now = (self.scale_shift_table[None] + t.reshape(x.shape[0], 6, -1)).chunk(6, dim=1)
-        zero = now if t0 is None else (self.scale_shift_table[None] + t0.reshape(x.shape[0], 6, -1)).chunk(6, dim=1)
+        zero = (
+            now
+            if t0 is None
+            else (self.scale_shift_table[None] + t0.reshape(x.shape[0], 6, -1)).chunk(6, dim=1)
+        )
 
         def by_frame(first: Tensor, second: Tensor) -> Tensor:
             if x_mask is None:
@@ -63,7 +68,11 @@ class STDiT3Block(nn.Module):
 class STDiT3(nn.Module):
     def __init__(self, dim: int = 16, depth: int = 4):
         super().__init__()
-        self.x_embedder, self.t_embedder, self.y_embedder = Patches(dim), TimeEmbedding(dim), nn.Linear(12, dim)
+        self.x_embedder, self.t_embedder, self.y_embedder = (
+            Patches(dim),
+            TimeEmbedding(dim),
+            nn.Linear(12, dim),
+        )
         self.spatial_blocks = nn.ModuleList(STDiT3Block(dim, temporal=False) for _ in range(depth))
         self.temporal_blocks = nn.ModuleList(STDiT3Block(dim, temporal=True) for _ in range(depth))
 

@@ -1,5 +1,5 @@
-"""Open-Sora-Plan 1.2 (OpenSoraT2V: Latte's block over all tokens at once) and 1.3 (OpenSoraT2V_v1_3: its blocks take
-tokens first, [N, B, C])."""
+"""Open-Sora-Plan 1.2 (OpenSoraT2V: Latte's block over all tokens at once) and 1.3 (OpenSoraT2V_v1_3: its
+blocks take tokens first, [N, B, C])."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
 from twins.latte import BasicTransformerBlock
 from twins.parts import Attention, Patches, TimeEmbedding, mlp, norm
 
@@ -86,7 +87,7 @@ class TokensFirst(Attention):
         return super().forward(hidden_states.transpose(0, 1), captions).transpose(0, 1)
 
 
-class OpenSoraT2V_v1_3(OpenSoraT2V):  # noqa: N801
+class OpenSoraT2V_v1_3(OpenSoraT2V):
     def block(self, dim: int) -> nn.Module:
         return TokensFirstBlock(dim)
 

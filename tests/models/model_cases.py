@@ -1,4 +1,5 @@
-"""Small models of random weights, one per class, with inputs and a plain sampling loop; and AdaCache written out.
+"""Small models of random weights, one per class, with inputs and a plain sampling loop; and AdaCache written
+out.
 
 `CASES` holds those of diffusers. All are float32 and run on the CPU in milliseconds.
 """
@@ -25,12 +26,12 @@ class Case:
     Attributes:
         name: of the class.
         build: makes the model (weights come after).
-        inputs: (videos, frames) -> arguments of the model's forward besides the timestep, batch first; those that
-            are not batched are listed in `shared`.
+        inputs: (videos, frames) -> arguments of the model's forward besides the timestep, batch first; those
+            that are not batched are listed in `shared`.
         lists: names of its block lists, in the order the blocks run (by turns if `alternating`).
         streams: names of the block arguments that a block returns.
-        after_attention: names of a block's child, per list, whose input is the tokens after the self-attention was
-            added; "" if the block has no further residual.
+        after_attention: names of a block's child, per list, whose input is the tokens after the
+            self-attention was added; "" if the block has no further residual.
         part: what is measured.
         latents: the argument that is denoised.
         schedule: the greatest timestep.
@@ -127,8 +128,8 @@ def fit(output: Tensor, like: Tensor) -> Tensor:
 def denoise_slowly(
     case: Case, model: Any, values: Values, num_steps: int, codebook: dict[float, int], block: int
 ) -> tuple[Tensor, list[int], list[tuple[int, float]]]:
-    """AdaCache written out with hooks on a plain model, for one video: every block always runs, and on a reused
-    step its output is replaced by its input plus the residual that it had when last computed.
+    """AdaCache written out with hooks on a plain model, for one video: every block always runs, and on a
+    reused step its output is replaced by its input plus the residual that it had when last computed.
 
     Returns the latent, the computed steps and (step, relative distance) of every measurement.
     """

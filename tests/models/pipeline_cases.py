@@ -1,5 +1,6 @@
-"""Diffusers pipelines assembled from small random parts: prompts are given as embeddings, so no text encoder is
-needed, and latents are returned, so the autoencoders only tell their shapes (those that encode an image run)."""
+"""Diffusers pipelines assembled from small random parts: prompts are given as embeddings, so no text encoder
+is needed, and latents are returned, so the autoencoders only tell their shapes (those that encode an image
+run)."""
 
 from __future__ import annotations
 
@@ -8,7 +9,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from cases import ALLEGRO, COGVIDEOX, HUNYUAN, HUNYUAN_15, KANDINSKY, LATTE, LTX, MOCHI, SKYREELS, WAN, Values
+from model_cases import (
+    ALLEGRO,
+    COGVIDEOX,
+    HUNYUAN,
+    HUNYUAN_15,
+    KANDINSKY,
+    LATTE,
+    LTX,
+    MOCHI,
+    SKYREELS,
+    WAN,
+    Values,
+)
 from torch import Tensor
 
 
