@@ -158,3 +158,22 @@ ptxas info    : Used {registers} registers, used 1 barriers, 256 bytes smem
         "reuse: not compiled for sm_90",
         "kernel_budgets.json: no kernel is called decide",
     ]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "registers", "threads", "shared", "blocks"),
+    [
+        ("sm_90", 64, 256, 6848, 4),  # registers
+        ("sm_90", 72, 160, 0, 5),  # registers: 28 warps, and a block has five
+        ("sm_90", 32, 256, 0, 8),  # threads
+        ("sm_86", 32, 256, 0, 6),  # threads
+        ("sm_86", 40, 32, 0, 16),  # blocks
+        ("sm_120", 64, 256, 40 * 1024, 2),  # shared memory
+    ],
+)
+def test_kernel_report_counts_blocks_of_a_multiprocessor(
+    monkeypatch: pytest.MonkeyPatch, architecture: str, registers: int, threads: int, shared: int, blocks: int
+) -> None:
+    report = load(monkeypatch, "tools/kernel_report.py")
+    usage = report.Usage("kernel", architecture, registers=registers)
+    assert report.blocks_per_multiprocessor(usage, report.Launch(threads, shared)) == blocks
