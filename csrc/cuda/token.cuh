@@ -7,8 +7,15 @@
 
 namespace adacache::cuda {
 
-// Blocks of the largest size on a multiprocessor that they are compiled for, by vectors that a thread holds.
-constexpr int token_blocks(int vectors) { return vectors == 1 ? 3 : vectors == 2 ? 2 : 1; }
+// Blocks of the largest size on a multiprocessor that they are compiled for, by vectors that a thread holds:
+// as many as need no spilling. `crowded`: where a thread has a norm, sums and float8 to look after at once.
+constexpr int token_blocks(int vectors, bool crowded = false) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+  crowded = true;
+#endif
+  if (vectors == 1) return crowded ? 2 : 3;
+  return vectors == 2 ? 2 : 1;
+}
 
 // Calls function(std::integral_constant) with the number of vectors that a thread holds of a token.
 template <class Function>
