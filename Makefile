@@ -44,7 +44,9 @@ test-slow: build
 	$(PY) -m pytest -m slow $(ARGS)
 
 test-property: build
-	ADACACHE_PROPERTY=full $(PY) -m pytest -m property $(ARGS)
+	ADACACHE_PROPERTY=full $(PY) -m pytest -m property tests/property $(ARGS)
+	TRITON_INTERPRET=1 ADACACHE_TEST_BACKEND=triton ADACACHE_PROPERTY=200 $(PY) -m pytest -m property \
+	  -W ignore::RuntimeWarning tests/property $(ARGS)
 
 sanitize: build
 	$(PY) tools/sanitize_check.py $(ARGS)

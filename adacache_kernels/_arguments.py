@@ -107,19 +107,19 @@ def check_gated_residual_meter(
     )
 
 
-def check_linear(a: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, like: torch.Tensor) -> None:
+def check_linear(
+    a: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, like: torch.Tensor
+) -> None:
     """What a linear layer adds to the checks of its output, which is like `like`."""
-    for name, tensor, dims in (("a", a, "[B, N, K]"), ("weight", weight, "[C, K]"), ("bias", bias, "[C]")):
-        if tensor is None and name == "bias":
-            continue
+    given = [("a", a, "[B, N, K]"), ("weight", weight, "[C, K]")]
+    given += [] if bias is None else [("bias", bias, "[C]")]
+    for name, tensor, size in given:
         _check_tensor(name, tensor)
-        if tensor.dim() != dims.count(",") + 1:
-            raise ValueError(f"{name}: expected {dims}, got {list(tensor.shape)}")
+        if tensor.dim() != size.count(",") + 1:
+            raise ValueError(f"{name}: expected {size}, got {list(tensor.shape)}")
         _check_device(name, tensor, like)
     if weight.shape[1] != a.shape[2]:
-        raise ValueError(
-            f"weight: expected [C, K] with K = {a.shape[2]} as a, got {list(weight.shape)}"
-        )
+        raise ValueError(f"weight: expected [C, K] with K = {a.shape[2]} as a, got {list(weight.shape)}")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias: expected [C] = [{weight.shape[0]}], got {list(bias.shape)}")
 
@@ -149,7 +149,19 @@ def check_linear_gated_residual_meter(
     # Of the linear layer's output only the shape counts: it is never in memory.
     y = x.new_empty(weight.shape[0]).expand(*a.shape[:2], weight.shape[0])
     check_gated_residual_meter(
-        x, y, gate, residual, None, x_rows, residual_rows, video_of_row, num_videos, frames, strides, metric, out
+        x,
+        y,
+        gate,
+        residual,
+        None,
+        x_rows,
+        residual_rows,
+        video_of_row,
+        num_videos,
+        frames,
+        strides,
+        metric,
+        out,
     )
     kept: dict[str, torch.Tensor | None] = {"a": a, "weight": weight, "bias": bias}
     _check_written("residual", residual, kept)
@@ -441,9 +453,8 @@ def check_temporal_attention(
         rows, tokens, _, heads, dim = qkv.shape
         _check_tensor("out", out)
         if tuple(out.shape) != (rows, tokens, heads * dim):
-            raise ValueError(
-                f"out: expected [B, N, heads * dim] = [{rows}, {tokens}, {heads * dim}], got {list(out.shape)}"
-            )
+            wanted = [rows, tokens, heads * dim]
+            raise ValueError(f"out: expected [B, N, heads * dim] = {wanted}, got {list(out.shape)}")
         _check_device("out", out, qkv, of="qkv")
         if out.dtype != qkv.dtype:
             raise ValueError(f"out: expected dtype {qkv.dtype} as qkv, got {out.dtype}")

@@ -81,7 +81,8 @@ def choose_backend(device: str, op: str) -> str:
         return _forced
     if device == "meta":
         return "reference"
-    _require(_forced, _VARIABLE, op)
+    _require(_forced, _VARIABLE)
+    _require(_forced, op, op)
     raise RuntimeError(f"backend: {_forced!r} was asked for, which takes no tensors on {device!r}")
 
 

@@ -74,8 +74,9 @@ def initial_state(
     row = dict.fromkeys(columns, 1.0 if rule_number(rule) == RULES["published"] else math.nan)
     row.update(last_step=0.0, rate=1.0, next_step=1.0, prev_rate=1.0, count=0.0, mean=0.0)
     row.update(distance=math.nan, motion=math.nan, factor=1.0, nonfinite=0.0)
-    values = torch.tensor([row[column] for column in columns], dtype=torch.float64, device=device)
-    return values.repeat(num_videos, 1)
+    # Made on the host and sent after: made on a GPU, it would make the host wait.
+    values = torch.tensor([row[column] for column in columns], dtype=torch.float64)
+    return values.repeat(num_videos, 1).to(device=device, non_blocking=True)
 
 
 def metric_number(metric: str) -> int:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from adacache_kernels import _backend, linear_gated_residual_meter
+
 Values = Any  # the tensors of one case by name, and `frames`
 Tensors = tuple[torch.Tensor, ...]
 EPS = 1e-6
@@ -56,6 +58,9 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Peer:
+    """Another way to the same results, timed beside the op. Where its package is missing, the case is left
+    out."""
+
     package: str
     call: Callable[[Values], Tensors]
 
@@ -80,9 +85,8 @@ class Case:
     outs: tuple[str, ...] = ("out",)  # keywords that take memory to write to
     gpu_goals: Mapping[str, float] = field(default_factory=dict)  # at least
     channels: int | None = None  # instead of the shape's
-    peer: Peer | None = (
-        None  # another library's kernel for the same; the case is left out where it is missing
-    )
+    peer: Peer | None = None
+    kernel: str = ""  # in bfloat16 at a model's width, as tools/kernel_report.py names it; "": none in CUDA
 
     def bytes(self, shape: Shape, element_size: int) -> int:
         """What has to be read and written, each element once."""
@@ -335,9 +339,9 @@ def _call_qk_norm_rope(ak: Any, v: Values, out: dict[str, torch.Tensor]) -> Tens
     return v.qkv[:, :, 0], v.qkv[:, :, 1]
 
 
-def _call_linear(ak: Any, v: Values, out: dict[str, torch.Tensor]) -> Tensors:
-    x_out, sums = ak.linear_gated_residual_meter(
-        v.a, v.weight, v.bias, v.x, v.gate, v.residual, frames=v.frames, **out
+def _linear(v: Values, out: Mapping[str, torch.Tensor], fused: bool) -> Tensors:
+    x_out, sums = linear_gated_residual_meter(
+        v.a, v.weight, v.bias, v.x, v.gate, v.residual, frames=v.frames, fused=fused, **out
     )
     return x_out, v.residual, sums
 
@@ -370,6 +374,7 @@ def _extrapolation(order: int) -> Case:
         lambda ak, v, out: (ak.extrapolate_residual(v.x, factors_of(v), v.coefficients, **out),),
         passes=3 + order,
         checks=("close",),
+        kernel="extrapolate_residual<bf16, bf16, 8>",
     )
 
 
@@ -382,6 +387,7 @@ CASES = [
         lambda ak, v, out: (ak.gated_residual(v.x, v.y, v.gate, **out),),
         passes=3,
         checks=("bits",),
+        kernel="gated_residual<bf16, 8>",
     ),
     Case(
         "gated_residual per frame",
@@ -391,6 +397,7 @@ CASES = [
         lambda ak, v, out: (ak.gated_residual(v.x, v.y, v.gate, **out),),
         passes=3,
         checks=("bits",),
+        kernel="gated_residual<bf16, 8>",
     ),
     Case(
         "gated_residual_meter",
@@ -401,6 +408,7 @@ CASES = [
         passes=5,
         checks=("bits", "bits", "sums"),
         gpu_goals={"share_of_copy_rate": 0.90, "times_eager": 4, "times_compiled": 1.5},
+        kernel="gated_residual_meter<bf16, 8, false>",
     ),
     Case(
         "gated_residual_meter per frame",
@@ -411,6 +419,7 @@ CASES = [
         passes=5,
         checks=("bits", "bits", "sums"),
         gpu_goals={"share_of_copy_rate": 0.90},
+        kernel="gated_residual_meter<bf16, 8, false>",
     ),
     Case(
         "gated_residual_meter cosine",
@@ -421,6 +430,7 @@ CASES = [
         passes=5,
         checks=("bits", "bits", "sums"),
         gpu_goals={"share_of_copy_rate": 0.90},
+        kernel="gated_residual_meter<bf16, 8, true>",
     ),
     Case(
         "gated_residual_meter float8",
@@ -431,6 +441,7 @@ CASES = [
         passes=3,
         float8_passes=2,
         checks=("bits", "bits", "bits", "sums"),
+        kernel="gated_residual_meter_float8<bf16, 1>",
     ),
     Case(
         "stack_residual_meter",
@@ -441,6 +452,7 @@ CASES = [
         passes=4,
         checks=("bits", "sums"),
         outs=(),
+        kernel="stack_residual_meter<bf16, 8, false>",
     ),
     Case(
         "residual_meter",
@@ -451,6 +463,7 @@ CASES = [
         passes=2,
         checks=("sums",),
         outs=(),
+        kernel="residual_meter<bf16, 8, false>",
     ),
     Case(
         "reuse_residual",
@@ -461,6 +474,7 @@ CASES = [
         passes=3,
         checks=("bits",),
         gpu_goals={"share_of_copy_rate": 0.92},
+        kernel="reuse_residual<bf16, 8, KnownElements<bf16, 8>>",
     ),
     Case(
         "reuse_residual float8",
@@ -471,6 +485,7 @@ CASES = [
         passes=2,
         float8_passes=1,
         checks=("bits",),
+        kernel="reuse_residual<bf16, 8, KnownElements<float8_e4m3, 8>>",
     ),
     *map(_extrapolation, (1, 2, 3)),
     Case(
@@ -482,6 +497,7 @@ CASES = [
         passes=2,
         checks=("close",),
         gpu_goals={"share_of_copy_rate": 0.85},
+        kernel="layer_norm_modulate<bf16, 1>",
     ),
     Case(
         "layer_norm_modulate per frame",
@@ -492,6 +508,7 @@ CASES = [
         passes=2,
         checks=("close",),
         gpu_goals={"share_of_copy_rate": 0.85},
+        kernel="layer_norm_modulate<bf16, 1>",
     ),
     Case(
         "gated_residual_norm",
@@ -503,6 +520,7 @@ CASES = [
         checks=("bits", "close"),
         outs=("out", "norm_out"),
         gpu_goals={"share_of_copy_rate": 0.85},
+        kernel="gated_residual_norm<bf16, 1>",
     ),
     Case(
         "gated_residual_norm per token",
@@ -527,6 +545,7 @@ CASES = [
         checks=("bits", "close", "bits", "sums"),
         outs=("out", "norm_out"),
         gpu_goals={"share_of_copy_rate": 0.85},
+        kernel="gated_residual_norm_meter<bf16, 1>",
     ),
     Case(
         "fused_qk_norm_rope",
@@ -555,8 +574,9 @@ CASES = [
         "linear_gated_residual_meter",
         {"a": "tokens", "weight": "matrix", "bias": "bias", "x": "tokens", "gate": "row"} | KEPT,
         linear_gated_residual_meter_chain,
-        _call_linear,
+        lambda ak, v, out: _linear(v, out, fused=_backend._forced == "triton"),
         passes=5,
         checks=("close", "close", "rough sums"),
+        peer=Peer("torch", lambda v: _linear(v, {}, fused=False)),  # the linear layer, and then the meter
     ),
 ]

@@ -89,35 +89,32 @@ def main() -> int:
     device = torch.device(arguments.device)
     torch.manual_seed(0)
     torch.set_grad_enabled(False)
-    cases = [case for case in chosen(CASES, arguments.ops) if hasattr(ak, case.op) and has_peer(case)]
+    # What has a goal of its own first.
+    cases = sorted(filter(has_peer, chosen(CASES, arguments.ops)), key=lambda case: not case.gpu_goals)
     facts = environment(device)
     print(f"{facts['device']}, {facts['threads']} threads, torch {facts['torch']}, commit {facts['commit']}")
     repeat = arguments.repeat or (50 if device.type == "cuda" else 15)
     print(f"medians of {repeat} interleaved rounds; GB/s: the bytes that have to be moved, over the time\n")
 
     bench = Bench(device, arguments.backends or BACKENDS[device.type], repeat, not arguments.no_compile)
-    copies = []
-    for shape in arguments.shape or (["480p-2s", "720p-2s"] if device.type == "cuda" else ["cpu"]):
-        for dtype in arguments.dtype or (["bfloat16"] if device.type == "cuda" else ["float32"]):
-            copies += bench.copies(read_shape(shape), DTYPES[dtype])
-            for case in cases:
-                print(f"{case.name}, {shape}, {dtype} ...", file=sys.stderr, flush=True)
-                bench.run(case, read_shape(shape), DTYPES[dtype])
     if not arguments.ops or chosen([DECIDE], arguments.ops):
         bench.decide()
+    for shape in arguments.shape or (["480p-2s", "720p-2s"] if device.type == "cuda" else ["cpu"]):
+        for dtype in arguments.dtype or (["bfloat16"] if device.type == "cuda" else ["float32"]):
+            bench.copies(read_shape(shape), DTYPES[dtype])
+            for case in cases:
+                print(f"{case.name}, {shape}, {dtype} ...", file=sys.stderr, flush=True)
+                bench.run_if_right(case, read_shape(shape), DTYPES[dtype])
+                if arguments.json:  # as far as it is known, should the run be cut off
+                    write_json(arguments.json, bench.figures() | facts | {"repeat": repeat})
 
-    print_records(copies + bench.records)
-    goals = find_goals(bench.records, device.type)
-    print_goals(goals)
+    print_records(bench.records)
+    print_goals(find_goals(bench.records, device.type))
     for fault in bench.faults:
         print(f"NOT TIMED {fault}")
     if arguments.json:
-        found = {
-            "records": [asdict(record) for record in copies + bench.records],
-            "goals": [asdict(goal) for goal in goals],
-            "faults": bench.faults,
-        }
-        write_json(arguments.json, {"benchmark": "kernels", "repeat": repeat, **facts, **found})
+        write_json(arguments.json, bench.figures() | facts | {"repeat": repeat})
+        print(f"\nwritten to {arguments.json}")
     if arguments.plot:
         plot(bench.records, arguments.plot, f"{facts['device']}, torch {facts['torch']}")
     return 1 if bench.faults else 0
@@ -177,14 +174,22 @@ class Bench:
         self.records: list[Record] = []
         self.faults: list[str] = []
 
-    def copies(self, shape: Shape, dtype: torch.dtype) -> list[Record]:
+    def figures(self) -> dict[str, Any]:
+        return {
+            "benchmark": "kernels",
+            "records": [asdict(record) for record in self.records],
+            "goals": [asdict(goal) for goal in find_goals(self.records, self.device.type)],
+            "faults": self.faults,
+        }
+
+    def copies(self, shape: Shape, dtype: torch.dtype) -> None:
         """What everything is held against: a copy, into memory that is there and into fresh memory."""
         candidates = self.copy_candidates(shape, dtype)
         sources = candidates.pop("sources")
         candidates[FRESH_COPY] = lambda turn: sources[turn % len(sources)].clone()
         timings = measure(candidates, self.device, repeat=self.repeat)
         moved = 2 * sources[0].numel() * sources[0].element_size()
-        return [
+        self.records += [
             self.record(
                 name,
                 "copy",
@@ -205,16 +210,28 @@ class Bench:
         sources = [torch.randn(shape.size, dtype=dtype, device=self.device) for _ in range(count)]
         return {COPY: lambda turn: target.copy_(sources[turn % count]), "sources": sources}
 
+    def run_if_right(self, case: Case, shape: Shape, dtype: torch.dtype) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        try:
+            self.run(case, shape, dtype)
+        except Exception as error:  # one that does not run must not cost the others' figures
+            first_line = (str(error).splitlines() or [""])[0]
+            self.faults.append(
+                f"{case.name}, {shape}, {name_of(dtype)}: {type(error).__name__}: {first_line}"
+            )
+
     def run(self, case: Case, shape: Shape, dtype: torch.dtype) -> None:
+        backends = [name for name in self.backends if has_backend(case.op, name)]
+        if not backends:
+            return
         shape = case.at(shape)
         first = make_inputs(case, shape, dtype, self.device)
         expected = expect(case, first)
-        backends = []
-        for backend in filter(lambda name: has_backend(case.op, name), self.backends):
+        for backend in list(backends):
             if fault := find_fault(case, expected, first, backend):
                 self.faults.append(f"{case.name}, {shape}, {name_of(dtype)}, {backend}: {fault}")
-            else:
-                backends.append(backend)
+                backends.remove(backend)
         del expected
         if not backends:
             return
@@ -435,7 +452,7 @@ def plot(records: Sequence[Record], path: Path, title: str) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    shown = [r for r in records if r.bytes]
+    shown = [r for r in records if r.bytes and r.op != "copy"]
     names = list(dict.fromkeys(r.case for r in shown))
     series = list(dict.fromkeys((r.backend, r.with_out, r.dtype, str(r.shape)) for r in shown))
     height = 0.8 / max(len(series), 1)

@@ -98,7 +98,6 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 def write_json(path: Path, facts: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(facts, indent=1) + "\n")
-    print(f"\nwritten to {path}")
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:

@@ -34,7 +34,10 @@ set(ADACACHE_CUDA_SOURCES
 set(ADACACHE_CXX_OPTIONS -O3 -ffp-contract=off)
 set(ADACACHE_CUDA_OPTIONS -O3 --fmad=false)
 
-if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+if(ADACACHE_QUICK)
+  list(APPEND ADACACHE_CXX_OPTIONS -O1)  # of several, the last counts
+elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+  set(ADACACHE_CPU_DEFINITIONS ADACACHE_X86_ISAS)
   list(APPEND ADACACHE_CPU_SOURCES csrc/cpu/kernels_avx2.cpp csrc/cpu/kernels_avx512.cpp)
   set_source_files_properties(csrc/cpu/kernels_avx2.cpp PROPERTIES COMPILE_OPTIONS "-mavx2;-mf16c")
   set_source_files_properties(

@@ -201,8 +201,8 @@ def test_recording_holds_what_the_policy_measures(model: STDiT3) -> None:
         assert trace is not None
         torch.testing.assert_close((recording.video[video, 0] + 1) / 2, clip, atol=1e-5, rtol=0)
         for name, recorded in (
-            ("distance", recording.distances[video].diagonal(1)),
-            ("motion", recording.motion[video, 1:]),
+            ("distance", recording.seen.distances[video].diagonal(1)),
+            ("motion", recording.seen.motion[video, 1:]),
         ):
             (curve,) = trace.series(name).values()
             assert [value for _, value in curve] == pytest.approx(recorded.tolist(), rel=1e-4)

@@ -1,4 +1,5 @@
-"""Prints registers, shared memory and spills of each CUDA kernel on each architecture, as nvcc reports them.
+"""Prints registers, shared memory and spills of each CUDA kernel on each architecture, as nvcc reports them,
+and how many blocks of it a multiprocessor holds.
 
 Fails on a spill, on more registers than tools/kernel_budgets.json grants, and on a kernel that was not
 compiled for every architecture.
@@ -13,9 +14,10 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 # Registers granted to kernels, by a pattern of their names; of the patterns that fit, the longest counts.
@@ -27,6 +29,57 @@ SHORT_DTYPES = {
     "float16": "fp16",
     "float": "fp32",
 }
+
+
+@dataclass
+class Multiprocessor:
+    """What blocks share (CUDA C++ Programming Guide, "Technical Specifications per Compute Capability")."""
+
+    threads: int
+    blocks: int
+    shared: int  # bytes; each block takes 1 KB of them for the system
+    registers: int = 65536
+
+
+MULTIPROCESSORS = {
+    "sm_80": Multiprocessor(2048, 32, 164 * 1024),
+    "sm_86": Multiprocessor(1536, 16, 100 * 1024),
+    "sm_89": Multiprocessor(1536, 24, 100 * 1024),
+    "sm_90": Multiprocessor(2048, 32, 228 * 1024),
+    "sm_100": Multiprocessor(2048, 32, 228 * 1024),
+    "sm_120": Multiprocessor(1536, 24, 100 * 1024),
+}
+
+
+@dataclass
+class Launch:
+    """Threads of a block, its dynamic shared memory in bytes."""
+
+    threads: int
+    shared: int
+
+
+def shared_of_meter(threads: int, vectors: int) -> int:
+    """Of csrc/core/block.h, for one stride over frames, with history and motion sums of each thread."""
+    warps = threads // 32
+    return threads * vectors * 16 + 2 * threads * 4 + warps * 9 * 8 + warps * 16
+
+
+def launch_of(kernel: str) -> Launch:
+    """As csrc/cuda launches it; blocks that own a token as for the channels that fill 160 threads best."""
+    name, _, options = kernel.partition("<")
+    vectors = re.search(r"(\d+)>$", options)
+    if name == "decide":
+        return Launch(32, 0)
+    if name == "video_sums":
+        return Launch(256, 64)
+    if name in ("layer_norm_modulate", "gated_residual_norm"):
+        return Launch(160, 80)
+    if name == "gated_residual_norm_meter" or name.endswith("_float8"):
+        return Launch(160, shared_of_meter(160, int(vectors.group(1)) if vectors else 0))
+    if name.endswith("_meter"):
+        return Launch(256, shared_of_meter(256, 1))
+    return Launch(256, 0)
 
 
 @dataclass
@@ -64,7 +117,7 @@ def main() -> int:
     print_table(usages, architectures)
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps([asdict(u) for u in usages], indent=1) + "\n")
+        arguments.json.write_text(json.dumps([figures(u) for u in usages], indent=1) + "\n")
 
     faults = find_faults(usages, architectures, json.loads(BUDGETS.read_text()))
     for fault in faults:
@@ -75,6 +128,43 @@ def main() -> int:
     print(f"{kernels} kernels from {len(reports)} files for {', '.join(architectures)}: {verdict}")
     print(f"most registers: {most.registers} ({most.kernel}, {most.architecture})")
     return 1 if faults else 0
+
+
+def blocks_per_multiprocessor(usage: Usage, launch: Launch) -> int:
+    """By registers (given to warps in units of 256, out of four equal parts), shared memory, threads and
+    blocks."""
+    has = MULTIPROCESSORS[usage.architecture]
+    warps = -(-launch.threads // 32)
+    registers_of_warp = -(-usage.registers * 32 // 256) * 256
+    shared = -(-(usage.shared + launch.shared + 1024) // 128) * 128
+    return min(
+        has.registers // 4 // max(registers_of_warp, 1) * 4 // warps,
+        has.shared // shared,
+        has.threads // (32 * warps),
+        has.blocks,
+    )
+
+
+def figures(usage: Usage) -> dict[str, Any]:
+    """What --json keeps of a kernel; occupancy is the share of the threads that a multiprocessor could
+    hold."""
+    launch = launch_of(usage.kernel)
+    result: dict[str, Any] = {
+        "kernel": usage.kernel,
+        "arch": usage.architecture,
+        "registers": usage.registers,
+        "static_shared": usage.shared,
+        "dynamic_shared": launch.shared,
+        "spills": usage.spill_stores + usage.spill_loads,
+        "stack": usage.stack,
+        "threads": launch.threads,
+        "blocks": None,
+        "occupancy": None,
+    }
+    if has := MULTIPROCESSORS.get(usage.architecture):
+        result["blocks"] = blocks_per_multiprocessor(usage, launch)
+        result["occupancy"] = round(result["blocks"] * launch.threads / has.threads, 3)
+    return result
 
 
 def newest_build() -> Path:
@@ -152,13 +242,15 @@ def shorten(name: str) -> str:
 def print_table(usages: list[Usage], architectures: list[str]) -> None:
     cells: dict[str, dict[str, str]] = {}
     for u in usages:
-        cell = f"{u.registers} / {u.shared} / {u.spill_stores + u.spill_loads}" + (
-            f" +{u.stack}" if u.stack else ""
-        )
+        f = figures(u)
+        share = "" if f["occupancy"] is None else f" / {f['blocks']} = {100 * f['occupancy']:.0f} %"
+        stack = f" +{u.stack}" if u.stack else ""
+        cell = f"{u.registers} / {u.shared} / {f['spills']}{stack}{share}"
         cells.setdefault(u.kernel, {})[u.architecture] = cell
     width = max(len(kernel) for kernel in cells)
     columns = {a: max(len(a), *(len(row.get(a, "-")) for row in cells.values())) for a in architectures}
     print("registers / static shared memory in bytes / spilled bytes (+ stack frame in bytes, if any)")
+    print("/ blocks on a multiprocessor = share of the threads that it can hold")
     print("kernel".ljust(width), *(a.rjust(columns[a]) for a in architectures), sep="  ")
     for kernel, row in sorted(cells.items()):
         print(kernel.ljust(width), *(row.get(a, "-").rjust(columns[a]) for a in architectures), sep="  ")

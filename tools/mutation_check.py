@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -19,17 +18,13 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from built_copy import BuildFailed, build_copy, copy_libraries, copy_sources
 from mutations import MUTATIONS, SELECTIONS, Mutation, Selection
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "build" / "mutation"
-COPIED = ("adacache_kernels", "benchmarks", "csrc", "python", "tests", "tools", "CMakeLists.txt", "setup.py")
-COPIED += ("pyproject.toml", "README.md", "LICENSE")
+QUICK = "-DADACACHE_QUICK=ON"  # one instruction set: the bodies are the same for all
 TEST_LIMIT = 300  # seconds; a fault may also hang a test
-
-
-class Broken(Exception):
-    """What makes the check itself worthless: it says why."""
 
 
 @dataclass
@@ -102,17 +97,19 @@ class Worker(threading.Thread):
         if not self.mutations:
             return
         try:
-            copy_tree(self.tree)
+            copy_sources(ROOT, self.tree)
+            copy_libraries(ROOT, self.tree)
             needed = list(dict.fromkeys(m.selection for m in self.mutations))
             if any(SELECTIONS[name].library for name in needed):
-                build_library(self.tree)
+                build_copy(self.tree, QUICK)
             for name in needed:
                 status, output = run_selection(SELECTIONS[name], self.tree)
                 if status != 0:
-                    raise Broken(f"selection {name} fails without any fault:\n{output[-3000:]}")
+                    self.broken.append(f"selection {name} fails without any fault:\n{output[-3000:]}")
+                    return
             for mutation in self.mutations:
                 self.outcomes.append(self.plant(mutation))
-        except Broken as reason:
+        except BuildFailed as reason:
             self.broken.append(str(reason))
 
     def plant(self, mutation: Mutation) -> Outcome:
@@ -123,76 +120,44 @@ class Worker(threading.Thread):
         path.write_text(sound.replace(mutation.find, mutation.replace))
         try:
             if selection.library:
-                build_library(self.tree)
+                build_copy(self.tree, QUICK)
             status, output = run_selection(selection, self.tree)
-        except Broken as reason:
+        except BuildFailed as reason:
             self.broken.append(f"{mutation.name}: {reason}")
             status, output = 0, ""
         finally:
             path.write_text(sound)
-        caught = status in selection.caught
+        caught = status == 1 or status < 0
         if status and not caught:
             self.broken.append(f"{mutation.name}: exit status {status} is no failed test:\n{output[-3000:]}")
-        outcome = Outcome(mutation, caught, failed_test(output), time.monotonic() - started)
+        note = f"ended by signal {-status}" if status < 0 else failed_test(output)
+        outcome = Outcome(mutation, caught, note, time.monotonic() - started)
         print(f"{'caught' if caught else 'MISSED'}: {mutation.name} ({outcome.seconds:.0f} s)", flush=True)
         return outcome
 
 
-def copy_tree(tree: Path) -> None:
-    """Brings the copy up to date. What differs gets today's time, so that it is compiled again."""
-    ignored = shutil.ignore_patterns("__pycache__", "*.so", "_build_info.json")
-    wanted: set[Path] = set()
-    for name in COPIED:
-        source = ROOT / name
-        files = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.is_file())
-        for file in files:
-            if ignored(str(file.parent), [file.name]) or "__pycache__" in file.parts:
-                continue
-            target = tree / file.relative_to(ROOT)
-            wanted.add(target)
-            if not target.exists() or target.read_bytes() != file.read_bytes():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, target)
-    for file in [p for p in tree.rglob("*") if p.is_file()] if tree.exists() else []:
-        inside = file.relative_to(tree).parts[0]
-        if (
-            inside in COPIED
-            and file not in wanted
-            and file.suffix != ".so"
-            and file.name != "_build_info.json"
-        ):
-            file.unlink()
-    for file in (ROOT / "adacache_kernels").glob("*"):
-        if file.suffix == ".so" or file.name == "_build_info.json":
-            shutil.copyfile(file, tree / "adacache_kernels" / file.name)
-
-
-def build_library(tree: Path) -> None:
-    """One instruction set is enough: the bodies are the same for all."""
-    arguments = f"{os.environ.get('CMAKE_ARGS', '')} -DADACACHE_ONE_ISA=ON".strip()
-    environment = {**os.environ, "ADACACHE_CUDA": "0", "CMAKE_ARGS": arguments}
-    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
-    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise Broken(f"does not compile:\n{(done.stdout + done.stderr)[-3000:]}")
-
-
 def run_selection(selection: Selection, tree: Path) -> tuple[int, str]:
-    """Exit status and output of the selection's commands; the first that fails ends it."""
+    """Exit status and output of the selection's commands; the first that fails ends it.
+
+    Raises:
+        BuildFailed: what has to be compiled before cannot be.
+    """
     kept = {n: v for n, v in os.environ.items() if not n.startswith(("ADACACHE_", "TRITON_", "PYTEST_"))}
     environment = {**kept, "PYTHONPATH": f"{tree}{os.pathsep}{tree / 'python'}", **selection.environment}
     # An interpreter's files of the sound source may bear the same second as the faulty one.
     environment["PYTHONDONTWRITEBYTECODE"] = "1"
     output = ""
-    for command in selection.commands:
-        command = [sys.executable if word == "python" else word for word in command]
+    for command in [*selection.compile, *selection.commands]:
+        words = [sys.executable if word == "python" else word for word in command]
         try:
             done = subprocess.run(
-                command, cwd=tree, env=environment, capture_output=True, text=True, timeout=TEST_LIMIT
+                words, cwd=tree, env=environment, capture_output=True, text=True, timeout=TEST_LIMIT
             )
         except subprocess.TimeoutExpired:
             return 1, f"hangs: no end after {TEST_LIMIT} s"
         output += done.stdout + done.stderr
+        if done.returncode and command in selection.compile:
+            raise BuildFailed(f"{words[0]} fails:\n{output[-3000:]}")
         if done.returncode:
             return done.returncode, output
     return 0, output

@@ -6,19 +6,21 @@ To add one, pick the cheapest selection that could; `python tools/mutation_check
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Tests that are quick enough to run once for each fault. `library`: the CPU library is built before;
-    `caught`: the exit statuses of a failed test, which a crash may be for compiled code."""
+    """Tests that are quick enough to run once for each fault: with one of them they have to end with exit
+    status 1, or by a signal. `library`: the CPU library is built before; `compile`: commands that have to
+    succeed before."""
 
     commands: Sequence[Sequence[str]]
     environment: Mapping[str, str] = field(default_factory=dict)
     library: bool = False
-    caught: Sequence[int] = (1,)
+    compile: Sequence[Sequence[str]] = ()
 
 
 @dataclass(frozen=True)
@@ -34,22 +36,350 @@ def pytest(*arguments: str) -> list[str]:
     return ["python", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *arguments]
 
 
-def interpreted(*arguments: str) -> Selection:
+def interpreted(name: str) -> Selection:
+    """Tests of one op on its Triton kernel, run by the interpreter."""
     environment = {"TRITON_INTERPRET": "1", "ADACACHE_TEST_BACKEND": "triton", "CUDA_VISIBLE_DEVICES": ""}
-    return Selection([pytest("-W", "ignore::RuntimeWarning", *arguments)], environment)
+    return Selection([pytest("-W", "ignore::RuntimeWarning", f"tests/ops/test_{name}.py")], environment)
+
+
+def library(name: str) -> Selection:
+    """Tests of one op on the CPU library."""
+    return Selection([pytest(f"tests/ops/test_{name}.py", "-k", "cpu")], library=True)
+
+
+def bodies(sanitize: str = "", cases: int = 12) -> Selection:
+    """The CUDA bodies on the host, against plain loops."""
+    folder = f"build/host{sanitize}"
+    compile = ["make", "-s", "-j2", "-f", "tools/host_bodies.mk", f"OUT={folder}", f"SANITIZE={sanitize}"]
+    run = [f"{folder}/kernels_on_host", "--cases", str(cases)]
+    # Old ThreadSanitizers and new kernels disagree on how far addresses are randomised.
+    prefix = ["setarch", "-R"] if sanitize and shutil.which("setarch") else []
+    return Selection([[*prefix, *run]], compile=[compile])
 
 
 SELECTIONS = {
-    "layer": Selection([pytest("tests/layer/test_adacache.py", "-k", "rule_written_out or half_precision")]),
-    "triton meter": interpreted("tests/ops/test_gated_residual_meter.py", "-k", "random_cases or strides"),
+    "cpu gated_residual_meter": library("gated_residual_meter"),
+    "cpu gated_residual_norm": library("gated_residual_norm"),
+    "cpu reuse_residual": library("reuse_residual"),
+    "cpu stack_residual_meter": library("stack_residual_meter"),
+    "cpu extrapolate_residual": library("extrapolate_residual"),
+    "cpu temporal_attention": library("temporal_attention"),
+    "cpu decide": library("decide"),
+    "bodies": bodies(),
+    "bodies, races": bodies("thread", 4),
+    "triton gated_residual_meter": interpreted("gated_residual_meter"),
+    "triton gated_residual_norm": interpreted("gated_residual_norm"),
+    "triton reuse_residual": interpreted("reuse_residual"),
+    "triton temporal_attention": interpreted("temporal_attention"),
+    "argument checks": Selection([pytest("tests/ops/test_every_op.py", "-k", "reference")]),
+    "layer": Selection([pytest("tests/layer/test_adacache.py")]),
 }
 
 MUTATIONS = [
+    # The CPU library.
     Mutation(
-        "the first step's rate is never left",
+        "out is written with the strides of x",
+        "csrc/cpu/isa/gated_residual.h",
+        "        out(token_of<T>(p.out, p.out_strides, row, token)),",
+        "        out(token_of<T>(p.out, p.x_strides, row, token)),",
+        "cpu gated_residual_meter",
+    ),
+    Mutation(
+        "the last frame is left out",
+        "csrc/cpu/isa/meter.h",
+        "  for (int64_t frame = 0; frame < shape.frames; ++frame) {",
+        "  for (int64_t frame = 0; frame + 1 < shape.frames; ++frame) {",
+        "cpu gated_residual_meter",
+    ),
+    Mutation(
+        "a last channel that is alone is left out",
+        "csrc/cpu/isa/tokens.h",
+        "  if (channel < channels) body(channel, channels - channel);",
+        "  if (channel + 1 < channels) body(channel, channels - channel);",
+        "cpu gated_residual_meter",
+    ),
+    Mutation(
+        "x_rows is not looked at",
+        "csrc/cpu/isa/gated_residual_meter.h",
+        "  const int64_t x_row = row_of(p.x_rows, unit.row);",
+        "  const int64_t x_row = unit.row;",
+        "cpu gated_residual_meter",
+    ),
+    Mutation(
+        "the gate is skipped after the first sixteen channels",
+        "csrc/cpu/isa/gated_residual.h",
+        "    if (gate) r =",
+        "    if (gate && c < lane_count) r =",
+        "cpu gated_residual_meter",
+    ),
+    Mutation(
+        "every frame takes the gate of the first",
+        "csrc/cpu/isa/tokens.h",
+        "row * modulator.batch + frame * modulator.frame +",
+        "row * modulator.batch + 0 * frame +",
+        "cpu gated_residual_meter",
+    ),
+    Mutation(
+        "gate * y is not rounded before it is added",
+        "csrc/cpu/isa/gated_residual.h",
+        "round<T>(multiply(widen(load_part(gate + c, count)), r.value));",
+        "RoundedLanes<T>{round<T>(multiply(widen(load_part(gate + c, count)), r.value)).stored,\n"
+        "                        multiply(widen(load_part(gate + c, count)), r.value)};",
+        "cpu gated_residual_meter",
+    ),
+    Mutation(
+        "motion is measured one frame off",
+        "csrc/cpu/isa/meter.h",
+        "residual_of(frame - stride, place, n - stride * shape.places), shape.channels);",
+        "residual_of(frame - stride + 1, place, n - (stride - 1) * shape.places), shape.channels);",
+        "cpu gated_residual_meter",
+    ),
+    Mutation(
+        "the new residual is not kept",
+        "csrc/cpu/isa/meter.h",
+        "    store_part(token_ + c, r.stored, count);\n",
+        "",
+        "cpu gated_residual_meter",
+    ),
+    Mutation(
+        "the scale of a float8 token is not kept",
+        "csrc/cpu/isa/meter.h",
+        "    *scale_ = float8_scale(largest);\n",
+        "",
+        "cpu gated_residual_meter",
+    ),
+    Mutation(
+        "all sums go to the first row's video",
+        "csrc/cpu/parallel.h",
+        "? result.video_of_row[unit / units_per_row] : 0;",
+        "? result.video_of_row[0] : 0;",
+        "cpu gated_residual_meter",
+    ),
+    Mutation(
+        "the norm's bias is left out",
+        "csrc/cpu/isa/norm.h",
+        "      if (bias) offset = factor * widen(load_part(bias + c, count));\n",
+        "",
+        "cpu gated_residual_norm",
+    ),
+    Mutation(
+        "eps stands outside of the root",
+        "csrc/cpu/isa/norm.h",
+        "1 / __builtin_sqrtf(variance + norm_->eps)",
+        "1 / (__builtin_sqrtf(variance) + norm_->eps)",
+        "cpu gated_residual_norm",
+    ),
+    Mutation(
+        "the variance counts what lies past the last channel",
+        "csrc/cpu/isa/norm.h",
+        "c % lane_count != 0; ++c) values_[c] = mean;",
+        "c % lane_count != 0; ++c) values_[c] = 0;",
+        "cpu gated_residual_norm",
+    ),
+    Mutation(
+        "rows swap their residuals",
+        "csrc/cpu/isa/reuse_residual.h",
+        "  const int64_t residual_row = row_of(p.residual.rows, unit.row);",
+        "  const int64_t residual_row = row_of(p.residual.rows, p.rows - 1 - unit.row);",
+        "cpu reuse_residual",
+    ),
+    Mutation(
+        "a video that computes gets its residual too",
+        "csrc/cpu/reuse_residual.cpp",
+        "    if (reuse || p.out != p.x) chosen.reuse_residual(p, reuse, unit);",
+        "    if (reuse || p.out != p.x) chosen.reuse_residual(p, true, unit);",
+        "cpu reuse_residual",
+    ),
+    Mutation(
+        "the stack's residual has the wrong sign",
+        "csrc/cpu/isa/stack_residual_meter.h",
+        "round<T>(widen(later) - widen(load_part(x_in, c, count)));",
+        "round<T>(widen(load_part(x_in, c, count)) - widen(later));",
+        "cpu stack_residual_meter",
+    ),
+    Mutation(
+        "the last factor is left out",
+        "csrc/cpu/isa/extrapolate_residual.h",
+        "      for (int i = 1; i < p.factors; ++i)\n        sum",
+        "      for (int i = 1; i + 1 < p.factors; ++i)\n        sum",
+        "cpu extrapolate_residual",
+    ),
+    Mutation(
+        "a distance that is no number is reused",
+        "csrc/core/decide.h",
+        "    state[state_nonfinite] = 1;\n    state[state_rate] = 1;",
+        "    state[state_nonfinite] = 1;\n    state[state_rate] = rule.rates[0];",
+        "cpu decide",
+    ),
+    Mutation(
+        "attention leaves out the last frame's key",
+        "csrc/cpu/isa/temporal_attention.h",
+        "    softmax(scratch.scores, frames, p.scale, inverse_sums);",
+        "    softmax(scratch.scores, frames - 1, p.scale, inverse_sums);",
+        "cpu temporal_attention",
+    ),
+    # The bodies of the CUDA kernels.
+    Mutation(
+        "a segment takes its first frame for the video's first",
+        "csrc/core/meter_walk.h",
+        "sums.measure_motion(first + i, 0, r,",
+        "sums.measure_motion(i, 0, r,",
+        "bodies",
+    ),
+    Mutation(
+        "r of the frames before a segment is not worked out",
+        "csrc/core/meter_walk.h",
+        "      sums.remember(0, source.residual_at(-before, 0, width));\n",
+        "",
+        "bodies",
+    ),
+    Mutation(
+        "the motion of a stride is weighted as that of another",
+        "csrc/core/block.h",
+        "if (const int weight = motion_weight(frame, frames_, motion_.stride[i]))",
+        "if (const int weight = motion_weight(frame, frames_, motion_.stride[0]))",
+        "bodies",
+    ),
+    Mutation(
+        "vectors at the end of a row are taken for whole",
+        "csrc/core/token_walk.h",
+        "body(0, offset, rest < width ? static_cast<int>(rest) : width);",
+        "body(0, offset, width);",
+        "bodies",
+    ),
+    Mutation(
+        "the scale of a float8 token is not kept on a GPU",
+        "csrc/core/token_walk.h",
+        "  ADACACHE_HD void store_scale(float scale) const { *scale_.at(0) = scale; }",
+        "  ADACACHE_HD void store_scale(float) const {}",
+        "bodies",
+    ),
+    Mutation(
+        "eps stands outside of the root on a GPU",
+        "csrc/core/token_walk.h",
+        "reciprocal_root(reduction.sum(squares) * of_channels + norm.eps);",
+        "reciprocal_root(reduction.sum(squares) * of_channels) + norm.eps;",
+        "bodies",
+    ),
+    Mutation(
+        "residual_rows is not looked at on a GPU",
+        "csrc/core/reuse_residual.h",
+        "  const int64_t residual_row = row_of(p.residual.rows, of_row);",
+        "  const int64_t residual_row = of_row;",
+        "bodies",
+    ),
+    Mutation(
+        "sums of all videos go to each on a GPU",
+        "csrc/core/block.h",
+        "      if (id != video) continue;\n",
+        "",
+        "bodies",
+    ),
+    Mutation(
+        "no barrier before the warps' sums are added",
+        "csrc/core/block.h",
+        "    block_.barrier();\n    const int column = block_.thread();",
+        "    const int column = block_.thread();",
+        "bodies, races",
+    ),
+    Mutation(
+        "a reduction uses the place that its predecessor is still read from",
+        "csrc/core/block.h",
+        "    second_ = !second_;\n",
+        "",
+        "bodies, races",
+    ),
+    # The Triton kernels.
+    Mutation(
+        "gate * y is not rounded in Triton",
+        "adacache_kernels/triton/tokens.py",
+        "        return round_to(gate * y.to(tl.float32), dtype)",
+        "        return gate * y.to(tl.float32)",
+        "triton gated_residual_meter",
+    ),
+    Mutation(
+        "the first motion pair is left out in Triton",
+        "adacache_kernels/triton/gated_residual_meter.py",
+        "                paired = frame >= STRIDES[index]",
+        "                paired = frame > STRIDES[index]",
+        "triton gated_residual_meter",
+    ),
+    Mutation(
+        "x_rows is not looked at in Triton",
+        "adacache_kernels/triton/gated_residual_meter.py",
+        "    x += row_of_x * x_row",
+        "    x += row * x_row",
+        "triton gated_residual_meter",
+    ),
+    Mutation(
+        "a token too many in Triton",
+        "adacache_kernels/triton/gated_residual_meter.py",
+        "    written = place < places",
+        "    written = place <= places",
+        "triton gated_residual_meter",
+    ),
+    Mutation(
+        "every video gets all sums in Triton",
+        "adacache_kernels/triton/sums.py",
+        "        mine = tl.where(owner == video, blocks, 0)",
+        "        mine = tl.where(owner >= 0, blocks, 0)",
+        "triton gated_residual_meter",
+    ),
+    Mutation(
+        "the norm's bias is left out in Triton",
+        "adacache_kernels/triton/norm.py",
+        "            normed = normed + load_modulator(bias, 0, 0, token, here, mask, _SHARED)",
+        "            normed = normed + 0",
+        "triton gated_residual_norm",
+    ),
+    Mutation(
+        "a row that computes loses the sign of its zeros in Triton",
+        "adacache_kernels/triton/reuse_residual.py",
+        "        total = tl.where(reuses | (exists == 0), total, stream)",
+        "        total = tl.where(reuses | (exists == 0), total, total)",
+        "triton reuse_residual",
+    ),
+    Mutation(
+        "attention looks past the last frame in Triton",
+        "adacache_kernels/triton/temporal_attention.py",
+        "        known = first_key + tl.arange(0, BLOCK)[None, :] < frames",
+        "        known = first_key + tl.arange(0, BLOCK)[None, :] <= frames",
+        "triton temporal_attention",
+    ),
+    # Python.
+    Mutation(
+        "one output may lie over the other",
+        "adacache_kernels/_arguments.py",
+        "        before[name] = output\n",
+        "",
+        "argument checks",
+    ),
+    Mutation(
+        "the decision is that of the step before",
         "python/adacache/policies/adacache.py",
-        "        return [forced(step, self.num_steps) or int(due) == step for due in next_step.tolist()]\n",
-        "        return [forced(step, self.num_steps) or int(due) <= step for due in next_step.tolist()]\n",
+        "sums, self._state, step=step, site=site,",
+        "sums, self._state, step=step - 1, site=site,",
+        "layer",
+    ),
+    Mutation(
+        "a computing video gets its cached residual on top",
+        "python/adacache/adapters/stdit3.py",
+        "                tokens = _reuse(request, call, tokens, reusing)",
+        "                tokens = _reuse(request, call, tokens, None)",
+        "layer",
+    ),
+    Mutation(
+        "computing rows swap their caches",
+        "python/adacache/adapters/stdit3.py",
+        '"residual_rows": self.rows, **self.metering()}',
+        '"residual_rows": None if self.rows is None else self.rows.flip(0), **self.metering()}',
+        "layer",
+    ),
+    Mutation(
+        "the second guidance branch reuses the first one's residual",
+        "python/adacache/adapters/stdit3.py",
+        '        key = (self.call.branch, "stack")',
+        '        key = (0, "stack")',
         "layer",
     ),
 ]

@@ -21,8 +21,8 @@ def fused_qk_norm_rope(
     """Normalise each head of the queries and keys, and rotate it by its token's angles.
 
     q = q * rsqrt(mean(q^2) + eps) * q_weight over dim, then the pairs of channels (a, b) become
-    (a cos - b sin, a sin + b cos); the same for k. All in float32 and rounded once to qkv's dtype, where eager
-    PyTorch rounds after each step. The values are left alone.
+    (a cos - b sin, a sin + b cos); the same for k. All in float32 and rounded once to qkv's dtype, where
+    eager PyTorch rounds after each step. The values are left alone.
 
     Args:
         qkv: float32, bfloat16 or float16 [B, N, 3, heads, dim]: queries, keys and values, as a linear layer

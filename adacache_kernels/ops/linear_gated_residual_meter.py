@@ -1,10 +1,9 @@
-"""A linear layer and `gated_residual_meter` of its output: one kernel where that was measured to be faster."""
+"""A linear layer and `gated_residual_meter` of its output; in one kernel where that was measured to be
+faster."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
@@ -12,6 +11,7 @@ from .. import _backend
 from .._arguments import check_linear, check_linear_gated_residual_meter, refuse_grad
 from ..columns import metric_number
 from ._fake import ARGUMENTS
+from ._fused_table import fused_is_faster
 from .gated_residual_meter import gated_residual_meter
 
 _OP = "linear_gated_residual_meter_out"
@@ -41,16 +41,16 @@ def linear_gated_residual_meter(
     The fused kernel (Triton) keeps y out of memory. It differs from the linear layer of PyTorch by the order
     in which products are added, and so by a rounding of y; from y on, all is as in `gated_residual_meter`.
 
-    Whether it is faster depends on how well its matrix product does on a GPU against that of cuBLAS. A table in
-    the package (`linear_gated_residual_meter.json`) says for which devices, dtypes and sizes it was measured to
-    be. No GPU has measured it so far: the table is empty, and `fused=None` never fuses.
+    Whether it is faster depends on how well its matrix product does on a GPU against that of cuBLAS. A table
+    in the package (`linear_gated_residual_meter.json`) says for which devices, dtypes and sizes it was
+    measured to be. No GPU has measured it so far: the table is empty, and `fused=None` never fuses.
 
     Args:
         a: input of the linear layer [B, N, K], N = frames * places, frame-major.
         weight, bias: [C, K] and [C] or None, as in torch.nn.Linear.
         x, gate, residual, frames, strides, video_of_row, num_videos, metric, residual_scale, x_rows,
-            residual_rows, out: see `gated_residual_meter`.
-        fused: True runs the fused kernel, False the linear layer and then the meter, None what the table says.
+        residual_rows, out: see `gated_residual_meter`.
+        fused: True runs the fused kernel, False the linear layer and then the meter, None as the table says.
 
     Returns:
         x_out [B, N, C] and sums; see `gated_residual_meter`.
@@ -62,7 +62,7 @@ def linear_gated_residual_meter(
     """
     metering = (video_of_row, num_videos, frames, strides, metric_number(metric))
     if fused is None:
-        fused = bool(_MEASURED) and residual_scale is None and _is_faster(a, weight, x, frames)
+        fused = fused_is_faster(a, weight, frames) and _fits(a, weight, x, residual_scale)
     if not fused:
         check_linear(a, weight, bias, x)
         return gated_residual_meter(
@@ -80,7 +80,9 @@ def linear_gated_residual_meter(
             residual_rows=residual_rows,
             out=out,
         )
-    _require_triton(x.device.type)
+    reason = _triton_is_missing(x.device.type)
+    if reason:
+        raise RuntimeError(f"fused: the fused op is a Triton kernel, which cannot run here: {reason}")
     if residual_scale is not None:
         raise ValueError("residual_scale: expected None for the fused op, which takes no float8 residual")
     arguments = (a, weight, bias, x, gate, residual, x_rows, residual_rows, *metering)
@@ -95,35 +97,13 @@ def linear_gated_residual_meter(
     return out, torch.ops.adacache_triton.linear_gated_residual_meter_out(*arguments, out)
 
 
-#: By device name, dtype ("bfloat16") and size ("K1152 C1152 S2048", `_size`): time of linear layer and meter over
-#: that of the fused kernel.
-_MEASURED: dict[str, dict[str, dict[str, float]]] = json.loads(
-    Path(__file__).parents[1].joinpath("linear_gated_residual_meter.json").read_text()
-)
+def _fits(a: torch.Tensor, weight: torch.Tensor, x: torch.Tensor, scale: torch.Tensor | None) -> bool:
+    one_dtype = a.dtype == weight.dtype == x.dtype
+    return one_dtype and scale is None and _triton_is_missing(x.device.type) is None
 
 
-def _is_faster(a: torch.Tensor, weight: torch.Tensor, x: torch.Tensor, frames: int) -> bool:
-    if not (a.dtype == weight.dtype == x.dtype) or not _backend._takes("triton", x.device.type):
-        return False
-    places = a.shape[0] * (a.shape[1] // max(frames, 1))
-    by_size = _MEASURED.get(_device_name(x.device), {}).get(str(x.dtype).removeprefix("torch."), {})
-    return by_size.get(_size(a.shape[2], weight.shape[0], places), 0.0) > 1.0
-
-
-def _size(inner: int, channels: int, places: int) -> str:
-    """The class of sizes that a measurement stands for; places of all rows, rounded up to a power of two, since
-    frames follow each other in a program."""
-    return f"K{inner} C{channels} S{1 << max(places - 1, 0).bit_length()}"
-
-
-@torch.compiler.assume_constant_result
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def _require_triton(device_type: str) -> None:
-    reason = _backend._missing("triton")
-    if reason is None and not _backend._takes("triton", device_type):
-        reason = f"it takes no tensors on {device_type!r}"
-    if reason:
-        raise RuntimeError(f"fused: the fused op is a Triton kernel, which cannot run here: {reason}")
+def _triton_is_missing(device_type: str) -> str | None:
+    """Why Triton cannot run the fused kernel, None if it can."""
+    if not _backend._takes("triton", device_type):
+        return f"it takes no tensors on {device_type!r}"
+    return _backend._missing("triton")

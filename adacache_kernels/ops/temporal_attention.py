@@ -25,8 +25,8 @@ def temporal_attention(
     """Attend over time: each token to the tokens of all frames at its place, per row of the batch and head.
 
     softmax(scale * q k^T) v, with the norm and rotation of q and k as in `fused_qk_norm_rope`. Norm, rotation
-    and softmax are float32; on a GPU q, k and the softmax weights are rounded to qkv's dtype before the tensor
-    cores multiply them. The result is rounded once.
+    and softmax are float32; on a GPU q, k and the softmax weights are rounded to qkv's dtype before they are
+    multiplied. The result is rounded once.
 
     Args:
         qkv: float32, bfloat16 or float16 [B, N, 3, heads, dim] with N = frames * places, frame-major:

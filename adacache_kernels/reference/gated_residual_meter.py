@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from .residual_meter import residual_meter
-from .tokens import gated, load_cache, pick_rows, store_cache
+from .tokens import gated, kept_rows, load_cache, of_known, pick_rows, store_cache
 
 
 def gated_residual_meter(
@@ -25,7 +25,8 @@ def gated_residual_meter(
     metric: int,
     out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    new = gated(y, gate)
+    residual_rows = kept_rows(residual_rows, x_rows, x)
+    new = of_known(gated(y, gate), residual_rows, residual.shape[0])
     old = load_cache(residual, residual_scale, residual_rows)
     sums = residual_meter(new, old, video_of_row, num_videos, frames, strides, metric)
     store_cache(residual, residual_scale, residual_rows, new)

@@ -35,6 +35,20 @@ def known_rows(rows: torch.Tensor, total: int) -> torch.Tensor:
     return (rows >= 0) & (rows < total)
 
 
+def kept_rows(rows: torch.Tensor | None, x_rows: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor | None:
+    """The rows of a cache that a batch belongs to: none for a row of the batch that has no row of x."""
+    if x_rows is None:
+        return rows
+    if rows is None:
+        rows = torch.arange(x_rows.shape[0], dtype=x_rows.dtype, device=x_rows.device)
+    return torch.where(known_rows(x_rows, x.shape[0]), rows, -1)
+
+
+def of_known(values: torch.Tensor, rows: torch.Tensor | None, total: int) -> torch.Tensor:
+    """NaN in the rows of the batch for which the index names no row."""
+    return values if rows is None else torch.where(known_rows(rows, total)[:, None, None], values, torch.nan)
+
+
 def store_rows(tensor: torch.Tensor, rows: torch.Tensor | None, values: torch.Tensor) -> None:
     """Write rows where the index says, and none where it names no row; nothing waits for the device."""
     if rows is None:

@@ -1,5 +1,5 @@
-"""x + gate*y in one pass; and, for `gated_residual_norm` and `layer_norm_modulate`, the layer norm of the result
-(or of x itself) in the same pass."""
+"""x + gate*y in one pass; and, for `gated_residual_norm` and `layer_norm_modulate`, the layer norm of the
+result (or of x itself) in the same pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the attention kernels share: heads in tiles whose widths are powers of two, their norm and rotation."""
+"""What the attention kernels share: heads in tiles that are powers of two wide, their norm and rotation."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def load_angles(
     SPLIT: tl.constexpr,
     ROPE: tl.constexpr,
 ):
-    """The cosines or sines of each tile's pairs; of (i, i + dim / 2) the first tile's are the second's too."""
+    """The cosines or sines of each tile's pairs; for halves the first tile's are the second's too."""
     PAIRS: tl.constexpr = DIM // 2
     a = 0.0
     b = 0.0

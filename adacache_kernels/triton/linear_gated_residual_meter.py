@@ -103,7 +103,9 @@ def linear_gated_residual_meter_kernel(
             for start in range(0, inner, BLOCK_INNER):
                 left = inner - start
                 a_tile = tl.load(a + a_at + start, mask=(place < places) & (k[None, :] < left), other=0.0)
-                weight_tile = tl.load(weight + weight_at + start, mask=inside & (k[:, None] < left), other=0.0)
+                weight_tile = tl.load(
+                    weight + weight_at + start, mask=inside & (k[:, None] < left), other=0.0
+                )
                 if _INTERPRETED:  # whose products take bfloat16 for integers
                     a_tile, weight_tile = a_tile.to(tl.float32), weight_tile.to(tl.float32)
                 total = tl.dot(a_tile, weight_tile, total, input_precision="ieee")

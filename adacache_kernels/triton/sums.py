@@ -1,5 +1,5 @@
-"""What the meters share: the sums of one program, kept in tuples of columns, and how the programs' sums become
-those of the videos.
+"""What the meters share: the sums of one program, kept in tuples of columns, and how those of all programs
+become the sums of the videos.
 
 A thread adds the elements it holds of one frame in float32, everything further in float64.
 """
@@ -32,15 +32,13 @@ def no_sums(
 
 @triton.jit
 def sum_in_thread(tile, VECTOR: tl.constexpr, PASSES: tl.constexpr = 1):
-    """Add what one thread holds: VECTOR neighbouring channels, in each of the PASSES that the threads make over
-    the tile's places; with VECTOR 1 all places of a channel."""
+    """Add what one thread holds: VECTOR neighbouring channels, in each of the PASSES that the threads make
+    over the tile's places; with VECTOR 1 all places of a channel."""
     if VECTOR == 1:
         return tl.sum(tile, 0)
     else:
         places: tl.constexpr = tile.shape[0] // PASSES
-        by_vector = tl.sum(
-            tl.reshape(tile, [PASSES, places, tile.shape[1] // VECTOR, VECTOR]), 3
-        )
+        by_vector = tl.sum(tl.reshape(tile, [PASSES, places, tile.shape[1] // VECTOR, VECTOR]), 3)
         return tl.sum(by_vector, 0)
 
 

@@ -52,8 +52,8 @@ def temporal_attention_kernel(
     SECOND: tl.constexpr,
     SPLIT: tl.constexpr,
 ):
-    # A program attends to one head of one place, from all frames or a block of them. Those of the place's other
-    # heads run beside it and share the lines that it reads.
+    # A program attends to one head of one place, from all frames or a block of them. Those of the place's
+    # other heads run beside it and share the lines that it reads.
     dtype: tl.constexpr = out.dtype.element_ty
     head = tl.program_id(0) % heads
     place = (tl.program_id(0) // heads).to(tl.int64)
@@ -148,7 +148,7 @@ class Blocks:
 
 
 def blocks_of(frames: int, tiles: HeadTiles, element_size: int) -> Blocks:
-    """Tensor cores take sixteen rows at a time, and a warp has registers for sixteen of heads that are not wide.
+    """Tensor cores take sixteen rows at a time, and a warp has registers for sixteen of a narrow head.
 
     They do not take float32, whose products threads make one by one, from shared memory: sixteen frames at a
     time are what fits.

@@ -14,7 +14,7 @@ _PER_TOKEN = tl.constexpr(PER_TOKEN)
 
 @triton.jit
 def row_of(rows, row, total):
-    """The row of a tensor of `total` rows that `rows` names for this row of the batch, -1 if there is none."""
+    """The row of a tensor with `total` rows that `rows` names for this row of the batch, -1 if none."""
     if rows is None:
         return row
     else:

@@ -23,8 +23,9 @@ struct SharedLayout {
   int bytes;
 };
 
-// Of BlockReduction.
-ADACACHE_HD int exchange_bytes(int threads) { return threads / warp_threads * 4 * 4; }
+// Of BlockReduction: a number for each warp, in whole fours, four times.
+ADACACHE_HD int exchange_size(int threads) { return (threads / warp_threads + 3) / 4 * 4; }
+ADACACHE_HD int exchange_bytes(int threads) { return exchange_size(threads) * 4 * 4; }
 
 // vector_bytes: of what one thread keeps of one frame.
 ADACACHE_HD SharedLayout shared_layout(int threads, int history, int vector_bytes,
@@ -33,7 +34,7 @@ ADACACHE_HD SharedLayout shared_layout(int threads, int history, int vector_byte
   SharedLayout layout{};
   layout.motion_sums = history * threads * vector_bytes;
   layout.warp_sums = layout.motion_sums + 2 * motion.count * threads * 4;
-  layout.exchange = layout.warp_sums + warps * sum_columns(motion) * 8;
+  layout.exchange = (layout.warp_sums + warps * sum_columns(motion) * 8 + 15) / 16 * 16;  // read by fours
   layout.bytes = layout.exchange + exchange_bytes(threads);
   return layout;
 }
@@ -41,6 +42,7 @@ ADACACHE_HD SharedLayout shared_layout(int threads, int history, int vector_byte
 // Sums `value` over each warp, in a fixed order; the result is the first thread's.
 template <class Block, class Value>
 ADACACHE_HD Value warp_sum(Block& block, Value value) {
+  ADACACHE_UNROLL
   for (int distance = warp_threads / 2; distance > 0; distance /= 2)
     value += block.shuffle_down(value, distance);
   return value;
@@ -53,7 +55,11 @@ template <class Block>
 class BlockReduction {
  public:
   ADACACHE_HD BlockReduction(Block& block, void* exchange)
-      : block_(block), exchange_(static_cast<uint32_t*>(exchange)) {}
+      : block_(block), exchange_(static_cast<uint32_t*>(exchange)), size_(exchange_size(block.threads())) {
+    // Places that no warp fills.
+    for (int i = block.thread(); i < 4 * size_; i += block.threads())
+      if (i % size_ >= block.threads() / warp_threads) exchange_[i] = 0;
+  }
 
   ADACACHE_HD float sum(float value) {
     uint32_t* exchange = next();
@@ -78,34 +84,43 @@ class BlockReduction {
     largest = block_.warp_largest(largest);
     if (first()) {
       exchange[warp()] = bit_cast<uint32_t>(value);
-      exchange[warps() + warp()] = largest;
+      exchange[size_ + warp()] = largest;
     }
     block_.barrier();
     value = total(exchange);
-    largest = largest_of(exchange + warps());
+    largest = largest_of(exchange + size_);
   }
 
  private:
-  ADACACHE_HD int warps() const { return block_.threads() / warp_threads; }
   ADACACHE_HD int warp() const { return block_.thread() / warp_threads; }
   ADACACHE_HD bool first() const { return block_.thread() % warp_threads == 0; }
   ADACACHE_HD uint32_t* next() {
     second_ = !second_;
-    return exchange_ + (second_ ? 2 * warps() : 0);
+    return exchange_ + (second_ ? 2 * size_ : 0);
   }
   ADACACHE_HD float total(const uint32_t* exchange) const {
-    float sum = bit_cast<float>(exchange[0]);
-    for (int w = 1; w < warps(); ++w) sum += bit_cast<float>(exchange[w]);
+    float sum = 0;
+    ADACACHE_NO_UNROLL
+    for (int w = 0; w < size_; w += 4) {
+      const Packed<float, 4> four = Packed<float, 4>::load(reinterpret_cast<const float*>(exchange + w));
+      sum += (four.get(0) + four.get(1)) + (four.get(2) + four.get(3));
+    }
     return sum;
   }
   ADACACHE_HD uint32_t largest_of(const uint32_t* exchange) const {
-    uint32_t largest = exchange[0];
-    for (int w = 1; w < warps(); ++w) largest = exchange[w] > largest ? exchange[w] : largest;
+    uint32_t largest = 0;
+    ADACACHE_NO_UNROLL
+    for (int w = 0; w < size_; w += 4) {
+      const Packed<float, 4> four = Packed<float, 4>::load(reinterpret_cast<const float*>(exchange + w));
+      ADACACHE_UNROLL
+      for (const uint32_t other : four.words.word) largest = other > largest ? other : largest;
+    }
     return largest;
   }
 
   Block& block_;
   uint32_t* exchange_;
+  int size_;
   bool second_ = false;
 };
 
@@ -122,17 +137,38 @@ class ThreadSums {
         depth_(history),
         shared_(static_cast<char*>(block.shared())),
         layout_(shared_layout(block.threads(), history, vectors * sizeof(Values), motion)) {
-    for (int i = 0; i < 2 * motion.count; ++i) motion_sum(i) = 0;
+    for (int i = 0; i < 2 * motion.count; ++i) {
+      motion_sum(i) = 0;
+      if (motion.stride[i / 2] > longest_) longest_ = motion.stride[i / 2];
+    }
   }
 
   ADACACHE_HD void* exchange() const { return shared_ + layout_.exchange; }
 
-  ADACACHE_HD void measure(float new_value, float old_value) { frame_sums_.measure(new_value, old_value); }
+  // The first `count` elements of a vector; old_value(c) is that of element c.
+  template <class Old>
+  ADACACHE_HD void measure(const Values& r, const Old& old_value, int count) {
+    ADACACHE_UNROLL
+    for (int c = 0; c < width; ++c) {
+      if (c >= count) continue;
+      const float after = r.get(c), before = old_value(c), difference = after - before;
+      frame_sums_[abs_diff] += absolute(difference);
+      frame_sums_[abs_old] += absolute(before);
+      frame_sums_[abs_new] += absolute(after);
+      if constexpr (all_columns) {
+        frame_sums_[sq_diff] = multiply_add(difference, difference, frame_sums_[sq_diff]);
+        frame_sums_[sq_old] = multiply_add(before, before, frame_sums_[sq_old]);
+        frame_sums_[sq_new] = multiply_add(after, after, frame_sums_[sq_new]);
+        frame_sums_[dot] = multiply_add(after, before, frame_sums_[dot]);
+      }
+    }
+  }
 
   // The motion between r, a vector of the frame at hand, and other frames: against the frames before it where
   // the history reaches far enough, else against later ones, whose r `ahead(stride)` works out again.
   template <class Ahead>
   ADACACHE_HD void measure_motion(int frame, int vector, const Values& r, const Ahead& ahead) {
+    ADACACHE_NO_UNROLL
     for (int i = 0; i < motion_.count; ++i) {
       const int stride = motion_.stride[i];
       const bool before = stride <= depth_;
@@ -154,13 +190,19 @@ class ThreadSums {
 
   // After the elements of a frame. Short sums first, then sums of sums: float32 loses less.
   ADACACHE_HD void finish_frame(int frame) {
-    for (int i = 0; i < motion_.count; ++i)
-      if (const int weight = motion_weight(frame, frames_, motion_.stride[i]))
-        motion_sum(2 * i + 1) += weight * frame_sums_.sums[abs_new];
+    const float frame_abs = frame_sums_[abs_new];
+    if (frame >= longest_ && frame + longest_ < frames_)
+      inner_abs_ += frame_abs;  // an earlier and a later frame for every stride
+    else {
+      ADACACHE_NO_UNROLL
+      for (int i = 0; i < motion_.count; ++i)
+        if (const int weight = motion_weight(frame, frames_, motion_.stride[i]))
+          motion_sum(2 * i + 1) += weight * frame_abs;
+    }
     ADACACHE_UNROLL
     for (int column = 0; column < columns; ++column) {
-      sums_[column] += frame_sums_.sums[column];
-      frame_sums_.sums[column] = 0;
+      sums_[column] += frame_sums_[column];
+      frame_sums_[column] = 0;
     }
     next_frame_of_history();
   }
@@ -183,7 +225,8 @@ class ThreadSums {
       if (first) warp_sums[warp * all + column] = sum;
     }
     for (int i = 0; i < 2 * motion_.count; ++i) {
-      const double sum = warp_sum(block_, static_cast<double>(motion_sum(i)));
+      const double inner = i % 2 == 0 ? 0.0 : 2.0 * inner_abs_;
+      const double sum = warp_sum(block_, motion_sum(i) + inner);
       if (first) warp_sums[warp * all + first_motion_column + i] = sum;
     }
     block_.barrier();
@@ -216,8 +259,10 @@ class ThreadSums {
   int slot_ = 0;
   char* shared_;
   SharedLayout layout_;
-  Meter<float, all_columns> frame_sums_;
+  float frame_sums_[columns] = {};
   float sums_[columns] = {};
+  int longest_ = 0;  // stride
+  float inner_abs_ = 0;
 };
 
 // The columns of all blocks' sums, [rows, columns, blocks_per_row], become sums [num_videos, columns]: one

@@ -76,7 +76,7 @@ class GatedSource {
   static constexpr int width = width_;
   using Values = Packed<T, width>;
   struct Loaded {
-    Values x, y;
+    Values x, y, gate;
   };
   // Whether r can no longer be worked out once the result is stored.
   static constexpr bool result_covers_input = false;
@@ -87,7 +87,8 @@ class GatedSource {
         y_(static_cast<const T*>(p.y), p.y_strides, walk.row, walk, channel, steps.y),
         out_(static_cast<T*>(p.out), p.out_strides, walk.row, walk, channel, steps.out),
         gate_(p.gate, walk, channel, steps.gate),
-        has_gate_(p.gate.data != nullptr) {}
+        has_gate_(p.gate.data != nullptr),
+        gate_moves_(p.gate.data != nullptr && steps.gate != 0) {}
 
   template <class P>
   static ADACACHE_HD bool readable(const P& p, int64_t row) {
@@ -103,16 +104,19 @@ class GatedSource {
       store_vector<whole>(all_nan<Values, width>(), out.at(0), count);
   }
 
-  ADACACHE_HD Loaded load(int64_t steps, int64_t offset, int count) const {
-    return {load_vector<whole, width>(x_.ahead(steps, offset), count),
-            load_vector<whole, width>(y_.ahead(steps, offset), count)};
+  ADACACHE_HD void load(Loaded& loaded, int64_t offset, int count) const {
+    load_next(loaded, offset, count);
+    if (has_gate_ && !gate_moves_) loaded.gate = load_vector<whole, width>(gate_.at(offset), count);
   }
-  ADACACHE_HD Values load_gate(int64_t offset, int count) const {
-    return has_gate_ ? load_vector<whole, width>(gate_.at(offset), count) : Values{};
+  // Leaves alone what is the same for each token of the walk.
+  ADACACHE_HD void load_next(Loaded& loaded, int64_t offset, int count) const {
+    loaded.x = load_vector<whole, width>(x_.at(offset), count);
+    loaded.y = load_vector<whole, width>(y_.at(offset), count);
+    if (gate_moves_) loaded.gate = load_vector<whole, width>(gate_.at(offset), count);
   }
 
-  ADACACHE_HD Values residual(const Loaded& loaded, const Values& gate) const {
-    return has_gate_ ? gated(gate, loaded.y) : loaded.y;
+  ADACACHE_HD Values residual(const Loaded& loaded) const {
+    return has_gate_ ? gated(loaded.gate, loaded.y) : loaded.y;
   }
   // r of a token `steps` away, from memory that no block overwrites.
   ADACACHE_HD Values residual_at(int64_t steps, int64_t offset, int count) const {
@@ -140,7 +144,7 @@ class GatedSource {
   Cursor<const T> x_, y_;
   Cursor<T> out_;
   Cursor<const T> gate_;
-  bool has_gate_;
+  bool has_gate_, gate_moves_;
 };
 
 }  // namespace ADACACHE_ISA
@@ -148,10 +152,10 @@ class GatedSource {
 template <class P>
 Steps gated_steps(const P& p, bool along_frames) {
   Steps steps{};
-  steps.x = step_of(p.x_strides, p.shape, along_frames);
-  steps.y = step_of(p.y_strides, p.shape, along_frames);
-  steps.out = step_of(p.out_strides, p.shape, along_frames);
-  steps.gate = step_of(p.gate, along_frames);
+  steps.x = step_of(p.x_strides, p.shape, along_frames, p.dtype);
+  steps.y = step_of(p.y_strides, p.shape, along_frames, p.dtype);
+  steps.out = step_of(p.out_strides, p.shape, along_frames, p.dtype);
+  steps.gate = step_of(p.gate, along_frames, p.dtype);
   return steps;
 }
 

@@ -49,8 +49,7 @@ inline bool vectors_fit(const GatedResidualMeter& p, int width) {
 
 inline Steps gated_meter_steps(const GatedResidualMeter& p) {
   Steps steps = gated_steps(p, /*along_frames=*/true);
-  steps.residual = step_of(p.residual.strides, p.shape, /*along_frames=*/true);
-  steps.residual_scale = step_of(p.residual.scale_strides, p.shape, /*along_frames=*/true);
+  set_cache_steps(steps, p.residual, p.shape);
   return steps;
 }
 

@@ -33,13 +33,15 @@ class PlainSource {
     return row_of(p.x_rows, row) >= 0;
   }
   static ADACACHE_HD void poison(const LayerNormModulate&, const Steps&, const Walk&, int64_t, int) {}
-  ADACACHE_HD Loaded load(int64_t steps, int64_t offset, int count) const {
-    return load_vector<whole, width>(x_.ahead(steps, offset), count);
+  ADACACHE_HD void load(Loaded& loaded, int64_t offset, int count) const {
+    loaded = result_again(offset, count);
   }
-  ADACACHE_HD Values load_gate(int64_t, int) const { return {}; }
-  ADACACHE_HD Values residual(const Loaded&, const Values&) const { return {}; }
+  ADACACHE_HD void load_next(Loaded& loaded, int64_t offset, int count) const { load(loaded, offset, count); }
+  ADACACHE_HD Values residual(const Loaded&) const { return {}; }
   ADACACHE_HD Values result(const Loaded& loaded, const Values&) const { return loaded; }
-  ADACACHE_HD Values result_again(int64_t offset, int count) const { return load(0, offset, count); }
+  ADACACHE_HD Values result_again(int64_t offset, int count) const {
+    return load_vector<whole, width>(x_.at(offset), count);
+  }
   ADACACHE_HD void store_result(const Values&, int64_t, int) const {}
   ADACACHE_HD void advance() { x_.advance(); }
 
@@ -65,8 +67,8 @@ inline bool vectors_fit(const LayerNormModulate& p, int width) {
 inline Plan plan_of(const LayerNormModulate& p) {
   Plan plan = plan_tokens(p.shape, p.dtype, vectors_fit(p, vector_width_of(p.dtype)));
   Steps steps{};
-  steps.x = step_of(p.x_strides, p.shape, /*along_frames=*/false);
-  plan.steps = add_norm_steps(steps, p.norm, p.shape, /*along_frames=*/false);
+  steps.x = step_of(p.x_strides, p.shape, /*along_frames=*/false, p.dtype);
+  plan.steps = add_norm_steps(steps, p.norm, p.shape, /*along_frames=*/false, p.dtype);
   return plan;
 }
 

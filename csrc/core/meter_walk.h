@@ -58,26 +58,25 @@ ADACACHE_HD void meter_walk(Block& block, const P& p, const Plan& plan, double* 
       sums.remember(0, source.residual_at(-before, 0, width));
       sums.next_frame_of_history();
     }
-    typename Source::Loaded next = source.load(0, 0, width);
-    Values next_old = kept.load(0);
+    typename Source::Loaded loaded{};
+    source.load(loaded, 0, width);
+    Values old = kept.load();
     for (int i = 0; i < walk.count; ++i) {
-      const typename Source::Loaded loaded = next;
-      const Values old = next_old;
-      const Values gate = source.load_gate(0, width);
-      if (i + 1 < walk.count) {
-        // On their way while this frame is computed.
-        next = source.load(1, 0, width);
-        next_old = kept.load(1);
-      }
-      const Values r = source.residual(loaded, gate);
-      ADACACHE_UNROLL
-      for (int c = 0; c < width; ++c) sums.measure(r.get(c), old.get(c));
-      sums.measure_motion(first + i, 0, r, [&](int stride) { return source.residual_at(stride, 0, width); });
-      kept.store(r);
+      const Values r = source.residual(loaded);
+      sums.measure(r, [&](int c) { return old.get(c); }, width);
       source.store_result(source.result(loaded, r), 0, width);
-      sums.finish_frame(first + i);
+      kept.store(r);
       source.advance();
       kept.advance();
+      if (i + 1 < walk.count) {
+        // Into the registers that have just become free, and on their way for the rest of this frame. Warps
+        // that wait for theirs leave the multiprocessor to the others.
+        source.load_next(loaded, 0, width);
+        old = kept.load();
+      }
+      sums.measure_motion(first + i, 0, r,
+                          [&](int stride) { return source.residual_at(stride - 1, 0, width); });
+      sums.finish_frame(first + i);
     }
   }
   sums.finish(partials + row * sum_columns(p.motion) * plan.blocks_per_row + in_row.remainder,
@@ -98,9 +97,7 @@ class KeptVectors {
     return row_of(p.residual.rows, row) >= 0;
   }
 
-  ADACACHE_HD Packed<T, width> load(int64_t steps) const {
-    return Packed<T, width>::load(at_.ahead(steps, 0));
-  }
+  ADACACHE_HD Packed<T, width> load() const { return Packed<T, width>::load(at_.at(0)); }
   ADACACHE_HD void store(const Packed<T, width>& r) const { r.store(at_.at(0)); }
   ADACACHE_HD void advance() { at_.advance(); }
 

@@ -181,7 +181,22 @@ ADACACHE_HD float add(float a, float b) {
 #endif
 }
 
-ADACACHE_HD float absolute(float value) { return bit_cast<float>(bit_cast<uint32_t>(value) & 0x7fffffffu); }
+// Where one rounding or two does not matter.
+ADACACHE_HD float multiply_add(float a, float b, float c) {
+#if defined(__CUDA_ARCH__)
+  return __fmaf_rn(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+ADACACHE_HD float absolute(float value) {
+#if defined(__CUDA_ARCH__)
+  return __builtin_fabsf(value);  // part of the addition that follows
+#else
+  return bit_cast<float>(bit_cast<uint32_t>(value) & 0x7fffffffu);
+#endif
+}
 
 }  // namespace ADACACHE_ISA
 

@@ -8,11 +8,13 @@
 
 #include "numeric.h"
 
-// For loops over registers, which only constants can index.
-#if defined(__CUDACC__)
+// For loops over registers, which only constants can index; and for short ones that are not worth more code.
+#if defined(__CUDA_ARCH__)
 #define ADACACHE_UNROLL _Pragma("unroll")
+#define ADACACHE_NO_UNROLL _Pragma("unroll 1")
 #else
 #define ADACACHE_UNROLL
+#define ADACACHE_NO_UNROLL
 #endif
 
 namespace adacache {
@@ -63,7 +65,18 @@ struct Packed {
       if (i < count) to[i] = element(i);
   }
 
-  ADACACHE_HD float get(int i) const { return to_float(element(i)); }
+  ADACACHE_HD float get(int i) const {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+    if constexpr (std::is_same_v<T, float8_e4m3>) {
+      uint32_t halves;  // float16 holds all of float8's numbers
+      asm("cvt.rn.f16x2.e4m3x2 %0, %1;"
+          : "=r"(halves)
+          : "h"(static_cast<uint16_t>(words.word[i / 4] >> (i % 4 / 2 * 16))));
+      return to_float(float16{static_cast<uint16_t>(halves >> (i % 2 * 16))});
+    }
+#endif
+    return to_float(element(i));
+  }
 
   // Rounded to T.
   static ADACACHE_HD Packed of(const float (&values)[width]) {

@@ -32,13 +32,11 @@ class PairSource {
 
   static ADACACHE_HD bool readable(const ResidualMeter&, int64_t) { return true; }
   static ADACACHE_HD void poison(const ResidualMeter&, const Steps&, const Walk&, int64_t, int) {}
-  ADACACHE_HD Loaded load(int64_t steps, int64_t offset, int) const {
+  ADACACHE_HD void load(Loaded& loaded, int64_t offset, int) const { loaded = Values::load(r_.at(offset)); }
+  ADACACHE_HD void load_next(Loaded& loaded, int64_t offset, int count) const { load(loaded, offset, count); }
+  ADACACHE_HD Values residual(const Loaded& loaded) const { return loaded; }
+  ADACACHE_HD Values residual_at(int64_t steps, int64_t offset, int) const {
     return Values::load(r_.ahead(steps, offset));
-  }
-  ADACACHE_HD Values load_gate(int64_t, int) const { return {}; }
-  ADACACHE_HD Values residual(const Loaded& loaded, const Values&) const { return loaded; }
-  ADACACHE_HD Values residual_at(int64_t steps, int64_t offset, int count) const {
-    return load(steps, offset, count);
   }
   ADACACHE_HD Values result(const Loaded& loaded, const Values&) const { return loaded; }
   ADACACHE_HD void store_result(const Values&, int64_t, int) const {}
@@ -55,9 +53,7 @@ class OldVectors {
       : at_(static_cast<const T*>(p.old), p.old_strides, walk.row, walk, channel, steps.residual) {}
 
   static ADACACHE_HD bool readable(const ResidualMeter&, int64_t) { return true; }
-  ADACACHE_HD Packed<T, width> load(int64_t steps) const {
-    return Packed<T, width>::load(at_.ahead(steps, 0));
-  }
+  ADACACHE_HD Packed<T, width> load() const { return Packed<T, width>::load(at_.at(0)); }
   ADACACHE_HD void store(const Packed<T, width>&) const {}
   ADACACHE_HD void advance() { at_.advance(); }
 
@@ -82,8 +78,8 @@ inline bool vectors_fit(const ResidualMeter& p, int width) {
 inline Plan plan_of(const ResidualMeter& p, int threads) {
   const int wide = vector_width_of(p.dtype);
   Plan plan = plan_meter_walk(p, vectors_fit(p, wide) ? wide : 1, /*divisible=*/true, threads);
-  plan.steps.x = step_of(p.residual_strides, p.shape, /*along_frames=*/true);
-  plan.steps.residual = step_of(p.old_strides, p.shape, /*along_frames=*/true);
+  plan.steps.x = step_of(p.residual_strides, p.shape, /*along_frames=*/true, p.dtype);
+  plan.steps.residual = step_of(p.old_strides, p.shape, /*along_frames=*/true, p.dtype);
   return plan;
 }
 

@@ -47,13 +47,10 @@ class StackSource {
   // The outputs of a row that there is not are not there either.
   static ADACACHE_HD void poison(const StackResidualMeter&, const Steps&, const Walk&, int64_t, int) {}
 
-  ADACACHE_HD Loaded load(int64_t steps, int64_t offset, int count) const {
-    return {load_vector<whole, width>(x_out_.ahead(steps, offset), count),
-            load_vector<whole, width>(x_in_.ahead(steps, offset), count)};
-  }
-  ADACACHE_HD Values load_gate(int64_t, int) const { return {}; }
+  ADACACHE_HD void load(Loaded& loaded, int64_t offset, int count) const { loaded = at(0, offset, count); }
+  ADACACHE_HD void load_next(Loaded& loaded, int64_t offset, int count) const { load(loaded, offset, count); }
 
-  ADACACHE_HD Values residual(const Loaded& loaded, const Values&) const {
+  ADACACHE_HD Values residual(const Loaded& loaded) const {
     float r[width];
     ADACACHE_UNROLL
     for (int c = 0; c < width; ++c) r[c] = add(loaded.x_out.get(c), -loaded.x_in.get(c));
@@ -61,7 +58,7 @@ class StackSource {
   }
   // R of a token `steps` away: earlier ones only where `out` is not x_in.
   ADACACHE_HD Values residual_at(int64_t steps, int64_t offset, int count) const {
-    return residual(load(steps, offset, count), {});
+    return residual(at(steps, offset, count));
   }
 
   ADACACHE_HD Values result(const Loaded& loaded, const Values&) const { return loaded.x_out; }
@@ -76,6 +73,11 @@ class StackSource {
   }
 
  private:
+  ADACACHE_HD Loaded at(int64_t steps, int64_t offset, int count) const {
+    return {load_vector<whole, width>(x_out_.ahead(steps, offset), count),
+            load_vector<whole, width>(x_in_.ahead(steps, offset), count)};
+  }
+
   Cursor<const T> x_out_, x_in_;
   Cursor<T> out_;
   bool puts_out_;
@@ -111,11 +113,10 @@ inline bool frames_divisible(const StackResidualMeter& p) { return p.out == null
 
 inline Steps stack_steps(const StackResidualMeter& p) {
   Steps steps{};
-  steps.x = step_of(p.x_out_strides, p.shape, /*along_frames=*/true);
-  steps.y = step_of(p.x_in_strides, p.shape, /*along_frames=*/true);
-  steps.out = step_of(p.out_strides, p.shape, /*along_frames=*/true);
-  steps.residual = step_of(p.residual.strides, p.shape, /*along_frames=*/true);
-  steps.residual_scale = step_of(p.residual.scale_strides, p.shape, /*along_frames=*/true);
+  steps.x = step_of(p.x_out_strides, p.shape, /*along_frames=*/true, p.dtype);
+  steps.y = step_of(p.x_in_strides, p.shape, /*along_frames=*/true, p.dtype);
+  steps.out = step_of(p.out_strides, p.shape, /*along_frames=*/true, p.dtype);
+  set_cache_steps(steps, p.residual, p.shape);
   return steps;
 }
 

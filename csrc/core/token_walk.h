@@ -65,10 +65,11 @@ inline int token_meter_shared_bytes(const Plan& plan, const MotionStrides& motio
 
 inline int token_shared_bytes(const Plan& plan) { return exchange_bytes(plan.threads); }
 
-inline Steps add_norm_steps(Steps steps, const Norm& norm, const TokenShape& shape, bool along_frames) {
-  steps.shift = step_of(norm.shift, along_frames);
-  steps.scale = step_of(norm.scale, along_frames);
-  steps.norm = step_of(norm.out_strides, shape, along_frames);
+inline Steps add_norm_steps(Steps steps, const Norm& norm, const TokenShape& shape, bool along_frames,
+                            DType dtype) {
+  steps.shift = step_of(norm.shift, along_frames, dtype);
+  steps.scale = step_of(norm.scale, along_frames, dtype);
+  steps.norm = step_of(norm.out_strides, shape, along_frames, dtype);
   return steps;
 }
 
@@ -179,15 +180,12 @@ class NormedTokens {
       ADACACHE_UNROLL
       for (int c = 0; c < width; ++c) values[c] += bias.get(c);
     }
-    if (norm_.scale.data != nullptr) {
-      const Values scale = load(scale_.at(offset), count);
+    const bool has_scale = norm_.scale.data != nullptr, has_shift = norm_.shift.data != nullptr;
+    if (has_scale || has_shift) {
+      const Values scale = has_scale ? load(scale_.at(offset), count) : Values{};
+      const Values shift = has_shift ? load(shift_.at(offset), count) : Values{};
       ADACACHE_UNROLL
-      for (int c = 0; c < width; ++c) values[c] *= 1 + scale.get(c);
-    }
-    if (norm_.shift.data != nullptr) {
-      const Values shift = load(shift_.at(offset), count);
-      ADACACHE_UNROLL
-      for (int c = 0; c < width; ++c) values[c] += shift.get(c);
+      for (int c = 0; c < width; ++c) values[c] = multiply_add(values[c], 1 + scale.get(c), shift.get(c));
     }
     store_vector<whole>(Values::of(values), out_.at(offset), count);
   }
@@ -272,9 +270,6 @@ ADACACHE_HD void token_walk(Block& block, const P& p, const N& norm, const Plan&
   constexpr bool metered = !std::is_same_v<Kept, NothingKept>;
   constexpr bool float8 = Kept::float8;
   constexpr bool normed = !std::is_same_v<Normed, NoNorm>;
-  // The next token's vectors may be on their way while this token is computed. Where a thread has many they
-  // are enough by themselves, and need the registers.
-  constexpr bool fetch_ahead = vectors == 1 || vectors == 2;
   using Values = typename Source::Values;
 
   const Quotient in_row = divide(block.index(), plan.blocks_per_row);
@@ -308,54 +303,33 @@ ADACACHE_HD void token_walk(Block& block, const P& p, const N& norm, const Plan&
         sums.next_frame_of_history();
       }
 
-    typename Source::Loaded next[held] = {};
-    typename Kept::Loaded next_old[held] = {};
-    float next_old_scale = 1;
-    const auto fetch = [&](int64_t steps) {
+    typename Source::Loaded loaded[held] = {};
+    typename Kept::Loaded old[held] = {};
+    float old_scale = kept.load_scale(0);
+    [[maybe_unused]] const float of_channels = 1 / static_cast<float>(p.shape.channels);
+    if constexpr (holds)
       own.visit([&](int k, int64_t offset, int count) {
-        next[k] = source.load(steps, offset, count);
-        next_old[k] = kept.load(steps, offset, count);
+        source.load(loaded[k], offset, count);
+        old[k] = kept.load(0, offset, count);
       });
-      next_old_scale = kept.load_scale(steps);
-    };
-    if constexpr (fetch_ahead) fetch(0);
 
     for (int i = 0; i < walk.count; ++i) {
-      typename Source::Loaded loaded[held] = {};
-      typename Kept::Loaded old[held] = {};
-      Values gate[held] = {};
+      const int frame = static_cast<int>(first) + i;
       Values r[held] = {};
       Values result[held] = {};
-      if constexpr (holds) {
-        own.visit([&](int k, int64_t offset, int count) { gate[k] = source.load_gate(offset, count); });
-        if constexpr (!fetch_ahead) fetch(0);
-        ADACACHE_UNROLL
-        for (int k = 0; k < held; ++k) {
-          loaded[k] = next[k];
-          old[k] = next_old[k];
-        }
-      } else {
-        next_old_scale = kept.load_scale(0);
-      }
-      const float old_scale = next_old_scale;
-      if constexpr (fetch_ahead)
-        if (i + 1 < walk.count) fetch(1);
-
       float total = 0;
       uint32_t largest = 0;
+      if constexpr (!holds) old_scale = kept.load_scale(0);
       own.visit([&](int k, int64_t offset, int count) {
         if constexpr (!holds) {
-          loaded[k] = source.load(0, offset, count);
+          source.load(loaded[k], offset, count);
           old[k] = kept.load(0, offset, count);
-          gate[k] = source.load_gate(offset, count);
         }
-        r[k] = source.residual(loaded[k], gate[k]);
+        r[k] = source.residual(loaded[k]);
         result[k] = source.result(loaded[k], r[k]);
         if constexpr (metered) {
-          ADACACHE_UNROLL
-          for (int c = 0; c < width; ++c)
-            if (holds || c < count) sums.measure(r[k].get(c), Kept::value(old[k], old_scale, c));
-          sums.measure_motion(static_cast<int>(first) + i, k, r[k],
+          sums.measure(r[k], [&](int c) { return Kept::value(old[k], old_scale, c); }, count);
+          sums.measure_motion(frame, k, r[k],
                               [&](int stride) { return source.residual_at(stride, offset, count); });
           if constexpr (!float8) kept.store(r[k], offset, count);
         }
@@ -374,7 +348,21 @@ ADACACHE_HD void token_walk(Block& block, const P& p, const N& norm, const Plan&
         }
         if constexpr (holds || !Source::result_covers_input) source.store_result(result[k], offset, count);
       });
-      if constexpr (metered) sums.finish_frame(static_cast<int>(first) + i);
+      if constexpr (metered) sums.finish_frame(frame);
+
+      if constexpr (holds) {
+        // What is left to do for this token needs only what the threads hold of it. The next one is on its
+        // way meanwhile, into registers that have just become free.
+        source.advance();
+        if (i + 1 < walk.count) {
+          own.visit([&](int k, int64_t offset, int count) {
+            source.load_next(loaded[k], offset, count);
+            old[k] = kept.load(1, offset, count);
+          });
+          old_scale = kept.load_scale(1);
+        }
+      }
+
       if constexpr (float8 && normed)
         reduction.sum_and_largest(total, largest);
       else if constexpr (float8)
@@ -387,14 +375,15 @@ ADACACHE_HD void token_walk(Block& block, const P& p, const N& norm, const Plan&
         own.visit([&](int k, int64_t offset, int count) {
           if constexpr (!holds) r[k] = source.residual_at(0, offset, count);
           kept.store_float8(r[k], inverse, offset, count);
-          if constexpr (!holds && Source::result_covers_input)
-            source.store_result(source.result(source.load(0, offset, count), r[k]), offset, count);
+          if constexpr (!holds && Source::result_covers_input) {
+            source.load(loaded[k], offset, count);
+            source.store_result(source.result(loaded[k], r[k]), offset, count);
+          }
         });
         if (block.thread() == 0) kept.store_scale(float8_scale(bit_cast<float>(largest)));
       }
       if constexpr (normed) {
-        const float channels = static_cast<float>(p.shape.channels);
-        const float mean = total / channels;
+        const float mean = total * of_channels;
         float squares = 0;
         own.visit([&](int k, int64_t offset, int count) {
           if constexpr (!holds) result[k] = source.result_again(offset, count);
@@ -406,13 +395,13 @@ ADACACHE_HD void token_walk(Block& block, const P& p, const N& norm, const Plan&
           }
           squares += sum_of(values);
         });
-        const float rstd = reciprocal_root(reduction.sum(squares) / channels + norm.eps);
+        const float rstd = reciprocal_root(reduction.sum(squares) * of_channels + norm.eps);
         own.visit([&](int k, int64_t offset, int count) {
           if constexpr (!holds) result[k] = source.result_again(offset, count);
           normed_token.store(result[k], mean, rstd, offset, count);
         });
       }
-      source.advance();
+      if constexpr (!holds) source.advance();
       kept.advance();
       normed_token.advance();
     }

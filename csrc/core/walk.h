@@ -1,13 +1,15 @@
 // Which tokens a block of the device bodies visits, and pointers that go with it from token to token.
 #pragma once
 
+#include <type_traits>
+
 #include "packed.h"
 #include "tokens.h"
 
 namespace adacache {
 
-// Elements between one token of a walk and the next, in each tensor. Multiplied out on the host: the device
-// then has them in constant memory and not in registers.
+// Bytes between one token of a walk and the next, in each tensor. Multiplied out on the host: the device then
+// has them in constant memory and not in registers.
 struct Steps {
   int64_t x, y, gate, out;  // of the stack's residual: x is x_out, y is x_in
   int64_t residual, residual_scale;
@@ -71,10 +73,15 @@ class Cursor {
         step_(step) {}
 
   ADACACHE_HD T* at(int64_t offset) const { return at_ + offset; }
-  ADACACHE_HD T* ahead(int64_t steps, int64_t offset) const { return at_ + steps * step_ + offset; }
-  ADACACHE_HD void advance() { at_ += step_; }
+  ADACACHE_HD T* ahead(int64_t steps, int64_t offset) const { return moved(steps * step_) + offset; }
+  ADACACHE_HD void advance() { at_ = moved(step_); }
 
  private:
+  ADACACHE_HD T* moved(int64_t bytes) const {
+    using Bytes = std::conditional_t<std::is_const_v<T>, const char, char>;
+    return reinterpret_cast<T*>(reinterpret_cast<Bytes*>(at_) + bytes);
+  }
+
   T* at_;
   const int64_t& step_;
 };
@@ -98,12 +105,17 @@ ADACACHE_HD void store_vector(const Packed<T, width>& values, T* to, int count) 
 
 }  // namespace ADACACHE_ISA
 
-inline int64_t step_of(const TokenStrides& strides, const TokenShape& shape, bool along_frames) {
-  return strides.token * (along_frames ? shape.places : 1);
+inline int64_t step_of(const TokenStrides& strides, const TokenShape& shape, bool along_frames, DType dtype) {
+  return strides.token * (along_frames ? shape.places : 1) * bytes_of(dtype);
 }
 
-inline int64_t step_of(const Modulator& modulator, bool along_frames) {
-  return modulator.data == nullptr ? 0 : along_frames ? modulator.frame : modulator.place;
+inline int64_t step_of(const Modulator& modulator, bool along_frames, DType dtype) {
+  return (along_frames ? modulator.frame : modulator.place) * bytes_of(dtype);
+}
+
+inline void set_cache_steps(Steps& steps, const Cache& cache, const TokenShape& shape) {
+  steps.residual = step_of(cache.strides, shape, /*along_frames=*/true, cache.dtype);
+  steps.residual_scale = step_of(cache.scale_strides, shape, /*along_frames=*/true, DType::float32);
 }
 
 inline bool vectors_are_aligned(const void* data, const TokenStrides& strides, DType dtype, int width) {

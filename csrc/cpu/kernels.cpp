@@ -9,8 +9,8 @@ namespace {
 
 const Kernels& choose_kernels() {
   const char* environment = std::getenv("ADACACHE_CPU_ISA");
-  const std::string_view asked = environment ? environment : "";
-#if defined(__x86_64__)
+  [[maybe_unused]] const std::string_view asked = environment ? environment : "";
+#if defined(ADACACHE_X86_ISAS)
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");

@@ -47,7 +47,7 @@ struct Kernels {
 };
 
 extern const Kernels baseline_kernels;
-#if defined(__x86_64__)
+#if defined(ADACACHE_X86_ISAS)
 extern const Kernels avx2_kernels;
 extern const Kernels avx512_kernels;
 #endif

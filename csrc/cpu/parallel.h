@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <thread>
 #include <vector>
 
 #include "../core/decide.h"
@@ -35,13 +36,25 @@ inline bool worth_streaming(const void* out, const void* replaced, const TokenSt
 // others.
 template <class Work>
 void for_each_unit(int64_t units, int64_t bytes, const Work& work) {
+#if defined(__SANITIZE_THREAD__)
+  constexpr int64_t worthwhile_bytes = 1;  // a race is to show on small tensors too
+#else
   constexpr int64_t worthwhile_bytes = 128 * 1024;
+#endif
   int64_t workers = std::min<int64_t>(units, torch::stable::get_num_threads());
   workers = std::min(workers, 1 + bytes / worthwhile_bytes);
   std::atomic<int64_t> next{0};
-  torch::stable::parallel_for(0, workers, 1, [&](int64_t, int64_t) {
+  const auto take_units = [&](int64_t, int64_t) {
     for (int64_t unit = next++; unit < units; unit = next++) work(unit);
-  });
+  };
+#if defined(__SANITIZE_THREAD__)
+  // ThreadSanitizer does not see by what the threads of torch's pool wait for each other.
+  std::vector<std::thread> team;
+  for (int64_t worker = 0; worker < workers; ++worker) team.emplace_back(take_units, worker, worker + 1);
+  for (std::thread& thread : team) thread.join();
+#else
+  torch::stable::parallel_for(0, workers, 1, take_units);
+#endif
 }
 
 // Memory of this thread, aligned to a cache line, good until its next call.

@@ -6,7 +6,9 @@ handle.trace.computed_steps
 adacache.disable(model)               # the model is as it was
 """
 
+from adacache.adapters import known_models
 from adacache.handle import Handle, disable, enable
+from adacache.pipelines import PipelineHandle
 from adacache.policies import AdaCache, MotionRegularization, Replay, preset, preset_names
 from adacache.request import Request
 from adacache.trace import Trace
@@ -15,11 +17,13 @@ __all__ = [
     "AdaCache",
     "Handle",
     "MotionRegularization",
+    "PipelineHandle",
     "Replay",
     "Request",
     "Trace",
     "disable",
     "enable",
+    "known_models",
     "preset",
     "preset_names",
 ]

@@ -1,4 +1,4 @@
-"""The command `adacache`: doctor, verify, flops, demo."""
+"""The command `adacache`: doctor, verify, flops, demo, calibrate."""
 
 from __future__ import annotations
 
@@ -62,6 +62,36 @@ def _parser() -> argparse.ArgumentParser:
         "--out", default="adacache_demo", help="directory of the report (default: adacache_demo)"
     )
     demo.set_defaults(run=_demo)
+
+    calibrate = commands.add_parser(
+        "calibrate", help="find a codebook for a model and a sampler from one full run per prompt"
+    )
+    calibrate.add_argument(
+        "model",
+        help='"digits", the directory of a saved diffusers pipeline, or "module:function", which takes the '
+        "number of steps and returns an adacache.calibrate.Subject and its prompts",
+    )
+    goal = calibrate.add_mutually_exclusive_group()
+    goal.add_argument("--share", type=float, help="of the steps that may be computed (default: .4)")
+    goal.add_argument("--error", type=float, help="mean relative error of a step's residual that is allowed")
+    goal.add_argument("--like", help='keep the share that a preset keeps, such as "open-sora/fast"')
+    calibrate.add_argument("--prompts", help="file with a prompt per line; some are held out")
+    calibrate.add_argument("--count", type=int, default=6, help="prompts to choose on (default: %(default)s)")
+    calibrate.add_argument(
+        "--held-out", type=int, default=4, help="prompts to judge on (default: %(default)s)"
+    )
+    calibrate.add_argument("--num-steps", type=int, help="of the sampler")
+    calibrate.add_argument(
+        "--arguments", default="{}", help="JSON of the pipeline's call, besides the prompt"
+    )
+    calibrate.add_argument("--metric-block", type=int, help="default: the middle one")
+    calibrate.add_argument("--metric-part", help="default: the model's (temporal) self-attention")
+    calibrate.add_argument("--tokens", type=int, default=512, help="kept per video (default: %(default)s)")
+    calibrate.add_argument("--seed", type=int, default=0)
+    calibrate.add_argument(
+        "--out", default="adacache.json", help="file for adacache.enable (default: %(default)s)"
+    )
+    calibrate.set_defaults(run=_calibrate)
     return parser
 
 
@@ -171,3 +201,35 @@ def _demo(options: argparse.Namespace) -> int:
     from adacache.demo import run
 
     return run(options.out)
+
+
+def _calibrate(options: argparse.Namespace) -> int:
+    import json
+    from pathlib import Path
+
+    from adacache.calibrate import Record, calibrate, subject_of, write
+
+    subject, prompts = subject_of(options.model, options.num_steps, json.loads(options.arguments))
+    if options.prompts:
+        lines = Path(options.prompts).read_text().splitlines()
+        prompts = [line.strip() for line in lines if line.strip()]
+    needed = options.count + options.held_out
+    if len(prompts) < needed:
+        raise ValueError(f"--prompts: expected at least {needed} (--count + --held-out), got {len(prompts)}")
+    share = options.share
+    if share is None and options.error is None and options.like is None:
+        share = 0.4
+    found = calibrate(
+        subject,
+        prompts[: options.count],
+        prompts[options.count : needed],
+        share=share,
+        error=options.error,
+        like=options.like,
+        seed=options.seed,
+        recorder=Record(options.metric_block, options.metric_part, options.tokens),
+        say=lambda line: print(line, flush=True),
+    )
+    write(options.out, found)
+    print(f"written to {options.out}: adacache.enable(model, {options.out!r}, num_steps={subject.num_steps})")
+    return 0

@@ -73,6 +73,12 @@ class Request:
         self.ended_by: str | None = None
         self.shape: tuple[int, ...] | None = None
         self.caches: dict[Any, Tensor] = {}
+        self.orders: dict[int, list[Any]] = {}
+        """Per guidance branch, the blocks in the order they ran."""
+        self.keeps_blocks = policy.cache == "sublayer"
+        """Whether one residual is kept per block (or sub-layer), and not one for the stack."""
+        self.between = False
+        """Whether the model was found to work between its blocks, so that one for the stack would not do."""
         self.cache_bytes = 0
         """Bytes of all kept residuals, the metric's included."""
         self._video_of_row = video_of_row
@@ -80,6 +86,10 @@ class Request:
         self._rows_on_device: Tensor | None = None
         self._schedule: Schedule | None = None
         self._computed: list[list[bool]] = []
+        self._names: list[str] = []
+        self._names_of_step: set[str] = set()
+        self._kept_at: dict[int, list[int]] = {}
+        """Per guidance branch and decision, the step that its residuals are of."""
         self._timesteps: list[Tensor | float] = []
 
     @property
@@ -98,13 +108,17 @@ class Request:
         device: torch.device,
         timestep: Tensor | float,
         same_step: bool | None = None,
+        context: str | None = None,
     ) -> Call:
         """Advances to the next call and says what it has to do.
 
         Args:
             shape: [B, ...] of the model's input, the same at every step.
             timestep: of this call, for the trace (a tensor is not read here).
-            same_step: whether this is a further guidance branch of the step before; None: known by counting.
+            same_step: whether this is a further guidance branch of the step before; None: known by `context`,
+                or else by counting.
+            context: name of the guidance branch ("cond", "uncond"), where the pipeline tells; a name that
+                comes again begins a step.
 
         Raises:
             RuntimeError: all steps have run, or the request was ended by an error.
@@ -115,7 +129,7 @@ class Request:
                 f"request: ended at step {self.step} by an error ({self.ended_by}); open a new request"
             )
         if same_step is None:
-            same_step = self.branch < self.branches - 1
+            same_step = self.same_step(context)
         if self.step >= self.num_steps and not same_step:
             raise RuntimeError(
                 f"num_steps: this request was opened for {self.num_steps} steps and all have run; "
@@ -130,16 +144,40 @@ class Request:
         else:
             self.branch = 0
             self.step += 1
+            self._names_of_step.clear()
             self._computed.append(self.schedule.computes(self.step))
             self._timesteps.append(timestep)
+        branch = self.branch
+        if context is not None:
+            self._names_of_step.add(context)
+            if context not in self._names:
+                self._names.append(context)
+            branch = self._names.index(context)
+        # A branch that sat out the last computed step has nothing to reuse that belongs to it.
+        kept = self._kept_at.setdefault(branch, [0] * self.decisions)
+        latest = self._kept_at.get(0, kept)
         due = self._computed[-1]
+        for video in range(self.decisions):
+            due[video] = due[video] or kept[video] < latest[video] or kept[video] < 1
+            if due[video]:
+                kept[video] = self.step
         return Call(
             step=self.step,
-            branch=self.branch,
+            branch=branch,
             computing=[row for row, video in enumerate(self._rows) if due[video]],
             reusing=[row for row, video in enumerate(self._rows) if not due[video]],
             video_of_row=self._rows_on_device,
         )
+
+    def same_step(self, context: str | None = None) -> bool:
+        """Whether the next call is a further guidance branch of this step, from its name or by counting."""
+        if context is not None:
+            return bool(self._names_of_step) and context not in self._names_of_step
+        return self.branch < self.branches - 1
+
+    def forget_kept(self, branch: int) -> None:
+        """Has a branch computed at its next call, whatever is due."""
+        self._kept_at[branch] = [0] * self.decisions
 
     def _start(self, shape: tuple[int, ...], device: torch.device) -> None:
         batch = shape[0]
@@ -188,7 +226,7 @@ class Request:
             num_videos=self.decisions,
             policy=self.policy.describe(),
             computed=[list(videos) for videos in self._computed],
-            timesteps=[float(t.reshape(-1)[0]) if isinstance(t, Tensor) else t for t in self._timesteps],
+            timesteps=[float(t.double().mean()) if isinstance(t, Tensor) else t for t in self._timesteps],
             measurements=[] if self._schedule is None else self._schedule.measurements(),
             cache_bytes=self.cache_bytes,
         )

@@ -46,6 +46,20 @@ class Trace:
             raise ValueError(f"video: expected 0..{self.num_videos - 1}, got {video}")
         return [step for step, videos in enumerate(self.computed, 1) if videos[video]]
 
+    def followed_by(self, later: Trace) -> Trace:
+        """One trace of two transformers that run one after the other."""
+        gone = len(self.computed)
+        moved = [{**record, "step": record["step"] + gone} for record in later.measurements]
+        return Trace(
+            num_steps=self.num_steps + later.num_steps,
+            num_videos=self.num_videos,
+            policy=self.policy,
+            computed=[*self.computed, *later.computed],
+            timesteps=[*self.timesteps, *later.timesteps],
+            measurements=[*self.measurements, *moved],
+            cache_bytes=self.cache_bytes + later.cache_bytes,
+        )
+
     def series(self, name: str, video: int = 0) -> dict[str, list[tuple[int, float]]]:
         """Per measured site, the (step, value) pairs of "distance", "motion", "factor" or "rate" of one
         video."""

@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tests" / "layer")]
+sys.path.insert(0, str(ROOT / "tests" / "layer"))
+# Not for longer than the import: diffusers looks for a package `kernels`, and would find the benchmark.
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import check  # noqa: E402, F401  (and with it `cases`, for the tests here)
+
+sys.path.remove(str(ROOT / "benchmarks"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="there is no CUDA device"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors this small only lose time to a second thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

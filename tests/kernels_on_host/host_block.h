@@ -1,81 +1,75 @@
-// A block of a GPU on the host: each thread a std::thread, barriers and warp exchanges on std::barrier, so
-// that the kernel bodies of csrc/core run as they are and a missing barrier is a data race that
-// ThreadSanitizer sees.
+// A block of a GPU on the host, for the kernel bodies of csrc/core as they are: each thread of the block is a
+// fiber, which runs until it has to wait for others. To ThreadSanitizer fibers are threads that only barriers
+// order, so that a missing barrier is a data race that it finds every time, and waits cost microseconds.
 #pragma once
 
-#include <barrier>
 #include <cstdint>
 #include <cstring>
-#include <memory>
-#include <thread>
+#include <functional>
 #include <vector>
 
 #include "../../csrc/core/block.h"
 
 namespace adacache::host {
 
-using Barrier = std::barrier<>;
-
 // Set to show that a missing barrier is found.
 inline bool drop_barriers = false;
 
-struct BlockState {
-  BlockState(int threads, int64_t shared_bytes)
-      : everyone(threads), exchange(threads), shared(shared_bytes / 8 + 1) {
-    for (int warp = 0; warp < threads / warp_threads; ++warp)
-      warps.push_back(std::make_unique<Barrier>(warp_threads));
-  }
-  Barrier everyone;
-  std::vector<std::unique_ptr<Barrier>> warps;
-  std::vector<double> exchange;
-  std::vector<double> shared;
-};
+// In host_block.cpp, which is compiled without ThreadSanitizer: who runs next is no access of the bodies.
+class Team;
+Team& team_of(int threads);
+void run_team(Team& team, int64_t shared_bytes, const std::function<void(int thread)>& body);
+void* shared_memory(Team& team);
+void barrier_of_team(Team& team);
+// Shows the warp a number; seen[i] becomes that of its thread i. As on a GPU, this orders no accesses to
+// memory.
+void exchange_in_warp(Team& team, int thread, uint64_t shown, uint64_t (&seen)[warp_threads]);
 
 class HostBlock {
  public:
-  HostBlock(BlockState& state, int thread, int threads, int64_t index)
-      : state_(state), thread_(thread), threads_(threads), index_(index) {}
+  HostBlock(Team& team, int thread, int threads, int64_t index)
+      : team_(team), thread_(thread), threads_(threads), index_(index) {}
 
   int thread() const { return thread_; }
   int threads() const { return threads_; }
   int64_t index() const { return index_; }
   void barrier() {
-    if (!drop_barriers) state_.everyone.arrive_and_wait();
+    if (!drop_barriers) barrier_of_team(team_);
   }
-  double shuffle_down(double value, int distance) {
-    Barrier& warp = *state_.warps[thread_ / warp_threads];
-    state_.exchange[thread_] = value;
-    warp.arrive_and_wait();
-    const bool inside = thread_ % warp_threads + distance < warp_threads;
-    const double result = inside ? state_.exchange[thread_ + distance] : value;
-    warp.arrive_and_wait();
-    return result;
+  template <class Value>
+  Value shuffle_down(Value value, int distance) {
+    uint64_t bits = 0, seen[warp_threads];
+    std::memcpy(&bits, &value, sizeof(value));
+    exchange_in_warp(team_, thread_, bits, seen);
+    const int lane = thread_ % warp_threads;
+    std::memcpy(&value, &seen[lane + distance < warp_threads ? lane + distance : lane], sizeof(value));
+    return value;
   }
-  void* shared() { return state_.shared.data(); }
+  uint32_t warp_largest(uint32_t value) {
+    uint64_t seen[warp_threads];
+    exchange_in_warp(team_, thread_, value, seen);
+    for (const uint64_t other : seen)
+      if (other > value) value = static_cast<uint32_t>(other);
+    return value;
+  }
+  void* shared() { return shared_memory(team_); }
 
  private:
-  BlockState& state_;
+  Team& team_;
   int thread_, threads_;
   int64_t index_;
 };
 
-// Runs body(block) for `blocks` blocks, one after the other. Shared memory starts as NaN, as nobody may rely
-// on it.
+// Runs body(block) for blocks of these indices, one after the other. Shared memory starts as NaN, as nobody
+// may rely on it.
 template <class Body>
-void launch(int64_t blocks, int threads, int64_t shared_bytes, const Body& body) {
-  BlockState state(threads, shared_bytes);
-  std::vector<std::thread> team;
-  for (int thread = 0; thread < threads; ++thread)
-    team.emplace_back([&, thread] {
-      for (int64_t index = 0; index < blocks; ++index) {
-        if (thread == 0) std::memset(state.shared.data(), 0xff, state.shared.size() * 8);
-        state.everyone.arrive_and_wait();
-        HostBlock block(state, thread, threads, index);
-        body(block);
-        state.everyone.arrive_and_wait();
-      }
+void launch(const std::vector<int64_t>& indices, int threads, int64_t shared_bytes, const Body& body) {
+  Team& team = team_of(threads);
+  for (const int64_t index : indices)
+    run_team(team, shared_bytes, [&](int thread) {
+      HostBlock block(team, thread, threads, index);
+      body(block);
     });
-  for (std::thread& thread : team) thread.join();
 }
 
 }  // namespace adacache::host

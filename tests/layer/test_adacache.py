@@ -304,9 +304,7 @@ def test_gradients_are_refused(model: STDiT3) -> None:
 def test_enable_and_disable_errors(model: STDiT3) -> None:
     with pytest.raises(ValueError, match="model: AdaCache is not enabled"):
         adacache.disable(model)
-    with pytest.raises(
-        ValueError, match=r"model: expected one of \['adacache.models.stdit3.STDiT3'\], got torch"
-    ):
+    with pytest.raises(ValueError, match=r"model: found no list of blocks in torch.nn.modules.linear.Linear"):
         adacache.enable(torch.nn.Linear(2, 2), POLICY, num_steps=4)
     with pytest.raises(ValueError, match="num_steps: expected a whole number"):
         adacache.enable(model, POLICY, num_steps=0)

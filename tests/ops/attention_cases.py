@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 
 import numpy
+import pytest
 import torch
 from op_cases import Buffer, random_tensor
 
@@ -44,6 +45,12 @@ SHAPES = [
 ]
 ODD_SHAPES = [Shape(1, 4, 3, 2, 7), Shape(2, 3, 1, 1, 1), Shape(1, 18, 1, 2, 33)]
 EMPTY_SHAPES = [Shape(0, 3, 4, 2, 8), Shape(2, 3, 0, 2, 8), Shape(2, 3, 4, 0, 8), Shape(2, 3, 4, 2, 0)]
+
+
+def refuse_cuda(request: pytest.FixtureRequest) -> None:
+    """Skip a test of the backend "cuda", which has no attention ops."""
+    if "backend" in request.fixturenames and request.getfixturevalue("backend") == "cuda":
+        pytest.skip("the CUDA library has no attention: Triton serves it")
 
 
 @dataclass

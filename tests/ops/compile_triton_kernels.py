@@ -2,8 +2,8 @@
 
 python tests/ops/compile_triton_kernels.py [--full] [ARCHITECTURE ...]      e.g. 80 90 100 120
 
-Without --full each kernel in bfloat16 and one or two of its forms; with it every dtype, metric and layout, for
-widths of today's models.
+Without --full each kernel in bfloat16 and one or two of its forms; with it every dtype, metric and layout,
+for widths of today's models.
 """
 
 from __future__ import annotations
@@ -30,13 +30,19 @@ from adacache_kernels.triton.extrapolate_residual import extrapolate_residual_ke
 from adacache_kernels.triton.gated_residual import gated_residual_kernel
 from adacache_kernels.triton.gated_residual_meter import gated_residual_meter_kernel
 from adacache_kernels.triton.launch import PER_FRAME, PER_TOKEN, SHARED, Tiling, tiling, whole_token_tiling
-from adacache_kernels.triton.linear_gated_residual_meter import linear_gated_residual_meter_kernel, product_tiling
+from adacache_kernels.triton.linear_gated_residual_meter import (
+    linear_gated_residual_meter_kernel,
+    product_tiling,
+)
 from adacache_kernels.triton.residual_meter import residual_meter_kernel
 from adacache_kernels.triton.reuse_residual import reuse_residual_kernel
 from adacache_kernels.triton.stack_residual_meter import stack_residual_meter_kernel
 from adacache_kernels.triton.sums import combine_sums_kernel
 
 SIZES = {"fp32": 4, "bf16": 2, "fp16": 2}
+#: Numbers of something; strides may pass 2^31.
+COUNTS = ("rows", "frames", "places", "tokens", "channels", "inner", "x_total", "residual_total", "total")
+COUNTS += ("num_videos", "blocks", "columns")
 #: Pointers whose type is not that of the stream.
 OTHER_POINTERS = {
     "partial": "*fp64",
@@ -54,7 +60,20 @@ OTHER_POINTERS = {
     "eps": "fp32",
 }
 #: Pointers to the stream's type.
-POINTERS = ("x", "y", "a", "gate", "shift", "scale", "weight", "bias", "residual", "old_residual", "x_out", "x_in")
+POINTERS = (
+    "x",
+    "y",
+    "a",
+    "gate",
+    "shift",
+    "scale",
+    "weight",
+    "bias",
+    "residual",
+    "old_residual",
+    "x_out",
+    "x_in",
+)
 POINTERS += ("out", "norm_out")
 
 
@@ -225,9 +244,8 @@ def tokens(tile: Tiling) -> dict[str, int]:
 def compile_case(case: Case, architecture: int) -> Compiled:
     names = list(case.kernel.arg_names)
     integer = "i32" if case.kernel is decide_kernel else "i64"
-    types: dict[str, Any] = dict.fromkeys(names, integer)
-    types |= {name: f"*{case.dtype}" for name in POINTERS} | OTHER_POINTERS | case.types
-    # What the stream's names mean to other kernels is all of one type.
+    types: dict[str, Any] = dict.fromkeys(names, integer) | dict.fromkeys(COUNTS, "i32")
+    types |= dict.fromkeys(POINTERS, f"*{case.dtype}") | OTHER_POINTERS | case.types
     signature = {name: "constexpr" if name in case.constants else types[name] for name in names}
     divisible = [["tt.divisibility", 16]] if case.aligned else []
     attributes: dict[tuple[int, ...], Any] = {}
@@ -239,9 +257,7 @@ def compile_case(case: Case, architecture: int) -> Compiled:
     source = ASTSource(
         fn=case.kernel,
         signature=signature,
-        constexprs={
-            (names.index(name),): value for name, value in case.constants.items() if name in names
-        },
+        constexprs={(names.index(name),): value for name, value in case.constants.items() if name in names},
         attrs=attributes,
     )
     log = io.StringIO()

@@ -24,6 +24,7 @@ from op_calls import (
 )
 from op_cases import Buffer, same_bits, video_ids
 
+from adacache_kernels import _arguments
 from adacache_kernels.ops._fake import ARGUMENTS, SCHEMAS
 
 SPOILT = [(op, what) for op in TOKEN_OPS for what in spoilt_calls(op)]
@@ -48,7 +49,6 @@ def test_bad_input_names_the_argument(backend: str, device: torch.device, op: st
     for name in written(op):
         if name in call:
             assert same_bits(call[name], before[name])
-    run(op, call)  # still usable
 
 
 @pytest.mark.parametrize(("op", "float8", "outputs"), VARIANTS)
@@ -62,45 +62,57 @@ def test_requires_grad_is_refused(
         if isinstance(value, torch.Tensor) and value.dtype in (torch.float32, torch.bfloat16)
     ]
     for name in floating:
-        spoilt = call | {name: call[name].clone().requires_grad_()}
         with pytest.raises(ValueError, match=f"^{name}: requires grad"):
-            run(op, spoilt)
-        with torch.no_grad():
-            run(op, spoilt)
+            run(op, call | {name: call[name].clone().requires_grad_()})
+    with torch.no_grad():
+        run(op, call | {name: call[name].clone().requires_grad_() for name in floating})
     if op == "extrapolate_residual":
         with pytest.raises(ValueError, match=r"^factors: requires grad"):
             run(op, call | {"factors": [factor.clone().requires_grad_() for factor in call["factors"]]})
 
 
-@pytest.mark.parametrize("op", TOKEN_OPS)
-def test_rows_that_there_are_not(backend: str, device: torch.device, op: str) -> None:
-    """On the CPU an error; on a GPU, which is not asked, NaN for the row and its video; nothing written."""
-    for name in INDICES:
-        if name not in parameters(op):
-            continue
-        for ids in ([0, 2], [-1, 1], [2**31 - 1, 0]):
-            call = good_call(op, device) | {name: video_ids(ids, device)}
-            if "reuse" in call:
-                call["reuse"] = torch.tensor([True, True], device=device)
-            before = copied(call)
-            wrong = ids.index(min(ids) if min(ids) < 0 else max(ids))
-            if device.type == "cpu":
-                with pytest.raises(ValueError, match=rf"^{name}: .*got {ids[wrong]}"):
-                    run(op, call)
-            else:
-                results = run(op, call)
-                for result in results:
-                    if result.dim() == 3:
-                        assert result[wrong].isnan().all()
-                        assert result[1 - wrong].isfinite().all()
-                    else:
-                        assert result[call["video_of_row"][wrong]].isnan().all()
-                        assert result[call["video_of_row"][1 - wrong]].isfinite().all()
-            if name != "x_rows" or device.type == "cpu":
-                untouched = [row for row in range(ROWS) if row not in ids] if device.type != "cpu" else [0, 1]
-                for tensor in written(op):
-                    if tensor in call:
-                        assert same_bits(call[tensor][untouched], before[tensor][untouched])
+WRONG_ROWS = [
+    pytest.param(op, name, ids, id=f"{op}-{name}-{ids}")
+    for op in TOKEN_OPS
+    for name in INDICES
+    if name in parameters(op)
+    for ids in ([0, 2], [-1, 1], [2**31 - 1, 0])
+]
+
+
+@pytest.mark.parametrize(("op", "name", "ids"), WRONG_ROWS)
+@pytest.mark.parametrize("float8", [False, True])
+def test_rows_that_there_are_not(
+    backend: str,
+    device: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
+    op: str,
+    name: str,
+    ids: list[int],
+    float8: bool,
+) -> None:
+    """On the CPU an error; where nobody looks at the index NaN for the row and its video, nothing written."""
+    float8 &= "residual_scale" in parameters(op)
+    call = good_call(op, device, float8=float8) | {name: video_ids(ids, device)}
+    if "reuse" in call:
+        call["reuse"] = torch.tensor([True, True], device=device)
+    before = copied(call)
+    wrong, right = (0, 1) if ids[1] in range(ROWS) else (1, 0)
+    if device.type == "cpu":
+        with pytest.raises(ValueError, match=rf"^{name}: .*got {ids[wrong]}"):
+            run(op, call)
+        for tensor in written(op):
+            assert tensor not in call or same_bits(call[tensor], before[tensor])
+    if backend == "cpu":
+        return
+    monkeypatch.setattr(_arguments, "_can_look_at", lambda rows: False)
+    for result in run(op, call):
+        bad, good = (wrong, right) if result.dim() == 3 else call["video_of_row"][[wrong, right]]
+        assert result[bad].isnan().all()
+        assert result[good].isfinite().all()
+    row = wrong if name == "x_rows" else 1 - ids[right]  # of the cache, which nobody may touch
+    for tensor in written(op):
+        assert tensor not in call or same_bits(call[tensor][row], before[tensor][row])
 
 
 @pytest.mark.parametrize("op", TOKEN_OPS)
@@ -119,12 +131,17 @@ def test_a_row_that_is_written_is_picked_once(backend: str, device: torch.device
 
 @pytest.mark.parametrize("op", [op for op in TOKEN_OPS if "video_of_row" in parameters(op)])
 @pytest.mark.parametrize("ids", [[0, 2], [-1, 0]], ids=str)
-def test_videos_that_there_are_not(backend: str, device: torch.device, op: str, ids: list[int]) -> None:
+def test_videos_that_there_are_not(
+    backend: str, device: torch.device, monkeypatch: pytest.MonkeyPatch, op: str, ids: list[int]
+) -> None:
+    """On the CPU an error; where nobody looks at the ids NaN."""
     call = good_call(op, device) | {"video_of_row": video_ids(ids, device)}
     if device.type == "cpu":
         with pytest.raises(ValueError, match=r"^video_of_row: .*got (2|-1)"):
             run(op, call)
+    if backend == "cpu":
         return
+    monkeypatch.setattr(_arguments, "_can_look_at", lambda rows: False)
     *_, last = run(op, call)
     if "meter" in op:
         assert last.isnan().all()
@@ -269,7 +286,8 @@ def test_opcheck(
     if op_namespace == "adacache_triton" and allocates:
         return  # Triton's ops allocate no outputs
     operator = getattr(getattr(torch.ops, op_namespace), name).default
-    for layout in ("contiguous", "channel_slice", "rows_inside"):
+    interpreted = backend == "triton" and device.type == "cpu"
+    for layout in ("channel_slice",) if interpreted else ("contiguous", "channel_slice", "rows_inside"):
         call = good_call(op, device, float8=float8, outputs=outputs)
         for key, value in call.items():
             if isinstance(value, torch.Tensor) and value.dim() == 3:

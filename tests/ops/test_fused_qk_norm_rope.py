@@ -1,4 +1,4 @@
-"""fused_qk_norm_rope: error against float64 beside plain PyTorch's, what stays as it is, layouts, bad input."""
+"""fused_qk_norm_rope: error against float64 beside plain PyTorch's, what stays, layouts, bad input."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from attention_cases import (
     eager_norm_and_rope,
     exact_norm_and_rope,
     make_inputs,
+    refuse_cuda,
 )
 from op_cases import DTYPES, LAYOUTS, same_bits
 
@@ -27,8 +28,7 @@ SMALL = Shape(2, 5, 3, 2, 24)
 
 @pytest.fixture(autouse=True)
 def _has_op(request: pytest.FixtureRequest) -> None:
-    if "backend" in request.fixturenames and request.getfixturevalue("backend") == "cuda":
-        pytest.skip("the CUDA library has no attention: Triton serves it")
+    refuse_cuda(request)
 
 
 def run_and_check(

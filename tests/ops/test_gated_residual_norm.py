@@ -57,8 +57,8 @@ def test_unusual_values(backend: str, device: torch.device, values: str, dtype: 
 def test_norm_has_the_bits_of_the_norm_alone(
     backend: str, device: torch.device, dtype: torch.dtype, channels: int
 ) -> None:
-    if backend == "triton":
-        pytest.skip("Triton's reductions may group the channels of the two kernels differently")
+    if backend == "triton" and device.type == "cuda":
+        pytest.skip("Triton deals channels to threads by the strides, and so may add them in another order")
     call = {
         name: value.to(dtype).repeat(*[1] * (value.dim() - 1), channels // 8 + 1)[..., :channels]
         for name, value in good_call("gated_residual_norm", device).items()

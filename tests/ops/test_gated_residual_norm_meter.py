@@ -97,8 +97,8 @@ def test_unusual_values(
 def test_has_the_bits_of_its_two_parts(
     backend: str, device: torch.device, channels: int, float8: bool
 ) -> None:
-    if backend == "triton":
-        pytest.skip("Triton's reductions may group the channels of the two kernels differently")
+    if backend == "triton" and device.type == "cuda":
+        pytest.skip("Triton deals channels to threads by the strides, and so may add them in another order")
     call: dict[str, Any] = good_call("gated_residual_norm_meter", device, float8=float8)
     for name, value in call.items():
         if isinstance(value, torch.Tensor) and name not in ("video_of_row", "residual_scale"):

@@ -1,9 +1,9 @@
-"""temporal_attention: error against float64 beside plain PyTorch's, layouts, what NaN reaches, bad input, and
-the Triton kernel in the interpreter."""
+"""temporal_attention: error against float64 beside plain PyTorch's, layouts, what NaN reaches, bad input."""
 
 from __future__ import annotations
 
 import os
+import platform
 import random
 import subprocess
 import sys
@@ -22,18 +22,18 @@ from attention_cases import (
     eager_attention,
     exact_attention,
     make_inputs,
+    refuse_cuda,
 )
 from op_cases import DTYPES, LAYOUTS, READ_LAYOUTS, Buffer, same_bits
 
-from adacache_kernels import fused_qk_norm_rope, temporal_attention
+from adacache_kernels import build_info, fused_qk_norm_rope, temporal_attention
 
 SMALL = Shape(2, 5, 3, 2, 24)
 
 
 @pytest.fixture(autouse=True)
 def _has_op(request: pytest.FixtureRequest) -> None:
-    if "backend" in request.fixturenames and request.getfixturevalue("backend") == "cuda":
-        pytest.skip("the CUDA library has no attention: Triton serves it")
+    refuse_cuda(request)
 
 
 def run_and_check(
@@ -191,6 +191,51 @@ def test_same_bits_again(backend: str, device: torch.device, dtype: torch.dtype)
             torch.set_num_threads(threads)
 
 
+#: Prints a digest of what both ops give for all dtypes, rotations and several shapes.
+DIGEST = """
+import hashlib, sys
+sys.path.insert(0, "tests/ops")
+import torch
+from attention_cases import ODD_SHAPES, ROPES, SHAPES, make_inputs
+from op_cases import DTYPES
+import adacache_kernels
+
+digest = hashlib.sha256()
+with adacache_kernels.use_backend("cpu"):
+    for shape in SHAPES[:6] + ODD_SHAPES:
+        for rope in ROPES[:3] if shape.dim % 2 == 0 else ["none"]:
+            for dtype in DTYPES:
+                inputs = make_inputs(shape, dtype, "cpu", rope=rope, size=2.0)
+                call = {"interleaved": inputs.interleaved}
+                y = adacache_kernels.temporal_attention(
+                    inputs.qkv, *inputs.norm_and_rope, frames=shape.frames, **call
+                )
+                adacache_kernels.fused_qk_norm_rope(inputs.qkv, *inputs.norm_and_rope, **call)
+                for tensor in (y, inputs.qkv):
+                    digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+print(digest.hexdigest())
+"""
+
+
+def test_instruction_sets_give_the_same_bits() -> None:
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        pytest.skip("copies for several instruction sets exist on x86-64 alone")
+    if not build_info()["libraries"]["cpu"]["loaded"]:
+        pytest.skip("the compiled cpu library is not loaded")
+    digests = {}
+    for name in ("baseline", "avx2", "avx512"):  # one that this processor lacks gives the next lower
+        run = subprocess.run(
+            [sys.executable, "-c", DIGEST],
+            env=os.environ | {"ADACACHE_CPU_ISA": name},
+            cwd=Path(__file__).resolve().parents[2],
+            capture_output=True,
+            text=True,
+        )
+        assert run.returncode == 0, run.stderr
+        digests[name] = run.stdout
+    assert len(set(digests.values())) == 1, digests
+
+
 def test_norm_and_rope_before_or_within(backend: str, device: torch.device) -> None:
     """In float32 nothing is rounded in between: the CPU gives the same bits, tensor cores nearly."""
     inputs = make_inputs(SMALL, torch.float32, device)
@@ -225,7 +270,7 @@ def test_autocast_casts_weights(backend: str, device: torch.device) -> None:
     assert inputs.k_weight is not None
     expected = temporal_attention(inputs.qkv, *inputs.norm_and_rope, frames=SMALL.frames)
     wide = (inputs.q_weight.float(), inputs.k_weight.float(), inputs.cos, inputs.sin)
-    with pytest.raises(ValueError, match="^q_weight: "):
+    with pytest.raises(ValueError, match=r"^q_weight: "):
         temporal_attention(inputs.qkv, *wide, frames=SMALL.frames)
     with torch.autocast(device.type, torch.bfloat16):
         given = temporal_attention(inputs.qkv, *wide, frames=SMALL.frames)

@@ -1,5 +1,5 @@
-"""The Triton kernels, run by Triton's interpreter on CPU tensors: the tests of this folder again, in a
-process of their own."""
+"""The Triton kernels, run by Triton's interpreter on CPU tensors: random cases, and the tests of this folder
+again, in a process of their own."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).resolve().parent
-FILES = ("test_gated_residual_meter.py", "test_residual_meter.py", "test_reuse_residual.py", "test_decide.py")
-#: Below this number a collection that went wrong would pass for a success.
-AT_LEAST = 500
-
+#: What is not about kernels, is too large, or starts processes of its own.
+OTHERS = ("test_backends", "test_large", "test_triton")
+FILES = sorted(path for path in FOLDER.glob("test_*.py") if not path.name.startswith(OTHERS))
+PROPERTY = FOLDER.parent / "property" / "test_ops.py"
 
 #: Older interpreters take an array of one element for a loop bound, which NumPy refuses from 2.4 on (seen:
 #: Triton 3.6).
@@ -32,23 +32,39 @@ loop_kernel[(1,)](2)
 """
 
 
-@pytest.mark.timeout(900)
-def test_kernels_in_the_interpreter(tmp_path: Path) -> None:
+@pytest.mark.timeout(1800)
+def test_a_share_of_the_cases_in_the_interpreter(tmp_path: Path) -> None:
+    """A prime has no factor in common with the numbers of dtypes, layouts and so on: all of them come up."""
+    run_in_the_interpreter(tmp_path, random_cases=8, every=23, at_least=200)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_all_cases_in_the_interpreter(tmp_path: Path) -> None:
+    run_in_the_interpreter(tmp_path, random_cases=200, every=1, at_least=3000)
+
+
+def run_in_the_interpreter(folder: Path, *, random_cases: int, every: int, at_least: int) -> None:
+    """Run tests on the Triton backend; with fewer than `at_least` a collection that went wrong would pass for
+    a success."""
     if importlib.util.find_spec("triton") is None:
         pytest.skip("the package triton is not installed")
     environment = os.environ | {
         "TRITON_INTERPRET": "1",
         "ADACACHE_TEST_BACKEND": "triton",
+        "ADACACHE_PROPERTY": str(random_cases),
+        "ADACACHE_TEST_EVERY": str(every),
         "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": os.pathsep.join([str(FOLDER), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
     }
-    probe_file = tmp_path / "probe.py"
+    probe_file = folder / "probe.py"
     probe_file.write_text(PROBE)
     probe = subprocess.run([sys.executable, str(probe_file)], env=environment, capture_output=True, text=True)
     if "only 0-dimensional arrays can be converted to Python scalars" in probe.stderr:
         pytest.skip("the interpreter of this Triton cannot run loops under NumPy 2.4 or later")
     assert probe.returncode == 0, probe.stderr
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning"]
-    command += [str(FOLDER / name) for name in FILES]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "every_nth"]
+    command += ["-W", "ignore::RuntimeWarning", *map(str, [PROPERTY, *FILES])]
     session = subprocess.run(command, env=environment, cwd=FOLDER.parents[1], capture_output=True, text=True)
     assert session.returncode == 0, session.stdout[-8000:] + session.stderr[-4000:]
     closing = session.stdout.strip().splitlines()[-1]
@@ -56,4 +72,4 @@ def test_kernels_in_the_interpreter(tmp_path: Path) -> None:
     assert "skipped" not in closing, closing
     passed = re.search(r"(\d+) passed", closing)
     assert passed is not None, closing
-    assert int(passed[1]) >= AT_LEAST, closing
+    assert int(passed[1]) >= at_least, closing

@@ -186,13 +186,14 @@ class _Residuals:
         """x + gate * y and its norm, with the residual measured against the last one and kept in its place,
         in one pass."""
         old = self.old(site, y)
-        rows = {"x_rows": x_rows, "residual_rows": self.rows}
+        metering = {"x_rows": x_rows, "residual_rows": self.rows, **self.metering()}
+        normed: Tensor | None = None
         if norm is None:
-            x, sums = adacache_kernels.gated_residual_meter(x, y, gate, old, **rows, **self.metering())
-            normed = None
+            x, sums = adacache_kernels.gated_residual_meter(x, y, gate, old, **metering)
         else:
+            shift, scale = norm
             x, normed, sums = adacache_kernels.gated_residual_norm_meter(
-                x, y, gate, old, *norm, eps=NORM_EPS, **rows, **self.metering()
+                x, y, gate, old, shift, scale, eps=NORM_EPS, **metering
             )
         self.decide(site, sums, y)
         return x, normed
@@ -241,11 +242,10 @@ class _Residuals:
         `tokens` too."""
         key = (self.call.branch, "stack")
         dtype = self.request.policy.cache_dtype or tokens.dtype
-        out = None if self.rows is None else tokens
         if dtype not in (tokens.dtype, torch.float8_e4m3fn):
             self.store(key, result - (tokens if self.rows is None else tokens[self.rows]))
-            if out is not None:
-                out.index_copy_(0, self.rows.long(), result)
+            if self.rows is not None:
+                tokens.index_copy_(0, self.rows.long(), result)
             return
         cache, scale = self._kept(key, tokens.shape, tokens, dtype), None
         if dtype == torch.float8_e4m3fn:
@@ -256,7 +256,7 @@ class _Residuals:
             cache,
             residual_scale=scale,
             rows=self.rows,
-            out=out,
+            out=None if self.rows is None else tokens,
             **self.metering() | {"strides": ()},
         )
 

@@ -8,26 +8,29 @@ read them.
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
+import operator
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from adacache.adapters import adapter_for
+from adacache.calibrate import Record, Subject
+from adacache.calibrate import Recording as ResidualRecording
 from adacache.demo import describe, sampler
 from adacache.digits import FPS, SIZE, WEIGHTS, encode, load, noise, with_null
 from adacache.digits.captions import MOTIONS, Prompt, training_prompts
 from adacache.handle import disable, enable
 from adacache.models.rectified_flow import RectifiedFlow
-from adacache.models.stdit3 import AddResidual, Modulation, STDiT3, add_residual, gated
+from adacache.models.stdit3 import STDiT3
 from adacache.policies import AdaCache, MotionRegularization, preset
 from adacache.policies.presets import DIGIT_CODEBOOKS
 
@@ -39,6 +42,8 @@ WINDOW = (4, 26)
 """Steps in which motion counts, as published for 30 steps."""
 MOVED = 1.0
 """Computed steps that a motion regularisation must move from resting to racing clips to be taken."""
+ALL_TOKENS = 1 << 30
+"""The clips are small: nothing is left out of their recordings."""
 FACTORS = np.geomspace(0.02, 20.0, 1200)
 """Multiples of the published thresholds that are tried."""
 SCALES = np.geomspace(1e-4, 10.0, 1000)
@@ -53,30 +58,11 @@ class Recording:
     seeds: list[int]
     video: Tensor
     """[V, 1, T, 32, 32] float32 in -1 .. 1."""
-    distances: NDArray[np.float64]
-    """[V, N, N]: relative distance of step j's residual from that of step i < j (0-based)."""
-    motion: NDArray[np.float64]
-    """[V, N]."""
+    seen: ResidualRecording
 
     def simulate(self, policy: AdaCache) -> NDArray[np.int64]:
         """Steps that each clip would compute, [V], were the residuals those of the recording."""
-        from adacache_kernels import engine
-
-        motion = policy.motion
-        regularisation: dict[str, Any] = {}
-        if motion is not None:
-            regularisation = {
-                name: getattr(motion, name) for name in ("scale", "power", "divisor", "gradient_weight")
-            }
-            regularisation["window"] = motion.steps(self.motion.shape[1])
-        computed, _ = engine.simulate(
-            self.distances,
-            self.motion,
-            [list(policy.codebook)],
-            [list(policy.codebook.values())],
-            **regularisation,
-        )
-        steps: NDArray[np.int64] = computed[0].sum(axis=1)
+        steps: NDArray[np.int64] = self.seen.computed(policy).sum(axis=1)
         return steps
 
 
@@ -118,18 +104,16 @@ def record(
     model: STDiT3, flow: RectifiedFlow, prompts: Sequence[Prompt], seeds: Sequence[int], batch: int = 9
 ) -> Recording:
     """Generates clips with every step computed, and compares the residuals where AdaCache measures them."""
-    videos, distances, motion = [], [], []
-    block = AdaCache(codebook={1.0: 1}).sites(adapter_for(model).stack(model))[0].block
+    videos, policy = [], Record(tokens=ALL_TOKENS)
     for first in range(0, len(prompts), batch):
-        recorder = _Recorder(model, block)
         part = slice(first, first + batch)
-        videos.append(_sample(recorder, model, flow, prompts[part], seeds[part]))
-        d, m = _compare(torch.stack(recorder.residuals), videos[-1].shape[2])
-        distances.append(d)
-        motion.append(m)
-    return Recording(
-        list(prompts), list(seeds), torch.cat(videos), np.concatenate(distances), np.concatenate(motion)
-    )
+        enable(model, policy, num_steps=flow.num_steps)
+        try:
+            videos.append(_sample(model, flow, prompts[part], seeds[part]))
+        finally:
+            disable(model)
+    seen = functools.reduce(operator.add, (schedule.recording() for schedule in policy.schedules))
+    return Recording(list(prompts), list(seeds), torch.cat(videos), seen)
 
 
 def measure(
@@ -142,7 +126,7 @@ def measure(
         part = slice(first, first + batch)
         handle = enable(model, policy, num_steps=flow.num_steps)
         try:
-            videos.append(_sample(model, model, flow, recording.prompts[part], recording.seeds[part]))
+            videos.append(_sample(model, flow, recording.prompts[part], recording.seeds[part]))
         finally:
             disable(model)
         steps += [len(handle.trace.steps_of(video)) for video in range(handle.trace.num_videos)]
@@ -254,55 +238,23 @@ def write(
     Path(path).write_text(json.dumps(content, indent=1) + "\n")
 
 
-class _Recorder(nn.Module):
-    """The model, which keeps every gated residual of one temporal attention."""
+def digit_subject(num_steps: int) -> tuple[Subject, list[Prompt]]:
+    """The digit model for `adacache calibrate`, and training prompts of all motions by turns."""
+    model = load(WEIGHTS).requires_grad_(False)
+    flow = replace(sampler(), num_steps=num_steps)
 
-    def __init__(self, model: STDiT3, block: int):
-        super().__init__()
-        self.model = model
-        self.block = block
-        self.residuals: list[Tensor] = []
+    def generate(prompt: Prompt, seed: int) -> Tensor:
+        return _sample(model, flow, [prompt], [seed])
 
-    def forward(
-        self, x: Tensor, timestep: Tensor, y: Tensor, mask: Tensor | None = None, **geometry: Any
-    ) -> Tensor:
-        tokens, conditioning = self.model.embed(x, timestep, **geometry)
-        conditioning = self.model.with_captions(conditioning, y, mask)
-        tokens = self.model.run_stack(tokens, conditioning, self._add_at)
-        return self.model.unembed(tokens, conditioning)
-
-    def _add_at(self, position: int) -> AddResidual:
-        return self._add if position == 2 * self.block + 1 else add_residual
-
-    def _add(
-        self, part: str, x: Tensor, y: Tensor, gate: Tensor | None, norm: Modulation | None
-    ) -> tuple[Tensor, Tensor | None]:
-        if part == "temporal_attention" and gate is not None:
-            self.residuals.append(gated(y, gate))
-        return add_residual(part, x, y, gate, norm)
+    by_motion = calibration_prompts(len(training_prompts()))
+    groups = [[prompt for prompt in by_motion if prompt.motion == motion] for motion in MOTIONS]
+    prompts = [prompt for turn in zip(*groups, strict=False) for prompt in turn]
+    return Subject(model, generate, num_steps, "digits"), prompts
 
 
-def _sample(
-    network: nn.Module, model: STDiT3, flow: RectifiedFlow, prompts: Sequence[Prompt], seeds: Sequence[int]
-) -> Tensor:
+def _sample(model: STDiT3, flow: RectifiedFlow, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Tensor:
     y = with_null(model, encode(prompts))
-    return flow.sample(network, noise(list(seeds)), y, fps=FPS, height=SIZE, width=SIZE).clamp(-1, 1)
-
-
-def _compare(residuals: Tensor, frames: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Distances [V, N, N] and motion [V, N] of residuals [N, 2V, tokens, C], as the ops measure them."""
-    # One video: its conditional and its unconditional row, frame by frame.
-    r = residuals.unflatten(1, (2, -1)).unflatten(3, (frames, -1)).flatten(4).movedim(2, 0)
-    videos, steps = r.shape[:2]
-    size = r.abs().sum((2, 3, 4), dtype=torch.float64)
-    distances = torch.full((videos, steps, steps), torch.nan, dtype=torch.float64)
-    for i in range(steps - 1):
-        difference = (r[:, i + 1 :] - r[:, i : i + 1]).abs().sum((2, 3, 4), dtype=torch.float64)
-        distances[:, i, i + 1 :] = difference / size[:, i : i + 1]
-    later, earlier = r[:, :, :, 1:], r[:, :, :, :-1]
-    motion = (later - earlier).abs().sum((2, 3, 4), dtype=torch.float64)
-    motion /= (later.abs() + earlier.abs()).sum((2, 3, 4), dtype=torch.float64)
-    return distances.numpy(), motion.numpy()
+    return flow.sample(model, noise(list(seeds)), y, fps=FPS, height=SIZE, width=SIZE).clamp(-1, 1)
 
 
 def _closest(

@@ -88,21 +88,24 @@ class AdaCache:
         codebook: {threshold: rate}, thresholds ascending; the first threshold above the distance gives the
             number of steps to the next computed one; past all of them, the last rate.
         metric_blocks: blocks whose residual is measured (running mean over them); None: the middle one.
-        metric_part: the residual: "temporal_attention", "spatial_attention", "cross_attention", "mlp", or
-            "cross_attention_mlp" (both in one, as the published code caches them).
+        metric_part: the residual, one of the model's parts: "temporal_attention", "spatial_attention",
+            "cross_attention", "mlp" or "cross_attention_mlp" (both in one, as the published code caches them)
+            of STDiT3; "attention" of models that attend to all tokens at once; "block" (the residual of a
+            whole block) of all others too; None: the model's (temporal) self-attention.
         motion: motion regularisation, or None.
         rule: "published" makes the very decisions of the published code; "paper" follows the paper's
             equations (mean absolute distance over the steps gone by, signed motion gradient, no power).
         metric: "l1", "l2" or "cosine".
         per_video: each video of a batch is decided on its own; False: once for all rows, as published.
-        cache: "stack" keeps one residual of the whole stack, "sublayer" one per sub-layer, as published.
+        cache: "stack" keeps one residual of the whole stack, "sublayer" one per sub-layer, as published (one
+            per block in other models than STDiT3).
         cache_dtype: storage of the kept residuals: float32, bfloat16, float16 or, for the stack's,
             float8_e4m3fn with a scale for each token; None: the tokens' dtype.
     """
 
     codebook: Mapping[float, int]
     metric_blocks: Sequence[int] | None = None
-    metric_part: str = "temporal_attention"
+    metric_part: str | None = None
     motion: MotionRegularization | None = None
     rule: str = "published"
     metric: str = "l1"
@@ -131,12 +134,12 @@ class AdaCache:
         Raises:
             ValueError: the model has no such block or sub-layer.
         """
-        if self.metric_part not in stack.parts:
-            raise ValueError(f"metric_part: expected one of {list(stack.parts)}, got {self.metric_part!r}")
+        part = stack.default_part if self.metric_part is None else self.metric_part
+        if part not in stack.parts:
+            raise ValueError(f"metric_part: expected one of {list(stack.parts)}, got {part!r}")
         blocks = (max(0, stack.depth // 2 - 1),) if self.metric_blocks is None else self.metric_blocks
         check_blocks(blocks, stack.depth)
-        kinds = stack.kinds[self.metric_part]
-        return tuple(MetricSite(block, kind, self.metric_part) for block in blocks for kind in kinds)
+        return tuple(MetricSite(block, kind, part) for block in blocks for kind in stack.kinds[part])
 
     def check(self, num_steps: int, stack: StackInfo) -> None:
         check_steps(num_steps)
@@ -188,8 +191,8 @@ class AdaCacheSchedule:
         first, last = (1, num_steps) if motion is None else motion.steps(num_steps)
         self._rule: dict[str, Any] = {
             "num_steps": num_steps,
-            "thresholds": torch.tensor(list(policy.codebook), dtype=torch.float64, device=device),
-            "rates": torch.tensor(list(policy.codebook.values()), dtype=torch.float64, device=device),
+            "thresholds": _sent(list(policy.codebook), device),
+            "rates": _sent(list(policy.codebook.values()), device),
             "metric": policy.metric,
             "rule": policy.rule,
             "window": (first, last),
@@ -242,6 +245,11 @@ class AdaCacheSchedule:
             record["nonfinite"] = [bool(flag) for flag in record["nonfinite"]]
             records.append(record)
         return records
+
+
+def _sent(values: Sequence[float], device: torch.device) -> Tensor:
+    """A float64 tensor that reaches the device on its own: one made there would make the host wait."""
+    return torch.tensor(values, dtype=torch.float64).to(device, non_blocking=True)
 
 
 class _HostCopy:

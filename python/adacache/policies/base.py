@@ -20,6 +20,8 @@ class StackInfo:
     """Sub-layers whose residual can be measured."""
     kinds: dict[str, tuple[str, ...]]
     """Per part, the kinds of block of a pair that have it, in the order they run."""
+    default_part: str = "temporal_attention"
+    """What is measured unless the policy says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class MetricSite:
     part: str
 
     def __str__(self) -> str:
-        return f"{self.kind}_blocks.{self.block}.{self.part}"
+        return f"{self.kind}_blocks.{self.block}.{self.part}".removeprefix("_")
 
 
 class Schedule(Protocol):

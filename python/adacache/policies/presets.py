@@ -43,17 +43,22 @@ def preset_names() -> list[str]:
     return [name + suffix for name in (*_OPEN_SORA, *_DIGITS) for suffix in ("", "+moreg")]
 
 
-def preset(name: str, num_steps: int) -> AdaCache:
+def preset(name: str | Path, num_steps: int | None) -> AdaCache:
     """The settings called `name`, e.g. "open-sora/fast" or "open-sora/slow+moreg", for a schedule of
-    `num_steps`.
+    `num_steps`, or those of a file that `adacache calibrate` wrote. Without `num_steps`, those of any
+    schedule that they have: this tells whether the name is known.
 
     Raises:
-        ValueError: an unknown name, or a number of steps that the preset has no codebook for.
+        ValueError: an unknown name, no such file, or a number of steps that the preset has no codebook for.
     """
+    if isinstance(name, Path) or name.endswith(".json"):
+        return _calibrated(Path(name), num_steps)
     base = name.removesuffix("+moreg")
     if base not in (*_OPEN_SORA, *_DIGITS):
         raise ValueError(f"policy: expected one of {preset_names()}, got {name!r}")
     codebooks = _OPEN_SORA[base] if base in _OPEN_SORA else _digit_codebooks(base)
+    if num_steps is None:
+        num_steps = next(iter(codebooks))
     if num_steps not in codebooks:
         raise ValueError(
             f"num_steps: {name} has codebooks for {sorted(codebooks)} steps, got {num_steps}; "
@@ -69,3 +74,18 @@ def _digit_codebooks(name: str) -> _Codebooks:
     values = calibrated["presets"][name]
     motion = {**values["motion"], "window": tuple(values["motion"]["window"])}
     return {calibrated["num_steps"]: (dict(values["codebook"]), MotionRegularization(**motion))}
+
+
+def _calibrated(path: Path, num_steps: int | None) -> AdaCache:
+    """The settings in a file that `adacache calibrate` wrote."""
+    try:
+        values = json.loads(path.read_text())
+        codebook = {float(threshold): int(rate) for threshold, rate in values["codebook"]}
+        steps = int(values["num_steps"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"policy: {path} is no file that `adacache calibrate` wrote ({error!r})") from error
+    if num_steps not in (None, steps):
+        raise ValueError(f"num_steps: {path} was calibrated for {steps} steps, got {num_steps}")
+    return AdaCache(
+        codebook=codebook, metric_part=values.get("metric_part"), metric=values.get("metric", "l1")
+    )

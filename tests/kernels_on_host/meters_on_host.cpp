@@ -1,0 +1,89 @@
+// gated_residual_meter, stack_residual_meter and residual_meter against plain loops, where the residual is
+// kept in x's dtype.
+#include "../../csrc/core/residual_meter.h"
+#include "host_meters.h"
+
+namespace adacache::host {
+namespace {
+
+constexpr int threads = 32;
+
+// As in csrc/cuda: single elements are always measured in full.
+template <class P, class Single, class All, class L1>
+Sums run_walk(const P& p, const MeterCase& k, const Plan& plan, const Single& single, const All& all,
+              const L1& l1) {
+  return run_meter(k.shape, k.motion, k.all_columns, plan, meter_walk_shared_bytes(p, plan), k.videos,
+                   k.video_of_row, [&](HostBlock& block, double* partials) {
+                     if (plan.width == 1)
+                       single(block, p, plan, partials);
+                     else if (k.all_columns)
+                       all(block, p, plan, partials);
+                     else
+                       l1(block, p, plan, partials);
+                   });
+}
+
+template <class T>
+void gated_residual_meter_case(const TokenShape& shape) {
+  GatedScene<T, T> scene(shape);
+  const GatedResidualMeter p = scene.parameters();
+  Plan plan = plan_of(p, threads);
+  vary(plan, shape, p.motion, true);
+  constexpr int wide = vector_width<T>;
+  check_twice(scene, [&] {
+    return run_walk(p, scene.k, plan, gated_residual_meter_body<T, 1, true, HostBlock>,
+                    gated_residual_meter_body<T, wide, true, HostBlock>,
+                    gated_residual_meter_body<T, wide, false, HostBlock>);
+  });
+}
+
+template <class T>
+void stack_residual_meter_case(const TokenShape& shape) {
+  StackScene<T, T> scene(shape);
+  const StackResidualMeter p = scene.parameters();
+  Plan plan = plan_of(p, threads);
+  vary(plan, shape, p.motion, frames_divisible(p));
+  constexpr int wide = vector_width<T>;
+  check_twice(scene, [&] {
+    return run_walk(p, scene.k, plan, stack_residual_meter_body<T, 1, true, HostBlock>,
+                    stack_residual_meter_body<T, wide, true, HostBlock>,
+                    stack_residual_meter_body<T, wide, false, HostBlock>);
+  });
+}
+
+template <class T>
+void residual_meter_case(const TokenShape& shape) {
+  const MeterCase k(shape);
+  const int64_t tokens = shape.frames * shape.places;
+  HostTensor<T> r(shape.rows, tokens, shape.channels, random_place());
+  HostTensor<T> old(shape.rows, tokens, shape.channels, random_place());
+  const ResidualMeter p{r.data(), old.data(), r.strides,     old.strides,
+                        shape,    k.motion,   k.all_columns, dtype_of<T>};
+  Plan plan = plan_of(p, threads);
+  vary(plan, shape, p.motion, true);
+  constexpr int wide = vector_width<T>;
+  const Sums sums =
+      run_walk(p, k, plan, residual_meter_body<T, 1, true, HostBlock>,
+               residual_meter_body<T, wide, true, HostBlock>, residual_meter_body<T, wide, false, HostBlock>);
+  const auto known = [](int64_t) { return true; };
+  expect_sums(sums, expected_sums(shape, k.motion, k.all_columns, k.videos, k.video_of_row, known, r, old),
+              k.motion);
+}
+
+}  // namespace
+
+void meter_cases(int64_t cases) {
+  for (int64_t i = 0; i < cases; ++i)
+    with_random_dtype([&](auto element) {
+      using T = decltype(element);
+      const TokenShape shape = random_shape(80);
+      current_case = describe("gated_residual_meter", i, shape, dtype_of<T>);
+      gated_residual_meter_case<T>(shape);
+      current_case = describe("stack_residual_meter", i, shape, dtype_of<T>);
+      stack_residual_meter_case<T>(shape);
+      current_case = describe("residual_meter", i, shape, dtype_of<T>);
+      residual_meter_case<T>(shape);
+    });
+}
+
+}  // namespace adacache::host

@@ -1,0 +1,268 @@
+// The ops that look at a token as a whole against plain loops: layer norms, and residuals kept in float8.
+#include "../../csrc/core/gated_residual_norm.h"
+#include "../../csrc/core/gated_residual_norm_meter.h"
+#include "../../csrc/core/layer_norm_modulate.h"
+#include "host_meters.h"
+
+namespace adacache::host {
+namespace {
+
+// As for the channels, or few threads that hold many vectors, so that small cases meet all kinds of plans.
+// Plans of ops that are compared bit for bit get the same one.
+struct Holding {
+  int threads = 0, vectors = 0;  // 0: as planned
+
+  explicit Holding(int64_t channels, int width) {
+    if (once_in(4)) return;
+    threads = static_cast<int>(one_of({32, 32, 64}));
+    vectors = 1;
+    while (vectors < most_vectors_held && (vectors * threads * width < channels || once_in(3))) vectors *= 2;
+    if (vectors * threads * width < channels) threads = 0;
+  }
+  // A row may always be read again instead of held.
+  void change(Plan& plan) const {
+    if (threads > 0) {
+      plan.threads = threads;
+      if (plan.vectors_per_thread > 0) plan.vectors_per_thread = vectors;
+    }
+    if (once_in(4)) plan.vectors_per_thread = 0;
+    if (plan.vectors_per_thread == 0) plan.history = 0;
+  }
+};
+
+template <class Function>
+void with_vectors(const Plan& plan, const Function& function) {
+  switch (plan.vectors_per_thread) {
+    case 1:
+      return function(std::integral_constant<int, 1>{});
+    case 2:
+      return function(std::integral_constant<int, 2>{});
+    case 4:
+      return function(std::integral_constant<int, 4>{});
+    default:
+      return function(std::integral_constant<int, 0>{});
+  }
+}
+
+// The weights and modulators of a norm, and where it is put.
+template <class T>
+struct NormScene {
+  HostModulator<T> shift, scale;
+  HostTensor<T> weight, bias;
+  bool has_weight = once_in(2), has_bias = once_in(2);
+  float eps = one_of({1e-6f, 1e-5f, 0.1f});
+  HostTensor<T> out, out_before;
+
+  explicit NormScene(const TokenShape& shape)
+      : shift(random_modulator<T>(shape, random_place())),
+        scale(random_modulator<T>(shape, random_place())),
+        weight(1, 1, shape.channels, {once_in(4) ? 1 : 0, 0}),
+        bias(1, 1, shape.channels),
+        out(shape.rows, shape.frames * shape.places, shape.channels, random_place()),
+        out_before(out) {
+    out_before.fill(static_cast<float>(nan));
+    out = out_before;
+  }
+  Norm get() {
+    return {
+        shift.get(), scale.get(), has_weight ? weight.data() : nullptr, has_bias ? bias.data() : nullptr, eps,
+        out.data(),  out.strides};
+  }
+  // Of the values v(b, n, c), NaN where there are none.
+  template <class V>
+  void check(const V& v) const {
+    std::vector<double> normed(out.channels);
+    for (int64_t b = 0; b < out.rows; ++b)
+      for (int64_t n = 0; n < out.tokens; ++n) {
+        double mean = 0, variance = 0, largest = 0;
+        for (int64_t c = 0; c < out.channels; ++c) mean += v(b, n, c) / out.channels;
+        for (int64_t c = 0; c < out.channels; ++c) {
+          variance += (v(b, n, c) - mean) * (v(b, n, c) - mean) / out.channels;
+          largest = std::max(largest, std::fabs(v(b, n, c)));
+        }
+        const double rstd = 1 / std::sqrt(variance + eps);
+        for (int64_t c = 0; c < out.channels; ++c) {
+          double want = (v(b, n, c) - mean) * rstd, size = 1 + std::fabs(want) + largest * rstd;
+          if (has_weight) want *= weight(0, 0, c), size *= 1 + std::fabs(weight(0, 0, c));
+          if (has_bias) want += bias(0, 0, c), size += std::fabs(bias(0, 0, c));
+          if (scale.present()) want *= 1 + scale(b, n, c), size *= 1 + std::fabs(scale(b, n, c));
+          if (shift.present()) want += shift(b, n, c), size += std::fabs(shift(b, n, c));
+          const double rounding = std::is_same_v<T, float>      ? 0
+                                  : std::is_same_v<T, bfloat16> ? 1.0 / 256
+                                                                : 1.0 / 2048;
+          const double got = out(b, n, c);
+          if (std::isnan(want)
+                  ? !std::isnan(got)
+                  : !(std::fabs(got - want) <= rounding * (std::fabs(want) + 1e-4) + 1e-6 * size))
+            fail("norm[" + std::to_string(b) + ", " + std::to_string(n) + ", " + std::to_string(c) + "] is " +
+                 std::to_string(got) + ", expected " + std::to_string(want));
+        }
+      }
+    expect_tensor("norm", out, out_before, out);
+  }
+};
+
+template <class T>
+void run_layer_norm_modulate(const LayerNormModulate& p, const Holding& holding) {
+  Plan plan = plan_of(p);
+  holding.change(plan);
+  with_vectors(plan, [&](auto vectors) {
+    launch(in_any_order(plan.blocks), plan.threads, token_shared_bytes(plan),
+           [&](HostBlock& block) { layer_norm_modulate_body<T, vectors>(block, p, plan); });
+  });
+}
+
+// layer_norm_modulate of x_out must be what the ops that compute x_out leave, bit for bit, wherever x_out
+// lies.
+template <class T>
+void expect_norm_of(const HostTensor<T>& x_out, NormScene<T>& norm, const TokenShape& shape,
+                    const Holding& holding) {
+  HostTensor<T> x(shape.rows, shape.frames * shape.places, shape.channels, random_place());
+  for (int64_t b = 0; b < x.rows; ++b)
+    for (int64_t n = 0; n < x.tokens; ++n)
+      for (int64_t c = 0; c < x.channels; ++c) x.memory[x.at(b, n, c)] = x_out.memory[x_out.at(b, n, c)];
+  const HostTensor<T> fused = norm.out;
+  norm.out = norm.out_before;
+  run_layer_norm_modulate<T>({x.data(), x.strides, {nullptr, shape.rows}, norm.get(), shape, dtype_of<T>},
+                             holding);
+  for (int64_t b = 0; b < x.rows; ++b)
+    for (int64_t n = 0; n < x.tokens; ++n)
+      for (int64_t c = 0; c < x.channels; ++c)
+        if (std::isnan(fused(b, n, c)))
+          norm.out.memory[norm.out.at(b, n, c)] = fused.memory[fused.at(b, n, c)];
+  expect_same_bits("the norm of x_out", norm.out, fused);
+}
+
+template <class T>
+void layer_norm_modulate_case(const TokenShape& shape) {
+  const HostRows rows = random_rows(shape.rows, false);
+  HostTensor<T> x(rows.total, shape.frames * shape.places, shape.channels, random_place());
+  add_oddities(x);
+  const HostTensor<T> before = x;
+  NormScene<T> norm(shape);
+  LayerNormModulate p{x.data(), x.strides, rows.get(), norm.get(), shape, dtype_of<T>};
+  const bool in_place = rows.index.empty() && once_in(4);
+  if (in_place) {
+    p.norm.out = x.data();
+    p.norm.out_strides = x.strides;
+  }
+  run_layer_norm_modulate<T>(p, Holding(shape.channels, vector_width<T>));
+  if (in_place) norm.out = norm.out_before = x;
+  norm.check(
+      [&](int64_t b, int64_t n, int64_t c) { return rows.of(b) < 0 ? nan : before(rows.of(b), n, c); });
+}
+
+template <class T>
+void gated_residual_norm_case(const TokenShape& shape) {
+  GatedScene<T, T> scene(shape);
+  scene.cache.rows.index.clear();  // no residual is kept
+  const GatedResidualMeter m = scene.parameters();
+  NormScene<T> norm(shape);
+  GatedResidualNorm p{
+      {m.x, m.y, m.out, m.x_strides, m.y_strides, m.out_strides, m.x_rows, m.gate, shape, m.dtype},
+      norm.get()};
+  const Holding holding(shape.channels, vector_width<T>);
+  Plan plan = plan_of(p);
+  holding.change(plan);
+  with_vectors(plan, [&](auto vectors) {
+    launch(in_any_order(plan.blocks), plan.threads, token_shared_bytes(plan),
+           [&](HostBlock& block) { gated_residual_norm_body<T, vectors>(block, p, plan); });
+  });
+  const auto x_out = [&](int64_t b, int64_t n, int64_t c) { return scene.x_out(b, n, c); };
+  expect_tensor("out", scene.result(), scene.in_place ? scene.x_before : scene.out_before, x_out);
+  norm.check(x_out);
+  expect_norm_of(scene.result(), norm, shape, holding);
+}
+
+template <class T, class Stored>
+void gated_residual_norm_meter_case(const TokenShape& shape) {
+  GatedScene<T, Stored> scene(shape);
+  NormScene<T> norm(shape);
+  const GatedResidualNormMeter p{scene.parameters(), norm.get()};
+  const Holding holding(shape.channels, vector_width<T>);
+  Plan plan = plan_of(p);
+  vary(plan, shape, p.meter.motion, true);
+  holding.change(plan);
+  check_twice(scene, [&] {
+    Sums sums;
+    with_vectors(plan, [&](auto vectors) {
+      sums = run_meter(shape, p.meter.motion, p.meter.all_columns, plan,
+                       token_meter_shared_bytes(plan, p.meter.motion), scene.k.videos, scene.k.video_of_row,
+                       [&](HostBlock& block, double* partials) {
+                         gated_residual_norm_meter_body<T, Stored, vectors>(block, p, plan, partials);
+                       });
+    });
+    return sums;
+  });
+  norm.check([&](int64_t b, int64_t n, int64_t c) { return scene.x_out(b, n, c); });
+  expect_norm_of(scene.result(), norm, shape, holding);
+}
+
+template <class T, class Scene, class Body>
+void float8_case(const TokenShape& shape, bool divisible, Scene& scene, const Body& body) {
+  const auto p = scene.parameters();
+  Plan plan = plan_of(p, 0);
+  vary(plan, shape, p.motion, divisible);
+  Holding(shape.channels, vector_width<T>).change(plan);
+  check_twice(scene, [&] {
+    Sums sums;
+    with_vectors(plan, [&](auto vectors) {
+      sums = run_meter(shape, p.motion, p.all_columns, plan, token_meter_shared_bytes(plan, p.motion),
+                       scene.k.videos, scene.k.video_of_row,
+                       [&](HostBlock& block, double* partials) { body(vectors, block, p, plan, partials); });
+    });
+    return sums;
+  });
+}
+
+template <class T>
+void gated_residual_meter_float8_case(const TokenShape& shape) {
+  GatedScene<T, float8_e4m3> scene(shape);
+  float8_case<T>(
+      shape, true, scene,
+      [](auto vectors, HostBlock& block, const GatedResidualMeter& p, const Plan& plan, double* partials) {
+        gated_residual_meter_float8_body<T, vectors>(block, p, plan, partials);
+      });
+}
+
+template <class T>
+void stack_residual_meter_float8_case(const TokenShape& shape) {
+  StackScene<T, float8_e4m3> scene(shape);
+  float8_case<T>(
+      shape, frames_divisible(scene.parameters()), scene,
+      [](auto vectors, HostBlock& block, const StackResidualMeter& p, const Plan& plan, double* partials) {
+        stack_residual_meter_float8_body<T, vectors>(block, p, plan, partials);
+      });
+}
+
+template <class T>
+void all_ops(int64_t number, const TokenShape& shape) {
+  current_case = describe("layer_norm_modulate", number, shape, dtype_of<T>);
+  layer_norm_modulate_case<T>(shape);
+  current_case = describe("gated_residual_norm", number, shape, dtype_of<T>);
+  gated_residual_norm_case<T>(shape);
+  current_case = describe("gated_residual_norm_meter", number, shape, dtype_of<T>);
+  if (once_in(2))
+    gated_residual_norm_meter_case<T, T>(shape);
+  else
+    gated_residual_norm_meter_case<T, float8_e4m3>(shape);
+  current_case = describe("gated_residual_meter in float8", number, shape, dtype_of<T>);
+  gated_residual_meter_float8_case<T>(shape);
+  current_case = describe("stack_residual_meter in float8", number, shape, dtype_of<T>);
+  stack_residual_meter_float8_case<T>(shape);
+}
+
+}  // namespace
+
+void token_cases(int64_t cases) {
+  for (int64_t i = 0; i < cases; ++i)
+    with_random_dtype([&](auto element) {
+      using T = decltype(element);
+      // Now and then as many channels as models have, or so many that no block holds them.
+      TokenShape shape = random_shape(300);
+      if (once_in(25)) shape = {1, pick(1, 3), pick(1, 2), one_of<int64_t>({1152, 2304, 4224, 5120, 12320})};
+      all_ops<T>(i, shape);
+    });
+}
+
+}  // namespace adacache::host

@@ -1,0 +1,717 @@
+"""Small models of random weights, one per class, with inputs and a plain sampling loop; and AdaCache written
+out.
+
+`CASES` holds those of diffusers. All are float32 and run on the CPU in milliseconds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Values = dict[str, Any]
+CODEBOOK = {0.2: 5, 0.4: 4, 0.6: 3, 0.8: 2, 1.0: 1}
+"""Random networks change more from step to step than trained ones."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model class.
+
+    Attributes:
+        name: of the class.
+        build: makes the model (weights come after).
+        inputs: (videos, frames) -> arguments of the model's forward besides the timestep, batch first; those
+            that are not batched are listed in `shared`.
+        lists: names of its block lists, in the order the blocks run (by turns if `alternating`).
+        streams: names of the block arguments that a block returns.
+        after_attention: names of a block's child, per list, whose input is the tokens after the
+            self-attention was added; "" if the block has no further residual.
+        part: what is measured.
+        latents: the argument that is denoised.
+        schedule: the greatest timestep.
+        depth: blocks (pairs, if alternating).
+        seed: of the weights.
+        codebook: one under which the schedule is not trivial.
+        tolerance: relative, for results whose order of addition differs.
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+    inputs: Callable[[int, int], Values]
+    lists: tuple[str, ...] = ("transformer_blocks",)
+    alternating: bool = False
+    streams: tuple[str, ...] = ("hidden_states",)
+    after_attention: dict[str, str] = field(default_factory=dict)
+    part: str = "attention"
+    latents: str = "hidden_states"
+    schedule: float = 1000.0
+    shared: tuple[str, ...] = ()
+    depth: int = 4
+    seed: int = 0
+    codebook: dict[float, int] = field(default_factory=lambda: CODEBOOK)
+    tolerance: float = 1e-4
+    timestep: Callable[[float, int], Tensor] = lambda t, rows: torch.full((rows,), t)
+
+    def model(self, seed: int = 0) -> nn.Module:
+        """The model with weights that make every gate count."""
+        torch.manual_seed(self.seed + seed)
+        model = self.build().eval().requires_grad_(False)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.ndim > 1 and "table" not in name:
+                    parameter.copy_(torch.randn_like(parameter) / math.prod(parameter.shape[1:]) ** 0.5)
+                elif "pos_frequencies" in name or "table" in name:
+                    parameter.copy_(torch.randn_like(parameter) * 0.3)
+        return model
+
+    def values(self, videos: int = 1, seed: int = 0, frames: int = 3) -> Values:
+        torch.manual_seed(seed + 100)
+        return self.inputs(videos, frames)
+
+    def rows(self, values: Values, video: int) -> Values:
+        """One video of a batch of inputs."""
+        return {
+            name: value if name in self.shared or not isinstance(value, Tensor) else value[video : video + 1]
+            for name, value in values.items()
+        }
+
+    def blocks(self, model: Any) -> list[tuple[str, nn.Module]]:
+        """Blocks in the order they run, each with the name of its list."""
+        lists = [(name, list(getattr(model, name))) for name in self.lists]
+        if self.alternating:
+            return [(name, blocks[i]) for i in range(self.depth) for name, blocks in lists]
+        return [(name, block) for name, blocks in lists for block in blocks]
+
+    def predict(self, model: Any, values: Values, z: Tensor, step: int, num_steps: int) -> Tensor:
+        """The model's output for the latents at one step (counted from 0), in their shape."""
+        t = self.timestep(self.schedule * (1 - step / num_steps), z.shape[0])
+        output = model(**{**values, self.latents: z, "timestep": t}, return_dict=False)
+        return fit(output[0] if isinstance(output, tuple) else output, z)
+
+    def denoise(self, model: Any, values: Values, num_steps: int) -> Tensor:
+        """A plain loop."""
+        z = values[self.latents]
+        with torch.no_grad():
+            for step in range(num_steps):
+                z = z - self.predict(model, values, z, step, num_steps) / num_steps
+        return z
+
+    def denoise_in_two_calls(
+        self, model: Any, values: Values, null: Values, num_steps: int, context: bool
+    ) -> Tensor:
+        """A loop with guidance in two calls, inside diffusers' `cache_context` or not."""
+        import contextlib
+
+        z = values[self.latents]
+        with torch.no_grad():
+            for step in range(num_steps):
+                outputs = []
+                for name, some in (("cond", values), ("uncond", null)):
+                    with model.cache_context(name) if context else contextlib.nullcontext():
+                        outputs.append(self.predict(model, some, z, step, num_steps))
+                z = z - (outputs[1] + 2.0 * (outputs[0] - outputs[1])) / num_steps
+        return z
+
+
+def fit(output: Tensor, like: Tensor) -> Tensor:
+    """The part of an output that is of the latents' shape (some predict a variance too)."""
+    return output[tuple(slice(0, size) for size in like.shape)]
+
+
+@torch.no_grad()
+def denoise_slowly(
+    case: Case, model: Any, values: Values, num_steps: int, codebook: dict[float, int], block: int
+) -> tuple[Tensor, list[int], list[tuple[int, float]]]:
+    """AdaCache written out with hooks on a plain model, for one video: every block always runs, and on a
+    reused step its output is replaced by its input plus the residual that it had when last computed.
+
+    Returns the latent, the computed steps and (step, relative distance) of every measurement.
+    """
+    blocks = case.blocks(model)
+    measured = [
+        (name, one)
+        for i, (name, one) in enumerate(blocks)
+        if i // (len(case.lists) if case.alternating else 1) == block and name in case.after_attention
+    ]
+    ((list_name, site),) = measured
+    kept: dict[nn.Module, list[Tensor]] = {}
+    now: dict[str, Any] = {"computing": True, "residual": None, "input": None}
+
+    def arguments(one: nn.Module, args: Any, kwargs: Any) -> list[Tensor]:
+        import inspect
+
+        names = list(inspect.signature(one.forward).parameters)
+        given = dict(zip(names, args, strict=False)) | kwargs
+        return [given[name] for name in case.streams]
+
+    def before_site(one: nn.Module, args: Any, kwargs: Any) -> None:
+        now["input"] = arguments(one, args, kwargs)[0].double()
+
+    def after_attention(child: nn.Module, args: Any, kwargs: Any) -> None:
+        tokens = args[0] if args else kwargs["hidden_states"]
+        now["residual"] = tokens.double() - now["input"]
+
+    def after_block(one: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        streams = arguments(one, args, kwargs)
+        outputs = [output] if isinstance(output, Tensor) else list(output)
+        if one is site and not case.after_attention[list_name]:
+            now["residual"] = outputs[0].double() - now["input"]
+        if now["computing"]:
+            kept[one] = [out - x for x, out in zip(streams, outputs, strict=True)]
+            return None
+        outputs = [x + r for x, r in zip(streams, kept[one], strict=True)]
+        return outputs[0] if isinstance(output, Tensor) else tuple(outputs)
+
+    hooks = [site.register_forward_pre_hook(before_site, with_kwargs=True)]
+    if case.after_attention[list_name]:
+        child = site.get_submodule(case.after_attention[list_name])
+        hooks.append(child.register_forward_pre_hook(after_attention, with_kwargs=True))
+    hooks += [one.register_forward_hook(after_block, with_kwargs=True) for _, one in blocks]
+    z, last, rate, old = values[case.latents], 0, 1, None
+    computed: list[int] = []
+    distances: list[tuple[int, float]] = []
+    try:
+        for step in range(1, num_steps + 1):
+            now["computing"] = step == last + rate or step in (1, num_steps - 1, num_steps)
+            z = z - case.predict(model, values, z, step - 1, num_steps) / num_steps
+            if now["computing"]:
+                computed.append(step)
+                new, last = now["residual"], step
+                if old is not None:
+                    distances.append((step, float((new - old).abs().sum() / old.abs().sum())))
+                    score = distances[-1][1] / rate
+                    rate = next(
+                        (r for limit, r in codebook.items() if score < limit), [*codebook.values()][-1]
+                    )
+                old = new
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return z, computed, distances
+
+
+def relative_error(a: Tensor, b: Tensor) -> float:
+    """mean|a - b| / mean|b|."""
+    return float((a - b).abs().mean() / b.abs().mean())
+
+
+def _diffusers(name: str, **config: Any) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        import diffusers
+
+        return getattr(diffusers, name)(**config)
+
+    return build
+
+
+def _randn(*shape: int) -> Tensor:
+    return torch.randn(*shape)
+
+
+LATTE = Case(
+    "LatteTransformer3DModel",
+    _diffusers(
+        "LatteTransformer3DModel",
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=8,
+        num_layers=4,
+        cross_attention_dim=16,
+        attention_bias=True,
+        sample_size=4,
+        patch_size=2,
+        activation_fn="gelu-approximate",
+        num_embeds_ada_norm=1000,
+        norm_type="ada_norm_single",
+        norm_elementwise_affine=False,
+        norm_eps=1e-6,
+        caption_channels=12,
+        video_length=3,
+    ),
+    lambda videos, frames: {
+        "hidden_states": _randn(videos, 4, frames, 4, 4),
+        "encoder_hidden_states": _randn(videos, 5, 12),
+    },
+    lists=("transformer_blocks", "temporal_transformer_blocks"),
+    alternating=True,
+    after_attention={"temporal_transformer_blocks": "norm2"},
+    part="temporal_attention",
+)
+COGVIDEOX = Case(
+    "CogVideoXTransformer3DModel",
+    _diffusers(
+        "CogVideoXTransformer3DModel",
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=4,
+        time_embed_dim=8,
+        text_embed_dim=12,
+        num_layers=4,
+        sample_width=4,
+        sample_height=4,
+        sample_frames=9,
+        patch_size=2,
+        max_text_seq_length=5,
+        use_rotary_positional_embeddings=True,
+    ),
+    lambda videos, frames: {
+        "hidden_states": _randn(videos, frames, 4, 4, 4),
+        "encoder_hidden_states": _randn(videos, 5, 12),
+        "image_rotary_emb": (torch.ones(frames * 4, 16), torch.zeros(frames * 4, 16)),
+    },
+    streams=("hidden_states", "encoder_hidden_states"),
+    after_attention={"transformer_blocks": "norm2"},
+)
+WAN = Case(
+    "WanTransformer3DModel",
+    _diffusers(
+        "WanTransformer3DModel",
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        text_dim=12,
+        freq_dim=16,
+        ffn_dim=32,
+        num_layers=4,
+        rope_max_seq_len=32,
+    ),
+    lambda videos, frames: {
+        "hidden_states": _randn(videos, 4, frames, 4, 4),
+        "encoder_hidden_states": _randn(videos, 5, 12),
+    },
+    lists=("blocks",),
+    after_attention={"blocks": "norm2"},
+)
+SKYREELS = Case(
+    "SkyReelsV2Transformer3DModel",
+    _diffusers(
+        "SkyReelsV2Transformer3DModel",
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        text_dim=12,
+        freq_dim=16,
+        ffn_dim=32,
+        num_layers=4,
+        rope_max_seq_len=32,
+    ),
+    WAN.inputs,
+    lists=("blocks",),
+    after_attention={"blocks": "norm2"},
+)
+CHRONOEDIT = Case(
+    "ChronoEditTransformer3DModel",
+    _diffusers(
+        "ChronoEditTransformer3DModel",
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        text_dim=12,
+        freq_dim=16,
+        ffn_dim=32,
+        num_layers=4,
+        rope_max_seq_len=32,
+    ),
+    WAN.inputs,
+    lists=("blocks",),
+    after_attention={"blocks": "norm2"},
+)
+LTX = Case(
+    "LTXVideoTransformer3DModel",
+    _diffusers(
+        "LTXVideoTransformer3DModel",
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        cross_attention_dim=16,
+        num_layers=4,
+        caption_channels=12,
+    ),
+    lambda videos, frames: {
+        "hidden_states": _randn(videos, frames * 6, 4),
+        "encoder_hidden_states": _randn(videos, 5, 12),
+        "encoder_attention_mask": torch.ones(videos, 5).bool(),
+        "num_frames": frames,
+        "height": 2,
+        "width": 3,
+    },
+    after_attention={"transformer_blocks": "attn2"},
+)
+MOCHI = Case(
+    "MochiTransformer3DModel",
+    _diffusers(
+        "MochiTransformer3DModel",
+        patch_size=2,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=4,
+        pooled_projection_dim=16,
+        in_channels=4,
+        text_embed_dim=16,
+        time_embed_dim=4,
+        max_sequence_length=5,
+    ),
+    lambda videos, frames: {
+        "hidden_states": _randn(videos, 4, frames, 4, 4),
+        "encoder_hidden_states": _randn(videos, 5, 16),
+        "encoder_attention_mask": torch.ones(videos, 5).bool(),
+    },
+    streams=("hidden_states", "encoder_hidden_states"),
+    after_attention={"transformer_blocks": "norm3"},
+)
+ALLEGRO = Case(
+    "AllegroTransformer3DModel",
+    _diffusers(
+        "AllegroTransformer3DModel",
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        num_layers=4,
+        cross_attention_dim=24,
+        sample_width=4,
+        sample_height=4,
+        sample_frames=3,
+        caption_channels=12,
+    ),
+    lambda videos, frames: {
+        "hidden_states": _randn(videos, 4, frames, 4, 4),
+        "encoder_hidden_states": _randn(videos, 5, 12),
+        "attention_mask": torch.ones(videos, frames, 4, 4),
+        "encoder_attention_mask": torch.ones(videos, 5),
+        "image_rotary_emb": _allegro_rotary(frames),
+    },
+    after_attention={"transformer_blocks": "attn2"},
+    shared=("image_rotary_emb",),
+    codebook={0.15: 4, 0.3: 3, 0.45: 2, 0.6: 1},
+)
+
+
+def _allegro_rotary(frames: int) -> Any:
+    from diffusers.models.embeddings import get_3d_rotary_pos_embed_allegro
+
+    found = get_3d_rotary_pos_embed_allegro(
+        embed_dim=12,
+        crops_coords=((0, 0), (2, 2)),
+        grid_size=(2, 2),
+        temporal_size=frames,
+        interpolation_scale=(1.0, 1.0, 1.0),
+        device="cpu",
+    )
+    places = torch.cartesian_prod(*(torch.as_tensor(grid, dtype=torch.long) for grid in found[3:]))
+    return found[:3], tuple(places.T.reshape(3, 1, -1).contiguous())
+
+
+HUNYUAN = Case(
+    "HunyuanVideoTransformer3DModel",
+    _diffusers(
+        "HunyuanVideoTransformer3DModel",
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=2,
+        num_single_layers=2,
+        num_refiner_layers=1,
+        patch_size=2,
+        patch_size_t=1,
+        guidance_embeds=True,
+        text_embed_dim=12,
+        pooled_projection_dim=8,
+        rope_axes_dim=(2, 2, 4),
+    ),
+    lambda videos, frames: {
+        "hidden_states": _randn(videos, 4, frames, 4, 4),
+        "encoder_hidden_states": _randn(videos, 5, 12),
+        "pooled_projections": _randn(videos, 8),
+        "encoder_attention_mask": torch.ones(videos, 5),
+        "guidance": torch.full((videos,), 6000.0),
+    },
+    lists=("transformer_blocks", "single_transformer_blocks"),
+    streams=("hidden_states", "encoder_hidden_states"),
+    after_attention={"transformer_blocks": "norm2", "single_transformer_blocks": ""},
+)
+HUNYUAN_IMAGE = Case(
+    "HunyuanVideoTransformer3DModel, first frame given",
+    _diffusers(
+        "HunyuanVideoTransformer3DModel",
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=2,
+        num_single_layers=2,
+        num_refiner_layers=1,
+        patch_size=2,
+        patch_size_t=1,
+        guidance_embeds=False,
+        text_embed_dim=12,
+        pooled_projection_dim=8,
+        rope_axes_dim=(2, 2, 4),
+        image_condition_type="token_replace",
+    ),
+    lambda videos, frames: {
+        name: v for name, v in HUNYUAN.inputs(videos, frames).items() if name != "guidance"
+    },
+    lists=HUNYUAN.lists,
+    streams=HUNYUAN.streams,
+    after_attention=HUNYUAN.after_attention,
+)
+HUNYUAN_15 = Case(
+    "HunyuanVideo15Transformer3DModel",
+    _diffusers(
+        "HunyuanVideo15Transformer3DModel",
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=4,
+        num_refiner_layers=1,
+        patch_size=1,
+        patch_size_t=1,
+        text_embed_dim=12,
+        text_embed_2_dim=8,
+        image_embed_dim=8,
+        rope_axes_dim=(2, 2, 4),
+        target_size=16,
+    ),
+    lambda videos, frames: {
+        "hidden_states": _randn(videos, 4, frames, 2, 2),
+        "encoder_hidden_states": _randn(videos, 5, 12),
+        "encoder_attention_mask": torch.ones(videos, 5),
+        "encoder_hidden_states_2": _randn(videos, 4, 8),
+        "encoder_attention_mask_2": torch.ones(videos, 4),
+        "image_embeds": torch.zeros(videos, 3, 8),
+    },
+    streams=("hidden_states", "encoder_hidden_states"),
+    after_attention={"transformer_blocks": "norm2"},
+)
+COSMOS = Case(
+    "CosmosTransformer3DModel",
+    _diffusers(
+        "CosmosTransformer3DModel",
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=12,
+        num_layers=4,
+        mlp_ratio=2,
+        text_embed_dim=24,
+        adaln_lora_dim=4,
+        max_size=(4, 32, 32),
+        patch_size=(1, 2, 2),
+        rope_scale=(2.0, 1.0, 1.0),
+        concat_padding_mask=False,
+        extra_pos_embed_type=None,
+    ),
+    lambda videos, frames: {
+        "hidden_states": _randn(videos, 4, frames, 4, 4),
+        "encoder_hidden_states": _randn(videos, 5, 24),
+        "fps": 24,
+    },
+    after_attention={"transformer_blocks": "norm2"},
+    schedule=1.0,
+)
+SANA = Case(
+    "SanaVideoTransformer3DModel",
+    _diffusers(
+        "SanaVideoTransformer3DModel",
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=12,
+        num_layers=4,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=12,
+        cross_attention_dim=24,
+        caption_channels=8,
+        mlp_ratio=2.0,
+        sample_size=4,
+        patch_size=(1, 2, 2),
+        rope_max_seq_len=32,
+        qk_norm="rms_norm_across_heads",
+    ),
+    lambda videos, frames: {
+        "hidden_states": _randn(videos, 4, frames, 4, 4),
+        "encoder_hidden_states": _randn(videos, 5, 8),
+    },
+    after_attention={"transformer_blocks": "attn2"},
+    seed=1,  # with weights whose linear attention divides by nothing tiny
+)
+KANDINSKY = Case(
+    "Kandinsky5Transformer3DModel",
+    _diffusers(
+        "Kandinsky5Transformer3DModel",
+        in_visual_dim=4,
+        in_text_dim=12,
+        in_text_dim2=8,
+        time_dim=16,
+        out_visual_dim=4,
+        patch_size=(1, 2, 2),
+        model_dim=24,
+        ff_dim=32,
+        num_text_blocks=1,
+        num_visual_blocks=4,
+        axes_dims=(4, 4, 4),
+        attention_type="regular",
+    ),
+    lambda videos, frames: {
+        "hidden_states": _randn(videos, frames, 4, 4, 4),
+        "encoder_hidden_states": _randn(videos, 5, 12),
+        "pooled_projections": _randn(videos, 8),
+        "visual_rope_pos": [torch.arange(frames), torch.arange(2), torch.arange(2)],
+        "text_rope_pos": torch.arange(5),
+    },
+    lists=("visual_transformer_blocks",),
+    tolerance=2e-2,  # queries and keys are rounded to bfloat16 whatever the model's dtype
+    streams=("visual_embed",),
+    after_attention={"visual_transformer_blocks": "cross_attention_norm"},
+    shared=("text_rope_pos",),
+)
+EASYANIMATE = Case(
+    "EasyAnimateTransformer3DModel",
+    _diffusers(
+        "EasyAnimateTransformer3DModel",
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=4,
+        mmdit_layers=4,
+        num_layers=4,
+        patch_size=2,
+        sample_width=4,
+        sample_height=4,
+        text_embed_dim=12,
+        text_embed_dim_t5=None,
+        time_embed_dim=8,
+        time_position_encoding_type="3d_rope",
+    ),
+    lambda videos, frames: {
+        "hidden_states": _randn(videos, 4, frames, 4, 4),
+        "encoder_hidden_states": _randn(videos, 5, 12),
+    },
+    streams=("hidden_states", "encoder_hidden_states"),
+    after_attention={"transformer_blocks": "norm2"},
+    codebook={1.0: 4, 1.5: 3, 2.0: 2, 3.0: 1},
+)
+CONSISID = Case(
+    "ConsisIDTransformer3DModel",
+    _diffusers(
+        "ConsisIDTransformer3DModel",
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=4,
+        time_embed_dim=8,
+        text_embed_dim=12,
+        num_layers=4,
+        sample_width=4,
+        sample_height=4,
+        sample_frames=9,
+        patch_size=2,
+        max_text_seq_length=5,
+        use_rotary_positional_embeddings=True,
+        is_train_face=False,
+    ),
+    COGVIDEOX.inputs,
+    streams=("hidden_states", "encoder_hidden_states"),
+    after_attention={"transformer_blocks": "norm2"},
+)
+
+CASES = [
+    LATTE,
+    COGVIDEOX,
+    WAN,
+    SKYREELS,
+    CHRONOEDIT,
+    LTX,
+    MOCHI,
+    ALLEGRO,
+    HUNYUAN,
+    HUNYUAN_IMAGE,
+    HUNYUAN_15,
+    COSMOS,
+    SANA,
+    KANDINSKY,
+    EASYANIMATE,
+    CONSISID,
+]
+
+
+def _twin(module: str, name: str) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        import importlib
+
+        model: nn.Module = getattr(importlib.import_module(f"twins.{module}"), name)()
+        return model
+
+    return build
+
+
+def _twin_inputs(videos: int, frames: int) -> Values:
+    return {"hidden_states": _randn(videos, 4, frames, 4, 4), "encoder_hidden_states": _randn(videos, 5, 12)}
+
+
+OPEN_SORA = Case(
+    "STDiT3",
+    _twin("open_sora", "STDiT3"),
+    lambda videos, frames: {"x": _randn(videos, 4, frames, 4, 4), "y": _randn(videos, 5, 12)},
+    lists=("spatial_blocks", "temporal_blocks"),
+    alternating=True,
+    streams=("x",),
+    after_attention={"temporal_blocks": "before_cross"},
+    part="temporal_attention",
+    latents="x",
+)
+OPEN_SORA_PACKED = Case(
+    "STDiT3, packed captions and a given frame",
+    OPEN_SORA.build,
+    lambda videos, frames: {
+        **OPEN_SORA.inputs(videos, frames),
+        "mask": (torch.arange(5)[None] < torch.arange(videos)[:, None] % 3 + 3).long(),
+        "x_mask": torch.arange(frames).expand(videos, -1) > 0,
+    },
+    lists=OPEN_SORA.lists,
+    alternating=True,
+    streams=("x",),
+    part="temporal_attention",
+    latents="x",
+    after_attention={"temporal_blocks": "before_cross"},
+)
+LATTE_T2V = Case(
+    "LatteT2V",
+    _twin("latte", "LatteT2V"),
+    _twin_inputs,
+    lists=LATTE.lists,
+    alternating=True,
+    after_attention={"temporal_transformer_blocks": "norm2"},
+    part="temporal_attention",
+)
+OPEN_SORA_PLAN_12 = Case(
+    "OpenSoraT2V",
+    _twin("open_sora_plan", "OpenSoraT2V"),
+    _twin_inputs,
+    after_attention={"transformer_blocks": "attn2"},
+)
+OPEN_SORA_PLAN_13 = Case(
+    "OpenSoraT2V_v1_3",
+    _twin("open_sora_plan", "OpenSoraT2V_v1_3"),
+    _twin_inputs,
+    after_attention={"transformer_blocks": "attn2"},
+)
+TWINS = [OPEN_SORA, OPEN_SORA_PACKED, LATTE_T2V, OPEN_SORA_PLAN_12, OPEN_SORA_PLAN_13]

@@ -1,0 +1,221 @@
+"""Every model class: nothing changes while all is computed, and else the rule written out is followed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import adacache
+import pytest
+import torch
+from model_cases import CASES, TWINS, Case, denoise_slowly, relative_error
+
+pytest.importorskip("diffusers", reason="the models' classes come from diffusers")
+
+STEPS = 12
+BLOCK = 1
+"""The middle one of four."""
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+
+
+def ids(case: Case) -> str:
+    return case.name.replace(" ", "_").replace(",", "")
+
+
+every_case = pytest.mark.parametrize("case", [*CASES, *TWINS], ids=ids)
+
+
+@contextlib.contextmanager
+def enabled(model: Any, policy: Any, steps: int = STEPS, **options: Any) -> Iterator[adacache.Handle]:
+    handle = adacache.enable(model, policy, num_steps=steps, **{"rows_per_video": 1, **options})
+    try:
+        yield handle
+    finally:
+        adacache.disable(model)
+
+
+@every_case
+def test_computing_always_changes_no_bit(case: Case) -> None:
+    model, values = case.model(), case.values(2)
+    before = {name: type(module) for name, module in model.named_modules()}
+    plain = case.denoise(model, values, 9)
+    for part in (None, "block"):
+        with enabled(model, adacache.AdaCache(codebook={9.0: 1}, metric_part=part), 9) as handle:
+            assert torch.equal(case.denoise(model, values, 9), plain)
+            assert handle.trace.computed_steps == list(range(1, 10))
+            expected = case.part if part is None else "block"
+            assert any(record["site"].endswith(f".{expected}") for record in handle.trace.measurements)
+    assert {name: type(module) for name, module in model.named_modules()} == before
+    assert not any("adacache" in name for module in model.modules() for name in module.__dict__)
+    assert not any(module._forward_hooks for module in model.modules())
+    assert torch.equal(case.denoise(model, values, 9), plain)
+
+
+@every_case
+@pytest.mark.parametrize("cache", ["stack", "sublayer"])
+def test_schedule_is_that_of_the_rule_written_out(case: Case, cache: str) -> None:
+    model, values = case.model(), case.values()
+    expected, computed, distances = denoise_slowly(case, model, values, STEPS, case.codebook, BLOCK)
+    assert 4 < len(computed) < STEPS, "the schedule must not be trivial"
+    assert relative_error(case.denoise(model, values, STEPS), expected) > 1e-3, "reuse must show"
+    with enabled(model, adacache.AdaCache(codebook=case.codebook, cache=cache)) as handle:
+        final = case.denoise(model, values, STEPS)
+    trace = handle.trace
+    assert trace.computed_steps == computed
+    ((_, measured),) = trace.series("distance").items()
+    assert [step for step, _ in measured] == [step for step, _ in distances]
+    assert [value for _, value in measured] == pytest.approx([value for _, value in distances], rel=1e-4)
+    assert relative_error(final, expected) < 1e-5
+
+
+@every_case
+def test_videos_of_a_batch_decide_for_themselves(case: Case) -> None:
+    """Three videos with schedules of their own are what they are alone."""
+    model, batch = case.model(), case.values(3, seed=1)
+    scale = torch.tensor([1.0, 4.0, 0.25]).view(3, *[1] * (batch[case.latents].ndim - 1))
+    batch[case.latents] = batch[case.latents] * scale
+    policy = adacache.AdaCache(codebook=case.codebook)
+    singles, schedules = [], []
+    for video in range(3):
+        with enabled(model, policy) as handle:
+            singles.append(case.denoise(model, case.rows(batch, video), STEPS))
+        schedules.append(handle.trace.computed_steps)
+    assert len({tuple(steps) for steps in schedules}) > 1, "the videos must differ for this to show anything"
+    for cache in ("stack", "sublayer"):
+        with enabled(model, replace(policy, cache=cache)) as handle:
+            together = case.denoise(model, batch, STEPS)
+        assert [handle.trace.steps_of(video) for video in range(3)] == schedules
+        for video in range(3):
+            assert relative_error(together[video], singles[video][0]) < case.tolerance
+
+
+@every_case
+def test_guidance_in_two_calls(case: Case) -> None:
+    """The first branch decides, the second follows, and each reuses its own residuals."""
+    model, values, null = case.model(), case.values(seed=1), case.values(seed=2)
+    finals = []
+    for context in (False, True) if hasattr(model, "cache_context") else (False,):
+        with enabled(model, adacache.AdaCache(codebook=case.codebook)) as handle:
+            finals.append(case.denoise_in_two_calls(model, values, null, STEPS, context))
+        trace = handle.trace
+        assert len(trace.computed) == STEPS > len(trace.computed_steps)
+    assert all(torch.equal(final, finals[0]) for final in finals)
+    # The same in one batch, with the schedule given: so no branch got the other's residuals.
+    both = {
+        name: torch.cat((value, null[name]))
+        if isinstance(value, torch.Tensor) and name not in case.shared and value.shape[:1] == (1,)
+        else value
+        for name, value in values.items()
+    }
+    z = values[case.latents]
+    with torch.no_grad(), enabled(model, adacache.Replay(trace), rows_per_video=2):
+        for step in range(STEPS):
+            conditional, unconditional = case.predict(model, both, torch.cat((z, z)), step, STEPS).chunk(2)
+            z = z - (unconditional + 2.0 * (conditional - unconditional)) / STEPS
+    assert relative_error(finals[0], z) < case.tolerance
+
+
+@every_case
+def test_an_exception_leaves_nothing_behind(case: Case) -> None:
+    model, values = case.model(), case.values(seed=3)
+    other = {**values, case.latents: values[case.latents] * 3}
+    with enabled(model, adacache.AdaCache(codebook=case.codebook)):
+        expected = case.denoise(model, values, STEPS)
+        case.denoise(model, other, STEPS)
+        assert torch.equal(case.denoise(model, values, STEPS), expected), "the call before must not show"
+        block = case.blocks(model)[-1][1]
+
+        def fail(*_: Any) -> None:
+            raise KeyboardInterrupt("stopped by hand")
+
+        hook = block.register_forward_pre_hook(fail)
+        with pytest.raises(KeyboardInterrupt):
+            case.denoise(model, other, STEPS)
+        hook.remove()
+        assert torch.equal(case.denoise(model, values, STEPS), expected)
+        # Another shape, then the first again.
+        if case.name != "LatteTransformer3DModel":  # whose number of frames is fixed
+            case.denoise(model, case.values(frames=2), STEPS)
+        assert torch.equal(case.denoise(model, values, STEPS), expected)
+
+
+@every_case
+@pytest.mark.parametrize("dtype", [torch.bfloat16])
+def test_half_precision(case: Case, dtype: torch.dtype) -> None:
+    model = case.model().to(dtype)
+    values = {
+        name: value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+        for name, value in case.values().items()
+    }
+    # Some models keep a few modules in float32, and run in half precision under autocast alone.
+    mixed = case.name.startswith(("HunyuanVideo15", "Kandinsky5"))
+    with torch.autocast("cpu", dtype) if mixed else contextlib.nullcontext():
+        plain = case.denoise(model, values, 9)
+        with enabled(model, adacache.AdaCache(codebook={99.0: 1}), 9):
+            assert torch.equal(case.denoise(model, values, 9), plain)
+        with enabled(model, adacache.AdaCache(codebook={99.0: 3}), 9) as handle:
+            final = case.denoise(model, values, 9)
+    assert handle.trace.computed_steps == [1, 2, 5, 8, 9]
+    assert torch.isfinite(final).all()
+    assert relative_error(final, plain) < 1.0
+
+
+@every_case
+def test_autocast(case: Case) -> None:
+    model, values = case.model(), case.values()
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = case.denoise(model, values, 9)
+        with enabled(model, adacache.AdaCache(codebook={99.0: 1}), 9):
+            assert torch.equal(case.denoise(model, values, 9), plain)
+        with enabled(model, adacache.AdaCache(codebook={99.0: 3}), 9) as handle:
+            final = case.denoise(model, values, 9)
+    assert handle.trace.computed_steps == [1, 2, 5, 8, 9]
+    assert torch.isfinite(final).all()
+
+
+@every_case
+def test_found_by_structure_gives_the_same(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its adapter, a model is enabled too, and reuse does the same."""
+    model, values = case.model(), case.values()
+    schedule = adacache.Replay([1, 2, 5, 9, 11, 12])
+    with enabled(model, schedule) as handle:
+        assert handle.known
+        expected = case.denoise(model, values, STEPS)
+    monkeypatch.setattr("adacache.handle.adapter_for", adacache.adapters.GenericAdapter)
+    with enabled(model, schedule) as handle:
+        assert not handle.known
+        assert relative_error(case.denoise(model, values, STEPS), expected) < case.tolerance
+        assert relative_error(case.denoise(model, values, STEPS), expected) < case.tolerance
+    plain = case.denoise(model, values, 9)
+    with enabled(model, adacache.AdaCache(codebook={9.0: 1}), 9) as handle:
+        assert torch.equal(case.denoise(model, values, 9), plain)
+    assert {record["site"].rsplit(".")[-1] for record in handle.trace.measurements} == {"block"}
+
+
+@every_case
+def test_a_reused_step_runs_no_block(case: Case) -> None:
+    """The profiler sees one added residual per stream, no attention, and no more waiting for values than
+    plain."""
+    model, values = case.model(), case.values()
+    z = values[case.latents]
+    names = ("aten::scaled_dot_product_attention", "aten::_local_scalar_dense", "adacache::reuse_residual")
+
+    def count(step: int) -> dict[str, int]:
+        with torch.profiler.profile() as profile, torch.no_grad():
+            case.predict(model, values, z, step, STEPS)
+        return {name: sum(event.name == name for event in profile.events()) for name in names}
+
+    plain = count(0)
+    policy = adacache.Replay([1, 11, 12])
+    with enabled(model, policy) as handle, handle.request():
+        computed, reused = count(0), count(1)
+    blocks = len(case.blocks(model))
+    assert computed["aten::_local_scalar_dense"] <= plain["aten::_local_scalar_dense"]
+    assert reused["aten::_local_scalar_dense"] <= plain["aten::_local_scalar_dense"]
+    assert reused["adacache::reuse_residual"] == len(case.streams)
+    if plain["aten::scaled_dot_product_attention"]:
+        saved = plain["aten::scaled_dot_product_attention"] - reused["aten::scaled_dot_product_attention"]
+        assert saved >= blocks

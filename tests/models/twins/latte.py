@@ -1,0 +1,87 @@
+"""LatteT2V of Latte's own repository, Open-Sora-Plan 1.1 and videosys: spatial blocks take [B*T, S, C],
+temporal ones [B*S, T, C], and the model turns tokens in between and adds a temporal embedding after the first
+spatial block."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from twins.parts import Attention, Patches, TimeEmbedding, mlp, norm
+
+
+class BasicTransformerBlock(nn.Module):
+    def __init__(self, dim: int, cross: bool):
+        super().__init__()
+        self.norm1, self.attn1 = norm(dim), Attention(dim)
+        self.attn2 = Attention(dim) if cross else None
+        self.norm2, self.ff = norm(dim), mlp(dim)
+        self.scale_shift_table = nn.Parameter(torch.zeros(6, dim))
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        timestep: Tensor | None = None,
+        cross_attention_kwargs: Any = None,
+        class_labels: Any = None,
+        frame: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+    ) -> Tensor:
+        assert timestep is not None
+        values = self.scale_shift_table[None] + timestep.reshape(hidden_states.shape[0], 6, -1)
+        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = values.chunk(6, dim=1)
+        y = self.attn1(self.norm1(hidden_states) * (1 + scale_msa) + shift_msa, attention_mask=attention_mask)
+        hidden_states = gate_msa * y + hidden_states
+        if self.attn2 is not None:
+            hidden_states = self.attn2(hidden_states, encoder_hidden_states) + hidden_states
+        y = self.ff(self.norm2(hidden_states) * (1 + scale_mlp) + shift_mlp)
+        return gate_mlp * y + hidden_states
+
+
+class LatteT2V(nn.Module):
+    def __init__(self, dim: int = 16, depth: int = 4):
+        super().__init__()
+        self.pos_embed, self.adaln_single = Patches(dim), TimeEmbedding(dim)
+        self.caption_projection = nn.Linear(12, dim)
+        self.transformer_blocks = nn.ModuleList(BasicTransformerBlock(dim, cross=True) for _ in range(depth))
+        self.temporal_transformer_blocks = nn.ModuleList(
+            BasicTransformerBlock(dim, cross=False) for _ in range(depth)
+        )
+        self.register_buffer("temp_pos_embed", torch.linspace(-1, 1, 8 * dim).reshape(1, 8, dim))
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        timestep: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        use_image_num: int = 0,
+        enable_temporal_attentions: bool = True,
+        return_dict: bool = True,
+    ) -> Any:
+        batch, _, frames, height, width = hidden_states.shape
+        x = self.pos_embed(hidden_states)
+        places = x.shape[2]
+        time, _embedded = self.adaln_single(timestep)
+        captions = self.caption_projection(encoder_hidden_states).repeat_interleave(frames, dim=0)
+        time_of_frames, time_of_places = (time.repeat_interleave(n, dim=0) for n in (frames, places))
+        x = x.flatten(0, 1)
+        for i, (spatial, temporal) in enumerate(
+            zip(self.transformer_blocks, self.temporal_transformer_blocks, strict=True)
+        ):
+            x = spatial(x, attention_mask, captions, encoder_attention_mask, time_of_frames, None, None)
+            if enable_temporal_attentions:
+                x = x.unflatten(0, (batch, frames)).transpose(1, 2).flatten(0, 1).contiguous()
+                if i == 0:
+                    x = x + self.temp_pos_embed[:, :frames]
+                x = temporal(x, None, None, None, time_of_places, None, None)
+                x = x.unflatten(0, (batch, places)).transpose(1, 2).flatten(0, 1).contiguous()
+        output = self.pos_embed.unpatchify(x.unflatten(0, (batch, frames)), height // 2, width // 2)
+        return {"sample": output} if return_dict else (output,)

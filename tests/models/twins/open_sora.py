@@ -1,0 +1,97 @@
+"""Open-Sora 1.2's STDiT3 (its own repository at v1.2.0; videosys has the same): both kinds of block take [B,
+T*S, C] and fold it themselves; captions of all rows may be packed, with their lengths as `mask`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from twins.parts import Attention, Patches, TimeEmbedding, mlp, norm
+
+
+class STDiT3Block(nn.Module):
+    def __init__(self, dim: int, temporal: bool):
+        super().__init__()
+        self.temporal = temporal
+        self.norm1, self.attn, self.cross_attn = norm(dim), Attention(dim), Attention(dim)
+        self.before_cross = nn.Identity()  # not in the original: for tests to look at all tokens at once
+        self.norm2, self.mlp = norm(dim), mlp(dim)
+        self.scale_shift_table = nn.Parameter(torch.zeros(6, dim))
+
+    def forward(
+        self,
+        x: Tensor,
+        y: Tensor,
+        t: Tensor,
+        mask: Any = None,
+        x_mask: Tensor | None = None,
+        t0: Tensor | None = None,
+        T: int | None = None,
+        S: int | None = None,
+    ) -> Tensor:
+        now = (self.scale_shift_table[None] + t.reshape(x.shape[0], 6, -1)).chunk(6, dim=1)
+        zero = (
+            now
+            if t0 is None
+            else (self.scale_shift_table[None] + t0.reshape(x.shape[0], 6, -1)).chunk(6, dim=1)
+        )
+
+        def by_frame(first: Tensor, second: Tensor) -> Tensor:
+            if x_mask is None:
+                return first
+            frames = [value.unflatten(1, (T, S)) for value in (first, second)]
+            return torch.where(x_mask[:, :, None, None], *frames).flatten(1, 2)
+
+        def modulated(value: Tensor, shift: int, scale: int) -> Tensor:
+            return by_frame(*(value * (1 + some[scale]) + some[shift] for some in (now, zero)))
+
+        y_m = modulated(self.norm1(x), 0, 1).unflatten(1, (T, S))
+        if self.temporal:
+            y_m = self.attn(y_m.transpose(1, 2).flatten(0, 1)).unflatten(0, (-1, S)).transpose(1, 2)
+        else:
+            y_m = self.attn(y_m.flatten(0, 1)).unflatten(0, (-1, T))
+        y_m = y_m.flatten(1, 2)
+        x = x + by_frame(now[2] * y_m, zero[2] * y_m)
+        x = x + self.cross(self.before_cross(x), y, mask)
+        y_m = self.mlp(modulated(self.norm2(x), 3, 4))
+        return x + by_frame(now[5] * y_m, zero[5] * y_m)
+
+    def cross(self, x: Tensor, y: Tensor, lengths: list[int] | None) -> Tensor:
+        if lengths is None:
+            return self.cross_attn(x, y)
+        pieces = y.split(lengths, dim=1)
+        return torch.cat([self.cross_attn(x[b : b + 1], piece) for b, piece in enumerate(pieces)])
+
+
+class STDiT3(nn.Module):
+    def __init__(self, dim: int = 16, depth: int = 4):
+        super().__init__()
+        self.x_embedder, self.t_embedder, self.y_embedder = (
+            Patches(dim),
+            TimeEmbedding(dim),
+            nn.Linear(12, dim),
+        )
+        self.spatial_blocks = nn.ModuleList(STDiT3Block(dim, temporal=False) for _ in range(depth))
+        self.temporal_blocks = nn.ModuleList(STDiT3Block(dim, temporal=True) for _ in range(depth))
+
+    def forward(
+        self, x: Tensor, timestep: Tensor, y: Tensor, mask: Any = None, x_mask: Any = None, **_: Any
+    ) -> Tensor:
+        dtype = self.y_embedder.weight.dtype
+        x, y = x.to(dtype), y.to(dtype)
+        height, width = x.shape[3] // 2, x.shape[4] // 2
+        t, _embedded = self.t_embedder(timestep)
+        t0 = None if x_mask is None else self.t_embedder(torch.zeros_like(timestep))[0]
+        y, lengths = self.y_embedder(y), None
+        if mask is not None:
+            lengths = mask.sum(dim=1).tolist()
+            y = y.masked_select(mask.unsqueeze(-1) != 0).view(1, -1, y.shape[-1])
+        x = self.x_embedder(x)
+        frames, places = x.shape[1:3]
+        x = x.flatten(1, 2)
+        for spatial, temporal in zip(self.spatial_blocks, self.temporal_blocks, strict=True):
+            x = spatial(x, y, t, lengths, x_mask, t0, frames, places)
+            x = temporal(x, y, t, lengths, x_mask, t0, frames, places)
+        return self.x_embedder.unpatchify(x.unflatten(1, (frames, places)), height, width).float()

@@ -1,0 +1,98 @@
+"""Open-Sora-Plan 1.2 (OpenSoraT2V: Latte's block over all tokens at once) and 1.3 (OpenSoraT2V_v1_3: its
+blocks take tokens first, [N, B, C])."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from twins.latte import BasicTransformerBlock
+from twins.parts import Attention, Patches, TimeEmbedding, mlp, norm
+
+
+class OpenSoraT2V(nn.Module):
+    def __init__(self, dim: int = 16, depth: int = 4):
+        super().__init__()
+        self.pos_embed, self.adaln_single = Patches(dim), TimeEmbedding(dim)
+        self.caption_projection = nn.Linear(12, dim)
+        self.transformer_blocks = nn.ModuleList(self.block(dim) for _ in range(depth))
+
+    def block(self, dim: int) -> nn.Module:
+        return BasicTransformerBlock(dim, cross=True)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        timestep: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        use_image_num: int = 0,
+        return_dict: bool = True,
+    ) -> Any:
+        _, _, frames, height, width = hidden_states.shape
+        x = self.pos_embed(hidden_states)
+        time, _embedded = self.adaln_single(timestep)
+        captions = self.caption_projection(encoder_hidden_states)
+        x = self.run(x.flatten(1, 2), captions, time, frame=frames, height=height // 2, width=width // 2)
+        output = self.pos_embed.unpatchify(x.unflatten(1, (frames, -1)), height // 2, width // 2)
+        return {"sample": output} if return_dict else (output,)
+
+    def run(self, x: Tensor, captions: Tensor, time: Tensor, **size: int) -> Tensor:
+        for block in self.transformer_blocks:
+            x = block(
+                x,
+                attention_mask=None,
+                encoder_hidden_states=captions,
+                encoder_attention_mask=None,
+                timestep=time,
+                **size,
+            )
+        return x
+
+
+class TokensFirstBlock(nn.Module):
+    def __init__(self, dim: int):
+        super().__init__()
+        self.norm1, self.attn1, self.attn2 = norm(dim), TokensFirst(dim), TokensFirst(dim)
+        self.norm2, self.ff = norm(dim), mlp(dim)
+        self.scale_shift_table = nn.Parameter(torch.zeros(6, dim))
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        timestep: Tensor | None = None,
+        frame: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+    ) -> Tensor:
+        assert timestep is not None
+        values = self.scale_shift_table[:, None] + timestep.reshape(6, hidden_states.shape[1], -1)
+        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = values.chunk(6, dim=0)
+        y = self.attn1(self.norm1(hidden_states) * (1 + scale_msa) + shift_msa, encoder_hidden_states=None)
+        hidden_states = gate_msa * y + hidden_states
+        hidden_states = self.attn2(hidden_states, encoder_hidden_states=encoder_hidden_states) + hidden_states
+        y = self.ff(self.norm2(hidden_states) * (1 + scale_mlp) + shift_mlp)
+        return gate_mlp * y + hidden_states
+
+
+class TokensFirst(Attention):
+    def forward(self, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any) -> Tensor:
+        captions = None if encoder_hidden_states is None else encoder_hidden_states.transpose(0, 1)
+        return super().forward(hidden_states.transpose(0, 1), captions).transpose(0, 1)
+
+
+class OpenSoraT2V_v1_3(OpenSoraT2V):
+    def block(self, dim: int) -> nn.Module:
+        return TokensFirstBlock(dim)
+
+    def run(self, x: Tensor, captions: Tensor, time: Tensor, **size: int) -> Tensor:
+        # The timestep's six values come first too, as the block takes them.
+        time = time.unflatten(1, (6, -1)).transpose(0, 1).contiguous()
+        x, captions = (value.transpose(0, 1).contiguous() for value in (x, captions))
+        return super().run(x, captions, time, **size).transpose(0, 1).contiguous()

@@ -1,0 +1,84 @@
+"""The attention kernels in Triton, without a GPU: run by Triton's interpreter on CPU tensors in a process of
+their own, and compiled for GPUs that need not be there."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parent
+FILES = ("test_fused_qk_norm_rope.py", "test_temporal_attention.py")
+#: Below this number a collection that went wrong would pass for a success.
+AT_LEAST = 380
+ARCHITECTURES = (90, 80, 100, 120)  # the first with every case
+#: Shared memory that a block may have on the smallest of the GPUs that are built for (sm_86, sm_89, sm_120).
+SHARED_BYTES = 99 * 1024
+
+
+@pytest.mark.timeout(1800)
+def test_kernels_in_the_interpreter() -> None:
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("the package triton is not installed")
+    environment = os.environ | {
+        "TRITON_INTERPRET": "1",
+        "ADACACHE_TEST_BACKEND": "triton",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning"]
+    # dtype2 is float16, which takes the ways of bfloat16.
+    command += ["-k", "not dtype2", *(str(FOLDER / name) for name in FILES)]
+    session = subprocess.run(command, env=environment, cwd=FOLDER.parents[1], capture_output=True, text=True)
+    if "only 0-dimensional arrays can be converted to Python scalars" in session.stdout:
+        pytest.skip("the interpreter of this Triton cannot run loops under NumPy 2.4 or later")
+    assert session.returncode == 0, session.stdout[-8000:] + session.stderr[-4000:]
+    closing = session.stdout.strip().splitlines()[-1]
+    print(closing)
+    assert "skipped" not in closing, closing
+    passed = re.search(r"(\d+) passed", closing)
+    assert passed is not None, closing
+    assert int(passed[1]) >= AT_LEAST, closing
+
+
+@cache
+def compiled() -> list[dict[str, Any]]:
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("the package triton is not installed")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, str(FOLDER / "compile_attention_kernels.py"), *map(str, ARCHITECTURES)]
+    run = subprocess.run(command, env=environment, cwd=FOLDER.parents[1], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-8000:]
+    results: list[dict[str, Any]] = json.loads(run.stdout)
+    return results
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_kernel_fits(architecture: int) -> None:
+    """No spills, and shared memory that every GPU has."""
+    mine = [result for result in compiled() if result["architecture"] == architecture]
+    assert {result["kernel"] for result in mine} == {"temporal_attention_kernel", "fused_qk_norm_rope_kernel"}
+    for result in mine:
+        assert result["spill_bytes"] == 0, result
+        assert result["shared_bytes"] <= SHARED_BYTES, result
+        assert result["registers"] * 32 * result["warps"] <= 65536, result
+
+
+@pytest.mark.timeout(1800)
+def test_half_precision_is_multiplied_by_tensor_cores_and_read_in_wide_accesses() -> None:
+    seen = 0
+    for result in compiled():
+        if result["kernel"] == "temporal_attention_kernel" and not result["case"].startswith("fp32"):
+            assert result["tensor_core_products"] > 0, result
+            if "rope=2" not in result["case"]:  # halves of 36 channels begin at 8 bytes
+                assert result["wide_loads"] > 0, result
+            seen += 1
+    assert seen >= 12

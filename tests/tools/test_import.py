@@ -1,0 +1,44 @@
+"""Importing the packages does no GPU work: no context, no device asked for, no kernel compiled."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from tool_loading import ROOT
+
+#: Every way to the device that torch has raises before the package is imported.
+GUARD = """
+import sys, torch
+
+def refuse(*arguments, **keywords):
+    raise SystemExit("the import reached for the GPU")
+
+for name in ("_cuda_init", "_cuda_getDeviceCount", "_cuda_getDevice", "_cuda_setDevice"):
+    setattr(torch._C, name, refuse)
+for name in ("_lazy_init", "init", "is_available", "device_count", "current_device", "synchronize"):
+    setattr(torch.cuda, name, refuse)
+"""
+
+
+def after_guard(code: str) -> subprocess.CompletedProcess[str]:
+    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'python'}", "PATH": "/usr/bin:/bin"}
+    command = [sys.executable, "-c", GUARD + code]
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("package", ["adacache_kernels", "adacache", "adacache_kernels.triton"])
+def test_import_does_not_reach_for_the_gpu(package: str) -> None:
+    if package.endswith("triton"):
+        pytest.importorskip("triton", reason="the package triton is not installed")
+    done = after_guard(f"import {package}\nassert not torch.cuda.is_initialized()\nprint('imported')")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "imported"
+
+
+@pytest.mark.parametrize("work", ["torch.zeros(1, device='cuda')", "torch.cuda.is_available()"])
+def test_guard_sees_gpu_work(work: str) -> None:
+    done = after_guard(work)
+    assert done.returncode != 0
+    assert "reached for the GPU" in done.stderr or "not compiled with CUDA" in done.stderr
