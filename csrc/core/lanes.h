@@ -201,6 +201,10 @@ inline void store(T* to, const StoredLanes<T>& stored) {
     memcpy(to + i * register_lanes, &stored.part[i], sizeof(stored.part[i]));
 }
 
+inline void store(float* to, const Lanes& lanes) {
+  for (int i = 0; i < registers; ++i) memcpy(to + i * register_lanes, &lanes.part[i], sizeof(lanes.part[i]));
+}
+
 template <class T>
 inline void store(T* to, const StoredLanes<T>& stored, int64_t count) {
   memcpy(to, &stored, count * sizeof(T));
@@ -210,18 +214,22 @@ inline void store(T* to, const StoredLanes<T>& stored, int64_t count) {
 // 64 bytes at the start of its row.
 template <class T>
 inline void store_streaming(T* to, const StoredLanes<T>& stored) {
+#if defined(__SSE2__)
+  for (int i = 0; i < registers; ++i) {
+    T* part = to + i * register_lanes;
 #if defined(__AVX512F__)
-  if constexpr (sizeof(stored) == 64)
-    _mm512_stream_si512(reinterpret_cast<__m512i*>(to), bit_cast<__m512i>(stored));
-  else
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(to), bit_cast<__m256i>(stored));
-#elif defined(__SSE2__)
-  struct Sixteen {
-    __m128i part[sizeof(stored) / 16];
-  };
-  const Sixteen words = bit_cast<Sixteen>(stored);
-  for (size_t i = 0; i < sizeof(stored) / 16; ++i)
-    _mm_stream_si128(reinterpret_cast<__m128i*>(to) + i, words.part[i]);
+    if constexpr (sizeof(stored.part[i]) == 64)
+      _mm512_stream_si512(reinterpret_cast<__m512i*>(part), bit_cast<__m512i>(stored.part[i]));
+#endif
+#if defined(__AVX2__)
+    if constexpr (sizeof(stored.part[i]) == 32)
+      _mm256_stream_si256(reinterpret_cast<__m256i*>(part), bit_cast<__m256i>(stored.part[i]));
+#endif
+    if constexpr (sizeof(stored.part[i]) == 16)
+      _mm_stream_si128(reinterpret_cast<__m128i*>(part), bit_cast<__m128i>(stored.part[i]));
+    if constexpr (sizeof(stored.part[i]) == 8)
+      _mm_stream_si64(reinterpret_cast<long long*>(part), bit_cast<long long>(stored.part[i]));
+  }
 #else
   store(to, stored);
 #endif

@@ -11,9 +11,11 @@ struct TwoSums {
   Lanes next, last;
 
   ADACACHE_INLINE void gather(const Lanes& lanes) {
-    const Lanes sum = next + lanes;
-    next = last;
-    last = sum;
+    for (int i = 0; i < registers; ++i) {
+      const FloatRegister sum = next.part[i] + lanes.part[i];
+      next.part[i] = last.part[i];
+      last.part[i] = sum;
+    }
   }
   float total_of_both() const { return total(next + last); }
 };
@@ -24,7 +26,7 @@ struct NormRow {
   TwoSums sums;
 
   ADACACHE_INLINE void gather(int64_t channel, const Lanes& lanes) {
-    memcpy(values + channel, &lanes, sizeof(lanes));
+    store(values + channel, lanes);
     sums.gather(lanes);
   }
 };
@@ -92,8 +94,8 @@ class TokenNorm {
       if (bias) offset = factor * widen(load_part(bias + c, count));
       if (shift) offset = offset + widen(load_part(shift + c, count));
       if (weight) factor = factor * widen(load_part(weight + c, count));
-      memcpy(factor_ + c, &factor, sizeof(factor));
-      memcpy(offset_ + c, &offset, sizeof(offset));
+      store(factor_ + c, factor);
+      store(offset_ + c, offset);
     });
   }
 
