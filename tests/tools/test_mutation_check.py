@@ -31,14 +31,8 @@ def test_every_fault_has_its_text_and_its_tests(check: ModuleType) -> None:
 
 def test_faults_reach_every_kind_of_code(check: ModuleType) -> None:
     files = [m.file for m in check.MUTATIONS]
-    for folder in (
-        "csrc/cpu/",
-        "csrc/core/",
-        "adacache_kernels/triton/",
-        "adacache_kernels/ops/",
-        "python/adacache/",
-    ):
-        assert any(file.startswith(folder) for file in files), folder
+    for folder in ("csrc/cpu/", "csrc/core/", "adacache_kernels/triton/", "python/adacache/"):
+        assert sum(file.startswith(folder) for file in files) >= 3, folder
 
 
 @pytest.fixture
