@@ -66,9 +66,7 @@ def main() -> int:
         worker.join()
     outcomes = [outcome for worker in workers for outcome in worker.outcomes]
     print_table(outcomes)
-    broken = [reason for worker in workers for reason in worker.broken]
-    for reason in broken:
-        print(f"BROKEN {reason}")
+    broken = any(worker.broken for worker in workers)
     caught = sum(outcome.caught for outcome in outcomes)
     print(f"mutation: {caught} of {len(mutations)} faults caught, {time.monotonic() - started:.0f} s")
     return 0 if caught == len(mutations) and not broken else 1
@@ -105,12 +103,16 @@ class Worker(threading.Thread):
             for name in needed:
                 status, output = run_selection(SELECTIONS[name], self.tree)
                 if status != 0:
-                    self.broken.append(f"selection {name} fails without any fault:\n{output[-3000:]}")
+                    self.report(f"selection {name} fails without any fault:\n{output[-3000:]}")
                     return
             for mutation in self.mutations:
                 self.outcomes.append(self.plant(mutation))
         except BuildFailed as reason:
-            self.broken.append(str(reason))
+            self.report(str(reason))
+
+    def report(self, reason: str) -> None:
+        self.broken.append(reason)
+        print(f"BROKEN {reason}", flush=True)
 
     def plant(self, mutation: Mutation) -> Outcome:
         started = time.monotonic()
@@ -123,13 +125,13 @@ class Worker(threading.Thread):
                 build_copy(self.tree, QUICK)
             status, output = run_selection(selection, self.tree)
         except BuildFailed as reason:
-            self.broken.append(f"{mutation.name}: {reason}")
+            self.report(f"{mutation.name}: {reason}")
             status, output = 0, ""
         finally:
             path.write_text(sound)
         caught = status == 1 or status < 0
         if status and not caught:
-            self.broken.append(f"{mutation.name}: exit status {status} is no failed test:\n{output[-3000:]}")
+            self.report(f"{mutation.name}: exit status {status} is no failed test:\n{output[-3000:]}")
         note = f"ended by signal {-status}" if status < 0 else failed_test(output)
         outcome = Outcome(mutation, caught, note, time.monotonic() - started)
         print(f"{'caught' if caught else 'MISSED'}: {mutation.name} ({outcome.seconds:.0f} s)", flush=True)
