@@ -15,7 +15,7 @@ namespace adacache {
 constexpr int most_vectors_held = 4;
 
 ADACACHE_HD constexpr int most_threads_of_token(int vectors_held) {
-  return vectors_held == 1 || vectors_held == 2 ? 256 : vectors_held == 4 ? 384 : 512;
+  return vectors_held == 1 || vectors_held == 2 ? 256 : vectors_held == 4 ? 320 : 512;
 }
 
 // Threads and vectors of each depend on the channels alone: how vectors travel must not change the order in

@@ -3,9 +3,11 @@
 
 namespace adacache::cuda {
 
+// Five blocks on a multiprocessor: where nothing is said, the compiler would rather spill than have fewer
+// than six.
 template <class T, int width, class Residual>
-__global__ void __launch_bounds__(block_threads) reuse_residual(const __grid_constant__ ReuseResidual p,
-                                                                const __grid_constant__ Plan plan) {
+__global__ void __launch_bounds__(block_threads, 5) reuse_residual(const __grid_constant__ ReuseResidual p,
+                                                                   const __grid_constant__ Plan plan) {
   DeviceBlock<block_threads> block;
   if (block.index() < plan.blocks) reuse_residual_body<T, width, Residual>(block, p, plan);
 }

@@ -8,7 +8,7 @@
 namespace adacache::cuda {
 
 // Blocks of the largest size on a multiprocessor that they are compiled for, by vectors that a thread holds:
-// as many as need no spilling. `crowded`: where a thread has a norm, sums and float8 to look after at once.
+// as many as need no spilling. `crowded`: where a thread has much to look after at once.
 constexpr int token_blocks(int vectors, bool crowded = false) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
   crowded = true;
