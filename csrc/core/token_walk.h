@@ -14,8 +14,9 @@ namespace adacache {
 // longer than that is read again in each pass.
 constexpr int most_vectors_held = 4;
 
-ADACACHE_HD constexpr int most_threads_of_token(int vectors_held) {
-  return vectors_held == 1 || vectors_held == 2 ? 256 : vectors_held == 4 ? 320 : 512;
+ADACACHE_HD constexpr int most_threads_of_token(int vectors_held, int width) {
+  if (vectors_held == 0) return 512;
+  return vectors_held == most_vectors_held && width <= 4 ? 384 : 256;
 }
 
 // Threads and vectors of each depend on the channels alone: how vectors travel must not change the order in
@@ -25,9 +26,10 @@ inline Plan plan_token(int64_t channels, DType dtype, bool vectors_fit) {
   plan.width = vector_width_of(dtype);
   const int64_t vectors = (channels + plan.width - 1) / plan.width;
   int held = 1;
-  while (held <= most_vectors_held && vectors > int64_t{held} * most_threads_of_token(held)) held *= 2;
+  while (held <= most_vectors_held && vectors > int64_t{held} * most_threads_of_token(held, plan.width))
+    held *= 2;
   if (held > most_vectors_held) {
-    plan.threads = most_threads_of_token(0);
+    plan.threads = most_threads_of_token(0, plan.width);
   } else {
     const int64_t threads = (vectors + held - 1) / held;
     plan.threads = static_cast<int>((threads + warp_threads - 1) / warp_threads * warp_threads);

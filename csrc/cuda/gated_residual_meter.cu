@@ -11,7 +11,7 @@ __global__ void __launch_bounds__(block_threads, walk_blocks(all_columns)) gated
 }
 
 template <class T, int vectors>
-__global__ void __launch_bounds__(most_threads_of_token(vectors), token_blocks(vectors))
+__global__ void __launch_bounds__(most_threads_of_token(vectors, vector_width<T>), token_blocks(vectors))
 gated_residual_meter_float8(const __grid_constant__ GatedResidualMeter p, const __grid_constant__ Plan plan,
                             double* partials) {
   DeviceBlock<0> block;

@@ -4,8 +4,8 @@
 namespace adacache::cuda {
 
 template <class T, int vectors>
-__global__ void __launch_bounds__(most_threads_of_token(vectors), token_blocks(vectors)) gated_residual_norm(
-    const __grid_constant__ GatedResidualNorm p, const __grid_constant__ Plan plan) {
+__global__ void __launch_bounds__(most_threads_of_token(vectors, vector_width<T>), token_blocks(vectors))
+gated_residual_norm(const __grid_constant__ GatedResidualNorm p, const __grid_constant__ Plan plan) {
   DeviceBlock<0> block;
   if (block.index() < plan.blocks) gated_residual_norm_body<T, vectors>(block, p, plan);
 }

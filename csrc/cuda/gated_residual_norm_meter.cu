@@ -5,7 +5,7 @@ namespace adacache::cuda {
 
 // Stored: what the residual is kept in.
 template <class T, class Stored, int vectors>
-__global__ void __launch_bounds__(most_threads_of_token(vectors),
+__global__ void __launch_bounds__(most_threads_of_token(vectors, vector_width<T>),
                                   token_blocks(vectors, !std::is_same_v<Stored, float> &&
                                                             !std::is_same_v<Stored, bfloat16>))
 gated_residual_norm_meter(const __grid_constant__ GatedResidualNormMeter p, const __grid_constant__ Plan plan,
