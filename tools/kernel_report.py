@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-# Registers granted to kernels, by a pattern of their names; of the patterns that fit, the longest counts.
+# Registers granted to kernels, by a pattern of their names ("decide") or of their names on an architecture
+# ("decide, sm_1??"); of the patterns that fit, the longest counts.
 BUDGETS = ROOT / "tools" / "kernel_budgets.json"
 SHORT_DTYPES = {
     "__nv_bfloat16": "bf16",
@@ -264,7 +265,8 @@ def find_faults(usages: list[Usage], architectures: list[str], budgets: dict[str
         seen.setdefault(u.kernel, set()).add(u.architecture)
         if u.spill_stores or u.spill_loads:
             faults.append(f"{u.kernel}, {u.architecture}: spills {u.spill_stores} + {u.spill_loads} bytes")
-        pattern = max((p for p in budgets if fnmatchcase(u.kernel, p)), key=len)
+        names = (u.kernel, f"{u.kernel}, {u.architecture}")
+        pattern = max((p for p in budgets if any(fnmatchcase(n, p) for n in names)), key=len)
         used.add(pattern)
         budget = budgets[pattern]
         if u.registers > budget:

@@ -148,6 +148,8 @@ ptxas info    : Used {registers} registers, used 1 barriers, 256 bytes smem
     text += entry.format(kernel="meter", architecture="sm_90", spill=0, registers=41)
     budgets = {"*": 64, "meter": 41}
     assert report.find_faults(report.parse(text), ["sm_80", "sm_90"], budgets) == []
+    granted = {"*": 64, "meter": 40, "meter, sm_9?": 41}
+    assert report.find_faults(report.parse(text), ["sm_80", "sm_90"], granted) == []
     assert report.parse(text)[0].shared == 256
 
     text += entry.format(kernel="reuse", architecture="sm_80", spill=8, registers=65)
