@@ -137,6 +137,8 @@ def test_error_of_attention(backend: str, device: torch.device) -> None:
 @pytest.mark.timeout(3600)
 def test_places_heads_and_rows_know_nothing_of_each_other(backend: str, device: torch.device) -> None:
     """Rearranged, or without their neighbours, they give the same bits."""
+    if backend == "reference":
+        pytest.skip("BLAS, to which the reference leaves its products, adds up by size and layout")
 
     def judge(case: Case) -> None:
         if "by token" in case.rope:
