@@ -1,8 +1,9 @@
 """`adacache calibrate`: finds a codebook for a model and a sampler from a few full runs.
 
-One run per prompt computes every step and keeps some tokens of the metric residual and of the stack's. What
-any codebook would have computed is then simulated from them, and so is what its reused steps would have been
-off by; the best one is run for real on prompts that it was not chosen on. Minutes, and no gradient.
+One run per prompt computes every step and keeps some tokens of the metric residual and of the stack's. A few
+more runs that reuse in one part of the schedule only show how much the output suffers there. What any
+codebook would have computed, and what its output would have been off by, is then simulated from them; the
+best one is run for real on prompts that it was not chosen on. Minutes, and no gradient.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adacache.handle import disable, enable
-from adacache.policies import AdaCache, MetricSite, StackInfo, preset
+from adacache.policies import AdaCache, MetricSite, Replay, StackInfo, preset
 from adacache.policies.adacache import measurable_strides
 from adacache.policies.base import check_steps
 from adacache.request import Call
@@ -31,26 +32,36 @@ TOKENS = 512
 """Tokens per video that are kept of each residual, by default."""
 LADDERS: tuple[tuple[int, ...], ...] = (
     (6, 5, 4, 3, 2, 1),
-    (3, 2, 1),
-    (2, 1),
+    (10, 8, 6, 4, 3, 2, 1),
+    (8, 6, 4, 2, 1),
+    (5, 3, 2, 1),
     (4, 3, 2, 1),
     (4, 2, 1),
-    (5, 3, 2, 1),
-    (8, 6, 4, 2, 1),
-    (10, 8, 6, 4, 3, 2, 1),
+    (3, 2, 1),
+    (2, 1),
     (12, 9, 6, 4, 2),
     (6, 4, 2),
     (4, 3, 2),
     (3, 2),
-    (3,),
-    (4,),
-    (5,),
+    (8, 5, 3),
+    (6, 4, 3),
+    (5, 4, 3),
+    (4, 3),
+    (8, 6, 4),
+    (6, 4),
+    (5, 4),
+    (8, 6),
+    *((rate,) for rate in (2, 3, 4, 5, 6, 8)),
 )
 """Rates that are tried, from the smallest distance to the greatest."""
 SHAPES = (0.5, 1.0, 2.0)
 """Powers of the even spacing of a ladder's thresholds that are tried."""
 SCALES = np.geomspace(0.003, 10.0, 240)
 """Greatest thresholds that are tried."""
+PARTS = 5
+"""Parts of the schedule that are told apart in what reusing there does to the output."""
+PROBED = 2
+"""Prompts that this is looked at with, by default."""
 
 
 @dataclass(frozen=True)
@@ -78,13 +89,16 @@ class Recording:
     """[V, N, N]: relative distance of step j's metric residual from that of step i < j (0-based)."""
     motion: Doubles
     """[V, N]: motion of the metric residual between frames."""
-    losses: Doubles
-    """[V, N, N]: distance of step j's stack residual from that of step i, relative to step j's."""
+    products: Doubles
+    """[V, N, N]: inner products of the stack residuals of two steps; the mean square of one is 1."""
+    sensitivity: Doubles | None = None
+    """[N]: what the output is off by, for a step whose stack residual is off by 1; None: not known, 1 / N."""
 
     def __add__(self, other: Recording) -> Recording:
+        """The videos of both; what is known of the sensitivity is not kept."""
         pairs = zip(
-            (self.distances, self.motion, self.losses),
-            (other.distances, other.motion, other.losses),
+            (self.distances, self.motion, self.products),
+            (other.distances, other.motion, other.products),
             strict=True,
         )
         return Recording(*(np.concatenate(pair) for pair in pairs))
@@ -109,34 +123,41 @@ class Recording:
 
         return engine.simulate(self.distances, self.motion, thresholds, rates, **regularisation)[0]
 
-    def loss(self, computed: NDArray[np.bool_]) -> Doubles:
-        """Mean over the steps of what reused ones are off by, for schedules [..., V, N] -> [...]."""
+    def errors(self, computed: NDArray[np.bool_]) -> Doubles:
+        """What the output of each video is off by, relative to it, for schedules [..., V, N]: [..., V].
+
+        Reused steps add the differences of their residuals, times the sensitivity, to the output, where they
+        may cancel: its error is the norm of the sum. Without a sensitivity, it is that of the mean residual.
+        """
         steps = np.arange(self.num_steps)
         source = np.maximum.accumulate(np.where(computed, steps, 0), axis=-1)
-        videos = np.arange(len(self.motion))[:, None]
-        off = np.where(computed, 0.0, self.losses[videos, source, steps])
-        mean: Doubles = off.mean(axis=(-2, -1))
+        sensitivity = np.full(self.num_steps, 1 / self.num_steps)
+        if self.sensitivity is not None:
+            sensitivity = self.sensitivity
+        # A sum over the residuals of all steps: each counts where it was used, less where it belongs.
+        counts = np.broadcast_to(-sensitivity, computed.shape).copy()
+        index = np.indices(computed.shape, sparse=True)[:-1]
+        np.add.at(counts, (*index, source), np.broadcast_to(sensitivity, computed.shape))
+        squares = np.einsum("...vi,vij,...vj->...v", counts, self.products, counts, optimize=True)
+        errors: Doubles = np.sqrt(np.maximum(squares, 0))
+        return errors
+
+    def loss(self, computed: NDArray[np.bool_]) -> Doubles:
+        """Mean of the errors over the videos: [...]."""
+        mean: Doubles = self.errors(computed).mean(axis=-1)
         return mean
 
-    def even_loss(self, count: float) -> float:
-        """The loss of computing every so many steps, with as many computed in all; between whole numbers, on
-        the line between their losses."""
-        counts, losses = [float(self.num_steps)], [0.0]
-        for rate in range(2, self.num_steps):
-            schedule = even_schedule(self.num_steps, rate)
-            if schedule.sum() < counts[-1]:
-                counts.append(float(schedule.sum()))
-                losses.append(float(self.loss(np.broadcast_to(schedule, self.motion.shape))))
-        return float(np.interp(count, counts[::-1], losses[::-1]))
 
-
-def even_schedule(num_steps: int, rate: int) -> NDArray[np.bool_]:
-    """Every `rate`-th step from the second, and the last two."""
+def even_schedule(num_steps: int, count: int) -> NDArray[np.bool_]:
+    """`count` computed steps at even distances, the first and (of several) the last among them."""
     computed = np.zeros(num_steps, dtype=bool)
-    computed[0] = True
-    computed[1::rate] = True
-    computed[-2:] = True
+    computed[np.linspace(0, num_steps - 1, count).round().astype(int)] = True
     return computed
+
+
+def replay(schedule: NDArray[np.bool_]) -> Replay:
+    """A schedule [N] as a policy."""
+    return Replay([int(step) + 1 for step in np.flatnonzero(schedule)])
 
 
 @dataclass(frozen=True)
@@ -237,10 +258,7 @@ class RecordSchedule:
         metric = by_video("metric")
         # Where residuals are kept block by block, the measured one stands for them.
         stack = by_video("stack") if len(self._kept["stack"]) == len(self._kept["metric"]) else metric
-        distances, motion = compare(metric)
-        backwards, _ = compare(stack.flip(1))
-        losses = np.flip(backwards, (1, 2)).transpose(0, 2, 1)
-        return Recording(distances, motion, np.ascontiguousarray(losses))
+        return Recording(*compare(metric), inner_products(stack))
 
 
 def compare(residuals: Tensor) -> tuple[Doubles, Doubles]:
@@ -259,6 +277,14 @@ def compare(residuals: Tensor) -> tuple[Doubles, Doubles]:
         motion = (later - earlier).abs().sum((2, 3, 4), dtype=torch.float64)
         motion /= (later.abs() + earlier.abs()).sum((2, 3, 4), dtype=torch.float64)
     return distances.numpy(), motion.numpy()
+
+
+def inner_products(residuals: Tensor) -> Doubles:
+    """Inner products [V, N, N] of residuals [V, N, ...], such that the mean square of one is 1."""
+    r = residuals.flatten(2).double()
+    products = r @ r.mT
+    squares = products.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+    return (products / squares.clamp(min=torch.finfo(torch.float64).tiny)).numpy()
 
 
 def record(
@@ -286,6 +312,49 @@ def run(subject: Subject, policy: Any, prompt: Any, seed: int) -> tuple[Tensor, 
         return output, len(handle.trace.computed_steps)
     finally:
         disable(subject.model)
+
+
+def difference(output: Tensor, full: Tensor) -> float:
+    """mean|output - full| / mean|full|."""
+    return float((output - full).abs().mean() / full.abs().mean())
+
+
+def probe(
+    subject: Subject,
+    prompts: Sequence[Any],
+    seeds: Sequence[int],
+    outputs: Sequence[Tensor],
+    recording: Recording,
+) -> Recording:
+    """The recording with a sensitivity, from runs that reuse two of three steps in one part of the schedule.
+
+    Args:
+        prompts, seeds: of the recording's first runs; outputs: of these runs.
+    """
+    steps = recording.num_steps
+    parts = [part for part in np.array_split(np.arange(1, steps), PARTS) if len(part) > 1]
+
+    def tried(reused: NDArray[np.int64], sensitivity: Doubles) -> float:
+        """The output's error over the one that is predicted."""
+        schedule = np.ones(steps, dtype=bool)
+        schedule[reused] = False
+        errors = [
+            difference(run(subject, replay(schedule), prompt, seed)[0], full)
+            for prompt, seed, full in zip(prompts, seeds, outputs, strict=True)
+        ]
+        known = replace(recording, sensitivity=sensitivity)
+        predicted = known.errors(np.broadcast_to(schedule, recording.motion.shape))[: len(prompts)].mean()
+        return float(np.mean(errors) / predicted) if predicted else 0.0
+
+    if not parts or not prompts:
+        return recording
+    reused = [np.array([step for i, step in enumerate(part) if i % 3]) for part in parts]
+    sensitivity = np.zeros(steps)
+    for part, some in zip(parts, reused, strict=True):
+        sensitivity[part] = tried(some, np.ones(steps))
+    sensitivity[parts[-1][-1] :] = sensitivity[parts[-1][-1]]
+    sensitivity *= tried(np.concatenate(reused), sensitivity)
+    return replace(recording, sensitivity=sensitivity)
 
 
 def candidates() -> list[tuple[Doubles, NDArray[np.int64]]]:
@@ -338,18 +407,32 @@ def choose(recording: Recording, *, share: float | None = None, error: float | N
     return AdaCache(codebook={float(threshold): int(rate) for threshold, rate in pairs})
 
 
+def scale(recording: Recording, known: AdaCache, share: float) -> AdaCache:
+    """A codebook with its thresholds multiplied, such that it computes at least `share` of the steps and as
+    few more as can be; of equal ones, that of the least loss."""
+    thresholds, rates = np.array(list(known.codebook)), np.array(list(known.codebook.values()))
+    books = np.outer(np.geomspace(100, 0.001, 600), thresholds)
+    computed = recording.computed_by(books, np.broadcast_to(rates, books.shape).copy())
+    shares = computed.mean(axis=(1, 2))
+    enough = shares >= share - 1e-9
+    order = np.lexsort((recording.loss(computed), np.where(enough, shares, 2.0)))
+    best = books[order[0]]
+    return AdaCache(codebook={float(f"{t:.3g}"): int(rate) for t, rate in zip(best, rates, strict=True)})
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a codebook was predicted to do and did, on prompts that it was not chosen on (means over them)."""
 
     predicted_steps: float
     steps: float
-    predicted_loss: float
+    predicted_error: float
     error: float
     """mean|output - full output| / mean|full output|."""
+    even_error: float
+    """The same of as many computed steps at even distances."""
     gain: float
-    """1 - the predicted loss over that of even spacing with as many computed steps: how much better than not
-    looking at the video. 0 if all steps are computed."""
+    """1 - error / even_error: how much better than not looking at the video. 0 if nothing is off."""
 
 
 def judge(
@@ -362,15 +445,21 @@ def judge(
 ) -> Outcome:
     """Runs a codebook for real on held-out prompts, of which the full runs are given."""
     computed = recording.computed(policy)
-    steps, errors = [], []
+    steps, errors, even_errors = [], [], []
     for prompt, seed, full in zip(prompts, seeds, outputs, strict=True):
         output, count = run(subject, policy, prompt, seed)
         steps.append(count)
-        errors.append(float((output - full).abs().mean() / full.abs().mean()))
-    predicted = float(computed.sum(axis=1).mean())
-    loss, even = float(recording.loss(computed)), recording.even_loss(predicted)
+        errors.append(difference(output, full))
+        even = replay(even_schedule(subject.num_steps, count))
+        even_errors.append(difference(run(subject, even, prompt, seed)[0], full))
+    error, even_error = float(np.mean(errors)), float(np.mean(even_errors))
     return Outcome(
-        predicted, float(np.mean(steps)), loss, float(np.mean(errors)), 1 - loss / even if even else 0.0
+        float(computed.sum(axis=1).mean()),
+        float(np.mean(steps)),
+        float(recording.loss(computed)),
+        error,
+        even_error,
+        1 - error / even_error if even_error else 0.0,
     )
 
 
@@ -384,21 +473,25 @@ def calibrate(
     like: str | AdaCache | None = None,
     seed: int = 0,
     recorder: Record | None = None,
+    probed: int = PROBED,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Finds a codebook, and judges it and a known one on held-out prompts.
+    """Finds a codebook, and judges it and a known one on held-out prompts, this also with its thresholds
+    multiplied such that it computes as many steps on these.
 
     Args:
         prompts, held_out: whatever `subject.generate` takes; the codebook is chosen on the first.
-        share: of the steps that is to be computed at most; error: the loss that is allowed (see
-            `Recording.loss`); or like: a codebook whose share is to be kept. One of the three.
+        share: of the steps that is to be computed at most; error: what the output may be off by, as predicted
+            (see `Recording.loss`); or like: a codebook whose share is to be kept. One of the three.
         seed: of the first prompt's noise; the next ones count on.
         recorder: how the runs are recorded.
+        probed: prompts with which it is found out where reusing harms the output most (`probe`), six runs
+            each.
         say: takes a line for everything that was found.
 
     Returns:
         What `write` writes: `codebook`, `num_steps`, `metric_part`, and `held_out`, the `Outcome` of the
-        codebook and of the known one as dicts.
+        codebook ("chosen"), of the known one ("known") and of this with other thresholds ("scaled") as dicts.
 
     Raises:
         ValueError: too few prompts, or no codebook does what is asked.
@@ -414,23 +507,25 @@ def calibrate(
         known = like
     elif like is not None:
         known = AdaCache(codebook=preset(like, None).codebook)
-    recording, _ = record(subject, prompts, seeds[: len(prompts)], recorder)
+    recording, full = record(subject, prompts, seeds[: len(prompts)], recorder)
+    recording = probe(subject, prompts[:probed], seeds[:probed], full[:probed], recording)
     if like is not None:
         share = float(recording.computed(known).mean())
     chosen = choose(recording, share=share, error=error)
     say(f"{len(prompts)} full runs of {subject.num_steps} steps; chosen: {dict(chosen.codebook)}")
 
     kept, outputs = record(subject, held_out, seeds[len(prompts) :], recorder)
+    kept = replace(kept, sensitivity=recording.sensitivity)
     found = {}
-    for name, policy in (("chosen", chosen), ("known", known)):
+    scaled = scale(kept, known, float(kept.computed(chosen).mean()))
+    for name, policy in (("chosen", chosen), ("known", known), ("scaled", scaled)):
         real = AdaCache(codebook=policy.codebook, metric_part=recorder.metric_part)
         outcome = judge(subject, real, kept, held_out, seeds[len(prompts) :], outputs)
         found[name] = outcome
         say(
             f"{name}, on {len(held_out)} held-out prompts: {outcome.steps:.1f} computed steps "
             f"({outcome.predicted_steps:.1f} predicted), error {outcome.error:.4f} "
-            f"({outcome.predicted_loss:.4f} predicted per step), {100 * outcome.gain:.0f} % better than even "
-            "spacing"
+            f"({outcome.predicted_error:.4f} predicted); {outcome.even_error:.4f} at even distances"
         )
     return {
         "made_by": "adacache calibrate",

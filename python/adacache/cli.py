@@ -73,12 +73,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     goal = calibrate.add_mutually_exclusive_group()
     goal.add_argument("--share", type=float, help="of the steps that may be computed (default: .4)")
-    goal.add_argument("--error", type=float, help="mean relative error of a step's residual that is allowed")
+    goal.add_argument(
+        "--error", type=float, help="mean relative error of the output that is allowed, as predicted"
+    )
     goal.add_argument("--like", help='keep the share that a preset keeps, such as "open-sora/fast"')
     calibrate.add_argument("--prompts", help="file with a prompt per line; some are held out")
     calibrate.add_argument("--count", type=int, default=6, help="prompts to choose on (default: %(default)s)")
     calibrate.add_argument(
         "--held-out", type=int, default=4, help="prompts to judge on (default: %(default)s)"
+    )
+    calibrate.add_argument(
+        "--probed",
+        type=int,
+        default=2,
+        help="of the prompts to choose on, those that are run six times more, to see where in the schedule "
+        "reusing harms most (default: %(default)s)",
     )
     calibrate.add_argument("--num-steps", type=int, help="of the sampler")
     calibrate.add_argument(
@@ -227,6 +236,7 @@ def _calibrate(options: argparse.Namespace) -> int:
         error=options.error,
         like=options.like,
         seed=options.seed,
+        probed=options.probed,
         recorder=Record(options.metric_block, options.metric_part, options.tokens),
         say=lambda line: print(line, flush=True),
     )

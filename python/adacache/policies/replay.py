@@ -16,7 +16,7 @@ class Replay:
     """Computes exactly the steps that a trace computed, per video.
 
     Args:
-        trace: a `Trace`, or the 1-based computed steps themselves.
+        trace: a `Trace`, or the 1-based computed steps themselves, for every video.
         cache, cache_dtype: what is kept, as for `AdaCache`.
 
     Raises:
@@ -54,6 +54,8 @@ class Replay:
         self, num_steps: int, num_videos: int, stack: StackInfo, device: torch.device
     ) -> ReplaySchedule:
         self.check(num_steps, stack)
+        if self.num_steps is None:
+            return ReplaySchedule(self.computed * num_videos)
         if num_videos != len(self.computed):
             raise ValueError(f"num_videos: the trace has {len(self.computed)} videos, got {num_videos}")
         return ReplaySchedule(self.computed)
