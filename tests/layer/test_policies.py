@@ -172,7 +172,7 @@ def test_replay(model: STDiT3) -> None:
     assert handle.trace.computed_steps == [1, 4, 9]
     with handle.request(num_videos=2):
         denoise(model, values, 10)
-    assert [handle.trace.steps_of(v) for v in range(2)] == [[1, 4, 9], [1, 4, 9]]
+    assert handle.trace.computed_steps == [1, 4, 9]
     adacache.disable(model)
     with pytest.raises(ValueError, match="num_steps: the trace has 30 steps, got 20"):
         adacache.enable(model, adacache.Replay(trace), num_steps=20)
