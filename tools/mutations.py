@@ -54,7 +54,7 @@ def bodies(sanitize: str = "", cases: int = 12) -> Selection:
     run = [f"{folder}/kernels_on_host", "--cases", str(cases)]
     # Old ThreadSanitizers and new kernels disagree on how far addresses are randomised.
     prefix = ["setarch", "-R"] if sanitize and shutil.which("setarch") else []
-    return Selection([[*prefix, *run]], compile=[compile])
+    return Selection([[*prefix, *run]], {"TSAN_OPTIONS": "exitcode=1"}, compile=[compile])
 
 
 SELECTIONS = {
