@@ -98,6 +98,7 @@ class Compiled:
     spill_bytes: int
     shared_bytes: int
     fused_multiply_adds: int  # float32 ones: they would skip a rounding that eager PyTorch makes
+    flushes: int  # instructions that take subnormal numbers for 0: float8 is widened by way of them
     layout_conversions: int  # 0: each element is read and written by one and the same thread
     barriers: int
     tensor_core_products: int
@@ -281,6 +282,7 @@ def compile_case(case: Case, architecture: int) -> Compiled:
         sum(int(stores) + int(loads) for stores, loads in spills),
         compiled.metadata.shared,
         len(re.findall(r"\bfma\.rn(?:\.ftz)?\.f32", ptx)),
+        len(re.findall(r"\.ftz\b", ptx)),
         compiled.asm["ttgir"].count("ttg.convert_layout"),
         len(re.findall(r"\bbar(?:rier)?\.sync", ptx)),
         len(re.findall(r"^\s*(?:@\S+\s+)?(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)", ptx, re.MULTILINE)),

@@ -103,6 +103,8 @@ def check_resources(result: dict[str, Any]) -> None:
     assert result["spill_bytes"] <= allowed, result
     if not product:
         assert result["fused_multiply_adds"] == 0, result
+    if "float8" in result["case"]:
+        assert result["flushes"] == 0, result
 
 
 def check_conversions(results: list[dict[str, Any]]) -> None:
