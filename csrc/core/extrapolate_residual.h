@@ -58,7 +58,7 @@ ADACACHE_HD void extrapolate_residual_body(Block& block, const ExtrapolateResidu
         return loaded;
       },
       [&](int64_t row, int64_t token, int64_t channel, const Loaded& loaded) {
-        float forecast[width];
+        float forecast[width] = {};
         ADACACHE_UNROLL
         for (int i = 0; i < max_factors; ++i) {
           if (i >= p.factors) break;
