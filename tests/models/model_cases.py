@@ -28,7 +28,8 @@ class Case:
         build: makes the model (weights come after).
         inputs: (videos, frames) -> arguments of the model's forward besides the timestep, batch first; those
             that are not batched are listed in `shared`.
-        lists: names of its block lists, in the order the blocks run (by turns if `alternating`).
+        lists: names of its block lists, in the order the blocks run (by turns if `alternating`); "name[0::2]"
+            is every other block of one.
         streams: names of the block arguments that a block returns.
         after_attention: names of a block's child, per list, whose input is the tokens after the
             self-attention was added; "" if the block has no further residual.
@@ -39,6 +40,13 @@ class Case:
         seed: of the weights.
         codebook: one under which the schedule is not trivial.
         tolerance: relative, for results whose order of addition differs.
+        fixed_frames: whether the model takes one number of frames only.
+        one_video: whether the model takes one video a call only.
+        video_last: whether a block returns its streams in the opposite order.
+        returned: how many of the streams the last block returns; None: all.
+        keeps_float32: whether some modules take float32 only, so that half precision needs autocast.
+        time: the argument that the timestep is.
+        options: other arguments.
     """
 
     name: str
@@ -56,6 +64,13 @@ class Case:
     seed: int = 0
     codebook: dict[float, int] = field(default_factory=lambda: CODEBOOK)
     tolerance: float = 1e-4
+    fixed_frames: bool = False
+    one_video: bool = False
+    video_last: bool = False
+    returned: int | None = None
+    keeps_float32: bool = False
+    time: str = "timestep"
+    options: Values = field(default_factory=lambda: {"return_dict": False})
     timestep: Callable[[float, int], Tensor] = lambda t, rows: torch.full((rows,), t)
 
     def model(self, seed: int = 0) -> nn.Module:
@@ -83,7 +98,11 @@ class Case:
 
     def blocks(self, model: Any) -> list[tuple[str, nn.Module]]:
         """Blocks in the order they run, each with the name of its list."""
-        lists = [(name, list(getattr(model, name))) for name in self.lists]
+        lists = []
+        for label in self.lists:
+            name, _, turn = label.partition("[")
+            blocks = list(getattr(model, name))
+            lists.append((label, blocks[int(turn[0]) :: 2] if turn else blocks))
         if self.alternating:
             return [(name, blocks[i]) for i in range(self.depth) for name, blocks in lists]
         return [(name, block) for name, blocks in lists for block in blocks]
@@ -91,7 +110,7 @@ class Case:
     def predict(self, model: Any, values: Values, z: Tensor, step: int, num_steps: int) -> Tensor:
         """The model's output for the latents at one step (counted from 0), in their shape."""
         t = self.timestep(self.schedule * (1 - step / num_steps), z.shape[0])
-        output = model(**{**values, self.latents: z, "timestep": t}, return_dict=False)
+        output = model(**{**values, self.latents: z, self.time: t}, **self.options)
         return fit(output[0] if isinstance(output, tuple) else output, z)
 
     def denoise(self, model: Any, values: Values, num_steps: int) -> Tensor:
@@ -119,8 +138,15 @@ class Case:
         return z
 
 
+def ids(case: Case) -> str:
+    """The case's name in the names of tests."""
+    return case.name.replace(" ", "_").replace(",", "")
+
+
 def fit(output: Tensor, like: Tensor) -> Tensor:
-    """The part of an output that is of the latents' shape (some predict a variance too)."""
+    """The part of an output that is of the latents' shape (some predict a variance too, or return frames)."""
+    if output.ndim == like.ndim - 1:
+        output = output.unflatten(0, like.shape[:2])
     return output[tuple(slice(0, size) for size in like.shape)]
 
 
@@ -140,7 +166,7 @@ def denoise_slowly(
         if i // (len(case.lists) if case.alternating else 1) == block and name in case.after_attention
     ]
     ((list_name, site),) = measured
-    kept: dict[nn.Module, list[Tensor]] = {}
+    kept: dict[nn.Module, list[Tensor | float]] = {}
     now: dict[str, Any] = {"computing": True, "residual": None, "input": None}
 
     def arguments(one: nn.Module, args: Any, kwargs: Any) -> list[Tensor]:
@@ -159,14 +185,17 @@ def denoise_slowly(
 
     def after_block(one: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         streams = arguments(one, args, kwargs)
-        outputs = [output] if isinstance(output, Tensor) else list(output)
+        outputs = [output] if isinstance(output, Tensor) else list(output)[:: -1 if case.video_last else 1]
         if one is site and not case.after_attention[list_name]:
             now["residual"] = outputs[0].double() - now["input"]
         if now["computing"]:
-            kept[one] = [out - x for x, out in zip(streams, outputs, strict=True)]
+            pairs = zip(streams, outputs, strict=True)
+            kept[one] = [0.0 if out is None else out - x for x, out in pairs]
             return None
         outputs = [x + r for x, r in zip(streams, kept[one], strict=True)]
-        return outputs[0] if isinstance(output, Tensor) else tuple(outputs)
+        if isinstance(output, Tensor):
+            return outputs[0]
+        return tuple(outputs[:: -1 if case.video_last else 1])
 
     hooks = [site.register_forward_pre_hook(before_site, with_kwargs=True)]
     if case.after_attention[list_name]:
@@ -210,7 +239,7 @@ def _diffusers(name: str, **config: Any) -> Callable[[], nn.Module]:
     return build
 
 
-def _randn(*shape: int) -> Tensor:
+def randn(*shape: int) -> Tensor:
     return torch.randn(*shape)
 
 
@@ -236,13 +265,14 @@ LATTE = Case(
         video_length=3,
     ),
     lambda videos, frames: {
-        "hidden_states": _randn(videos, 4, frames, 4, 4),
-        "encoder_hidden_states": _randn(videos, 5, 12),
+        "hidden_states": randn(videos, 4, frames, 4, 4),
+        "encoder_hidden_states": randn(videos, 5, 12),
     },
     lists=("transformer_blocks", "temporal_transformer_blocks"),
     alternating=True,
     after_attention={"temporal_transformer_blocks": "norm2"},
     part="temporal_attention",
+    fixed_frames=True,
 )
 COGVIDEOX = Case(
     "CogVideoXTransformer3DModel",
@@ -263,8 +293,8 @@ COGVIDEOX = Case(
         use_rotary_positional_embeddings=True,
     ),
     lambda videos, frames: {
-        "hidden_states": _randn(videos, frames, 4, 4, 4),
-        "encoder_hidden_states": _randn(videos, 5, 12),
+        "hidden_states": randn(videos, frames, 4, 4, 4),
+        "encoder_hidden_states": randn(videos, 5, 12),
         "image_rotary_emb": (torch.ones(frames * 4, 16), torch.zeros(frames * 4, 16)),
     },
     streams=("hidden_states", "encoder_hidden_states"),
@@ -286,8 +316,8 @@ WAN = Case(
         rope_max_seq_len=32,
     ),
     lambda videos, frames: {
-        "hidden_states": _randn(videos, 4, frames, 4, 4),
-        "encoder_hidden_states": _randn(videos, 5, 12),
+        "hidden_states": randn(videos, 4, frames, 4, 4),
+        "encoder_hidden_states": randn(videos, 5, 12),
     },
     lists=("blocks",),
     after_attention={"blocks": "norm2"},
@@ -343,8 +373,8 @@ LTX = Case(
         caption_channels=12,
     ),
     lambda videos, frames: {
-        "hidden_states": _randn(videos, frames * 6, 4),
-        "encoder_hidden_states": _randn(videos, 5, 12),
+        "hidden_states": randn(videos, frames * 6, 4),
+        "encoder_hidden_states": randn(videos, 5, 12),
         "encoder_attention_mask": torch.ones(videos, 5).bool(),
         "num_frames": frames,
         "height": 2,
@@ -367,8 +397,8 @@ MOCHI = Case(
         max_sequence_length=5,
     ),
     lambda videos, frames: {
-        "hidden_states": _randn(videos, 4, frames, 4, 4),
-        "encoder_hidden_states": _randn(videos, 5, 16),
+        "hidden_states": randn(videos, 4, frames, 4, 4),
+        "encoder_hidden_states": randn(videos, 5, 16),
         "encoder_attention_mask": torch.ones(videos, 5).bool(),
     },
     streams=("hidden_states", "encoder_hidden_states"),
@@ -390,8 +420,8 @@ ALLEGRO = Case(
         caption_channels=12,
     ),
     lambda videos, frames: {
-        "hidden_states": _randn(videos, 4, frames, 4, 4),
-        "encoder_hidden_states": _randn(videos, 5, 12),
+        "hidden_states": randn(videos, 4, frames, 4, 4),
+        "encoder_hidden_states": randn(videos, 5, 12),
         "attention_mask": torch.ones(videos, frames, 4, 4),
         "encoder_attention_mask": torch.ones(videos, 5),
         "image_rotary_emb": _allegro_rotary(frames),
@@ -436,9 +466,9 @@ HUNYUAN = Case(
         rope_axes_dim=(2, 2, 4),
     ),
     lambda videos, frames: {
-        "hidden_states": _randn(videos, 4, frames, 4, 4),
-        "encoder_hidden_states": _randn(videos, 5, 12),
-        "pooled_projections": _randn(videos, 8),
+        "hidden_states": randn(videos, 4, frames, 4, 4),
+        "encoder_hidden_states": randn(videos, 5, 12),
+        "pooled_projections": randn(videos, 8),
         "encoder_attention_mask": torch.ones(videos, 5),
         "guidance": torch.full((videos,), 6000.0),
     },
@@ -491,15 +521,16 @@ HUNYUAN_15 = Case(
         target_size=16,
     ),
     lambda videos, frames: {
-        "hidden_states": _randn(videos, 4, frames, 2, 2),
-        "encoder_hidden_states": _randn(videos, 5, 12),
+        "hidden_states": randn(videos, 4, frames, 2, 2),
+        "encoder_hidden_states": randn(videos, 5, 12),
         "encoder_attention_mask": torch.ones(videos, 5),
-        "encoder_hidden_states_2": _randn(videos, 4, 8),
+        "encoder_hidden_states_2": randn(videos, 4, 8),
         "encoder_attention_mask_2": torch.ones(videos, 4),
         "image_embeds": torch.zeros(videos, 3, 8),
     },
     streams=("hidden_states", "encoder_hidden_states"),
     after_attention={"transformer_blocks": "norm2"},
+    keeps_float32=True,
 )
 COSMOS = Case(
     "CosmosTransformer3DModel",
@@ -520,8 +551,8 @@ COSMOS = Case(
         extra_pos_embed_type=None,
     ),
     lambda videos, frames: {
-        "hidden_states": _randn(videos, 4, frames, 4, 4),
-        "encoder_hidden_states": _randn(videos, 5, 24),
+        "hidden_states": randn(videos, 4, frames, 4, 4),
+        "encoder_hidden_states": randn(videos, 5, 24),
         "fps": 24,
     },
     after_attention={"transformer_blocks": "norm2"},
@@ -547,8 +578,8 @@ SANA = Case(
         qk_norm="rms_norm_across_heads",
     ),
     lambda videos, frames: {
-        "hidden_states": _randn(videos, 4, frames, 4, 4),
-        "encoder_hidden_states": _randn(videos, 5, 8),
+        "hidden_states": randn(videos, 4, frames, 4, 4),
+        "encoder_hidden_states": randn(videos, 5, 8),
     },
     after_attention={"transformer_blocks": "attn2"},
     seed=1,  # with weights whose linear attention divides by nothing tiny
@@ -571,9 +602,9 @@ KANDINSKY = Case(
         attention_type="regular",
     ),
     lambda videos, frames: {
-        "hidden_states": _randn(videos, frames, 4, 4, 4),
-        "encoder_hidden_states": _randn(videos, 5, 12),
-        "pooled_projections": _randn(videos, 8),
+        "hidden_states": randn(videos, frames, 4, 4, 4),
+        "encoder_hidden_states": randn(videos, 5, 12),
+        "pooled_projections": randn(videos, 8),
         "visual_rope_pos": [torch.arange(frames), torch.arange(2), torch.arange(2)],
         "text_rope_pos": torch.arange(5),
     },
@@ -582,6 +613,7 @@ KANDINSKY = Case(
     streams=("visual_embed",),
     after_attention={"visual_transformer_blocks": "cross_attention_norm"},
     shared=("text_rope_pos",),
+    keeps_float32=True,
 )
 EASYANIMATE = Case(
     "EasyAnimateTransformer3DModel",
@@ -602,8 +634,8 @@ EASYANIMATE = Case(
         time_position_encoding_type="3d_rope",
     ),
     lambda videos, frames: {
-        "hidden_states": _randn(videos, 4, frames, 4, 4),
-        "encoder_hidden_states": _randn(videos, 5, 12),
+        "hidden_states": randn(videos, 4, frames, 4, 4),
+        "encoder_hidden_states": randn(videos, 5, 12),
     },
     streams=("hidden_states", "encoder_hidden_states"),
     after_attention={"transformer_blocks": "norm2"},
@@ -664,17 +696,17 @@ def _twin(module: str, name: str) -> Callable[[], nn.Module]:
 
 
 def _twin_inputs(videos: int, frames: int) -> Values:
-    return {"hidden_states": _randn(videos, 4, frames, 4, 4), "encoder_hidden_states": _randn(videos, 5, 12)}
+    return {"hidden_states": randn(videos, 4, frames, 4, 4), "encoder_hidden_states": randn(videos, 5, 12)}
 
 
 OPEN_SORA = Case(
     "STDiT3",
     _twin("open_sora", "STDiT3"),
-    lambda videos, frames: {"x": _randn(videos, 4, frames, 4, 4), "y": _randn(videos, 5, 12)},
+    lambda videos, frames: {"x": randn(videos, 4, frames, 4, 4), "y": randn(videos, 1, 5, 12)},
     lists=("spatial_blocks", "temporal_blocks"),
     alternating=True,
     streams=("x",),
-    after_attention={"temporal_blocks": "before_cross"},
+    after_attention={"temporal_blocks": "cross_attn"},
     part="temporal_attention",
     latents="x",
 )
@@ -691,7 +723,7 @@ OPEN_SORA_PACKED = Case(
     streams=("x",),
     part="temporal_attention",
     latents="x",
-    after_attention={"temporal_blocks": "before_cross"},
+    after_attention={"temporal_blocks": "cross_attn"},
 )
 LATTE_T2V = Case(
     "LatteT2V",
@@ -699,8 +731,23 @@ LATTE_T2V = Case(
     _twin_inputs,
     lists=LATTE.lists,
     alternating=True,
-    after_attention={"temporal_transformer_blocks": "norm2"},
+    after_attention={"temporal_transformer_blocks": "norm3"},
     part="temporal_attention",
+    fixed_frames=True,
+)
+LATTE_OF_ONE_LIST = Case(
+    "Latte",
+    _twin("latte", "Latte"),
+    lambda videos, frames: {"x": randn(videos, frames, 4, 4, 4), "y": torch.randint(10, (videos,))},
+    lists=("blocks[0::2]", "blocks[1::2]"),
+    alternating=True,
+    streams=("x",),
+    after_attention={"blocks[1::2]": "norm2"},
+    part="temporal_attention",
+    latents="x",
+    time="t",
+    options={},
+    fixed_frames=True,
 )
 OPEN_SORA_PLAN_12 = Case(
     "OpenSoraT2V",
@@ -714,4 +761,25 @@ OPEN_SORA_PLAN_13 = Case(
     _twin_inputs,
     after_attention={"transformer_blocks": "attn2"},
 )
-TWINS = [OPEN_SORA, OPEN_SORA_PACKED, LATTE_T2V, OPEN_SORA_PLAN_12, OPEN_SORA_PLAN_13]
+VCHITECT = Case(
+    "VchitectXLTransformerModel",
+    _twin("vchitect", "VchitectXLTransformerModel"),
+    lambda videos, frames: {
+        "hidden_states": randn(videos, frames, 4, 4, 4),
+        "encoder_hidden_states": randn(videos, 5, 12),
+    },
+    streams=("hidden_states", "encoder_hidden_states"),
+    video_last=True,
+    returned=1,
+    after_attention={"transformer_blocks": "norm2"},
+    one_video=True,
+)
+TWINS = [
+    OPEN_SORA,
+    OPEN_SORA_PACKED,
+    LATTE_T2V,
+    LATTE_OF_ONE_LIST,
+    OPEN_SORA_PLAN_12,
+    OPEN_SORA_PLAN_13,
+    VCHITECT,
+]

@@ -17,15 +17,17 @@ NAMED = re.compile(r"`([\w/]+\.py)::(\w+)(?:\[([^]`]*)\])?`")
 def test_every_test_that_the_table_names_exists() -> None:
     pytest.importorskip("diffusers")
     import pipeline_cases
-    from model_cases import CASES, TWINS
-    from test_models import ids
+    from model_cases import CASES, TWINS, ids
+    from real_cases import REAL
 
-    cases = {ids(case) for case in (*CASES, *TWINS)} | {str(case) for case in pipeline_cases.PIPELINES}
+    cases = {ids(case) for case in (*CASES, *TWINS, *REAL)} | {str(case) for case in pipeline_cases.PIPELINES}
     found = NAMED.findall((ROOT / "docs" / "models.md").read_text())
     assert len(found) > 150
     for path, function, parameters in found:
         file = ROOT / path if "/" in path else ROOT / "tests" / "models" / path
-        assert re.search(rf"^def {function}\(", file.read_text(), re.M), f"{path}::{function} is not there"
+        assert re.search(rf"^(def {function}\(|    {function},$)", file.read_text(), re.M), (
+            f"{path}::{function} is not there"
+        )
         if parameters:
             assert parameters.removeprefix("stack-").removeprefix("dtype0-") in cases, parameters
     table = (ROOT / "docs" / "models.md").read_text()

@@ -19,6 +19,7 @@ class GenericAdapter(BlockAdapter):
     """
 
     default_part = "block"
+    video_last = None
 
     def __init__(self, model: nn.Module):
         self.classes = (plain_class(model).__name__,)

@@ -1,5 +1,5 @@
 """Open-Sora 1.2's STDiT3 (its own repository at v1.2.0; videosys has the same): both kinds of block take [B,
-T*S, C] and fold it themselves; captions of all rows may be packed, with their lengths as `mask`."""
+T*S, C] and fold it themselves; captions of all rows are packed, with their lengths as `mask`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,21 @@ from torch import Tensor, nn
 from twins.parts import Attention, Patches, TimeEmbedding, mlp, norm
 
 
+class PackedCrossAttention(Attention):
+    """To the captions of all rows, which stand one after the other in [1, sum of lengths, C]."""
+
+    def forward(self, x: Tensor, cond: Tensor, mask: list[int]) -> Tensor:  # type: ignore[override]
+        pieces = cond.split(mask, dim=1)
+        return torch.cat(
+            [super(PackedCrossAttention, self).forward(x[b : b + 1], piece) for b, piece in enumerate(pieces)]
+        )
+
+
 class STDiT3Block(nn.Module):
     def __init__(self, dim: int, temporal: bool):
         super().__init__()
         self.temporal = temporal
-        self.norm1, self.attn, self.cross_attn = norm(dim), Attention(dim), Attention(dim)
-        self.before_cross = nn.Identity()  # not in the original: for tests to look at all tokens at once
+        self.norm1, self.attn, self.cross_attn = norm(dim), Attention(dim), PackedCrossAttention(dim)
         self.norm2, self.mlp = norm(dim), mlp(dim)
         self.scale_shift_table = nn.Parameter(torch.zeros(6, dim))
 
@@ -54,15 +63,9 @@ class STDiT3Block(nn.Module):
             y_m = self.attn(y_m.flatten(0, 1)).unflatten(0, (-1, T))
         y_m = y_m.flatten(1, 2)
         x = x + by_frame(now[2] * y_m, zero[2] * y_m)
-        x = x + self.cross(self.before_cross(x), y, mask)
+        x = x + self.cross_attn(x, y, mask)
         y_m = self.mlp(modulated(self.norm2(x), 3, 4))
         return x + by_frame(now[5] * y_m, zero[5] * y_m)
-
-    def cross(self, x: Tensor, y: Tensor, lengths: list[int] | None) -> Tensor:
-        if lengths is None:
-            return self.cross_attn(x, y)
-        pieces = y.split(lengths, dim=1)
-        return torch.cat([self.cross_attn(x[b : b + 1], piece) for b, piece in enumerate(pieces)])
 
 
 class STDiT3(nn.Module):
@@ -84,10 +87,13 @@ class STDiT3(nn.Module):
         height, width = x.shape[3] // 2, x.shape[4] // 2
         t, _embedded = self.t_embedder(timestep)
         t0 = None if x_mask is None else self.t_embedder(torch.zeros_like(timestep))[0]
-        y, lengths = self.y_embedder(y), None
-        if mask is not None:
+        y = self.y_embedder(y).squeeze(1)
+        if mask is None:
+            lengths = [y.shape[1]] * y.shape[0]
+        else:
             lengths = mask.sum(dim=1).tolist()
-            y = y.masked_select(mask.unsqueeze(-1) != 0).view(1, -1, y.shape[-1])
+            y = y.masked_select(mask.unsqueeze(-1) != 0)
+        y = y.reshape(1, -1, self.y_embedder.out_features)
         x = self.x_embedder(x)
         frames, places = x.shape[1:3]
         x = x.flatten(1, 2)
