@@ -298,6 +298,7 @@ _PLAN_12 = "opensora.models.diffusion.opensora.modeling_opensora"
 _PLAN_13 = "opensora.models.diffusion.opensora_v1_3.modeling_opensora"
 _VIDEOSYS = "videosys.models.transformers"
 
+STDIT3 = _stdit3_case("Open-Sora", _OPEN_SORA, _stdit3_inputs)
 WINDOWS = _stdit3_case(
     "Open-Sora, windows",
     _OPEN_SORA,
@@ -364,7 +365,7 @@ VCHITECT = RealCase(
 )
 
 REAL = [
-    _stdit3_case("Open-Sora", _OPEN_SORA, _stdit3_inputs),
+    STDIT3,
     _stdit3_case("Open-Sora, captions whole", _OPEN_SORA, _whole_captions),
     _stdit3_case("Open-Sora, frames given", _OPEN_SORA, _frames_given(_stdit3_inputs)),
     WINDOWS,

@@ -6,12 +6,16 @@ import contextlib
 import sys
 from typing import Any
 
+import adacache
 import pytest
 import torch
 import torch.nn.functional as F
-from real_cases import IMAGES_GIVEN, LATTE_OF_ONE_LIST, REAL
+from model_cases import relative_error
+from real_cases import IMAGES_GIVEN, LATTE_OF_ONE_LIST, REAL, STDIT3, WINDOWS
 from test_models import (
+    STEPS,
     calls_past_the_model,
+    enabled,
     test_a_reused_step_runs_no_block,
     test_an_exception_leaves_nothing_behind,
     test_autocast,
@@ -56,6 +60,56 @@ def test_frames_given_to_windows() -> None:
     test_computing_always_changes_no_bit(IMAGES_GIVEN)
     test_videos_of_a_batch_decide_for_themselves(IMAGES_GIVEN)
     test_guidance_in_two_calls(IMAGES_GIVEN)
+
+
+def test_sampler_of_open_sora() -> None:
+    """Guidance in one batch as the sampler of Open-Sora 1.2 does it, with a frame given to the second
+    video."""
+    if (reason := STDIT3.missing()) is not None:
+        pytest.skip(reason)
+    if WINDOWS.missing() is None:
+        pytest.skip("the Open-Sora on PYTHONPATH is 1.3, whose sampler takes other text encoders")
+    sampler = pytest.importorskip("opensora.schedulers.rf").RFLOW(num_sampling_steps=STEPS)
+    model, values = STDIT3.model(), STDIT3.values(3, seed=1)
+    z = values.pop("x") * torch.tensor([1.0, 4.0, 0.25]).view(3, 1, 1, 1, 1)
+    captions, null = values.pop("y"), torch.randn(3, 1, 5, 12)
+    frames = torch.ones(3, 3)
+    frames[1, 0] = 0
+
+    def sample(of: slice) -> Tensor:
+        class Text:
+            def encode(self, _: Any) -> dict[str, Tensor]:
+                return {"y": captions[of], "mask": mask[of]}
+
+            def null(self, _: Any) -> Tensor:
+                return null[of]
+
+        mask, others = values["mask"], {name: v[of] for name, v in values.items() if name != "mask"}
+        with torch.no_grad():
+            return sampler.sample(  # type: ignore[no-any-return]
+                model,
+                Text(),
+                z[of],
+                [""] * len(z[of]),
+                z.device,
+                additional_args=others,
+                mask=frames[of],
+                progress=False,
+            )
+
+    plain = sample(slice(0, 3))
+    with enabled(model, adacache.AdaCache(codebook={9.0: 1}), rows_per_video=2):
+        assert torch.equal(sample(slice(0, 3)), plain)
+    singles, schedules = [], []
+    for video in range(3):
+        with enabled(model, adacache.AdaCache(codebook=STDIT3.codebook), rows_per_video=2) as handle:
+            singles.append(sample(slice(video, video + 1)))
+        schedules.append(handle.trace.computed_steps)
+    assert len({tuple(steps) for steps in schedules}) > 1, "the videos must differ for this to show anything"
+    with enabled(model, adacache.AdaCache(codebook=STDIT3.codebook), rows_per_video=2) as handle:
+        together = sample(slice(0, 3))
+    assert [handle.trace.steps_of(video) for video in range(3)] == schedules
+    assert relative_error(together, torch.cat(singles)) < STDIT3.tolerance
 
 
 @pytest.fixture(autouse=True)
