@@ -41,6 +41,7 @@ class Case:
         codebook: one under which the schedule is not trivial.
         tolerance: relative, for results whose order of addition differs.
         fixed_frames: whether the model takes one number of frames only.
+        works_between: whether the model works between its blocks, so that one residual per block is kept.
         one_video: whether the model takes one video a call only.
         video_last: whether a block returns its streams in the opposite order.
         returned: how many of the streams the last block returns; None: all.
@@ -65,6 +66,7 @@ class Case:
     codebook: dict[float, int] = field(default_factory=lambda: CODEBOOK)
     tolerance: float = 1e-4
     fixed_frames: bool = False
+    works_between: bool = False
     one_video: bool = False
     video_last: bool = False
     returned: int | None = None
@@ -181,7 +183,8 @@ def denoise_slowly(
 
     def after_attention(child: nn.Module, args: Any, kwargs: Any) -> None:
         tokens = args[0] if args else kwargs["hidden_states"]
-        now["residual"] = tokens.double() - now["input"]
+        # Some blocks go on without the tokens of earlier frames, which stand first.
+        now["residual"] = tokens.double() - now["input"][:, -tokens.shape[1] :]
 
     def after_block(one: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         streams = arguments(one, args, kwargs)
@@ -664,6 +667,159 @@ CONSISID = Case(
     streams=("hidden_states", "encoder_hidden_states"),
     after_attention={"transformer_blocks": "norm2"},
 )
+WAN_VACE = Case(
+    "WanVACETransformer3DModel",
+    _diffusers(
+        "WanVACETransformer3DModel",
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        text_dim=12,
+        freq_dim=16,
+        ffn_dim=32,
+        num_layers=4,
+        rope_max_seq_len=32,
+        vace_layers=[0, 2],
+        vace_in_channels=4,
+    ),
+    lambda videos, frames: {
+        **WAN.inputs(videos, frames),
+        "control_hidden_states": randn(videos, 4, frames, 4, 4),
+        "control_hidden_states_scale": torch.full((2,), 0.5),
+    },
+    lists=("blocks",),
+    after_attention={"blocks": "norm2"},
+    shared=("control_hidden_states_scale",),
+    codebook={0.3: 4, 0.67: 3, 1.05: 2, 1.5: 1},
+    works_between=True,
+)
+WAN_ANIMATE = Case(
+    "WanAnimateTransformer3DModel",
+    _diffusers(
+        "WanAnimateTransformer3DModel",
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=12,
+        latent_channels=4,
+        out_channels=12,
+        text_dim=12,
+        freq_dim=16,
+        ffn_dim=32,
+        num_layers=4,
+        image_dim=8,
+        rope_max_seq_len=32,
+        motion_encoder_channel_sizes={"4": 8, "8": 8, "16": 8},
+        motion_encoder_size=16,
+        motion_style_dim=8,
+        motion_dim=4,
+        motion_encoder_dim=8,
+        face_encoder_hidden_dim=16,
+        face_encoder_num_heads=2,
+        inject_face_latents_blocks=2,
+    ),
+    lambda videos, frames: {
+        "hidden_states": randn(videos, 12, frames, 4, 4),
+        "encoder_hidden_states": randn(videos, 5, 12),
+        "encoder_hidden_states_image": randn(videos, 3, 8),
+        "pose_hidden_states": randn(videos, 4, frames - 1, 4, 4),
+        "face_pixel_values": randn(videos, 3, 4 * frames - 7, 16, 16),
+    },
+    lists=("blocks",),
+    after_attention={"blocks": "norm2"},
+    works_between=True,
+)
+HELIOS = Case(
+    "HeliosTransformer3DModel",
+    _diffusers(
+        "HeliosTransformer3DModel",
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        text_dim=12,
+        freq_dim=16,
+        ffn_dim=32,
+        num_layers=4,
+        rope_dim=(4, 4, 4),
+    ),
+    lambda videos, frames: {
+        **WAN.inputs(videos, frames),
+        "indices_hidden_states": torch.arange(2, 2 + frames).expand(videos, -1),
+        "latents_history_short": randn(videos, 4, 2, 4, 4),
+        "indices_latents_history_short": torch.arange(2).expand(videos, -1),
+    },
+    lists=("blocks",),
+    after_attention={"blocks": "norm2"},
+)
+FRAMEPACK = Case(
+    "HunyuanVideoFramepackTransformer3DModel",
+    _diffusers(
+        "HunyuanVideoFramepackTransformer3DModel",
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=2,
+        num_single_layers=2,
+        num_refiner_layers=1,
+        text_embed_dim=12,
+        pooled_projection_dim=8,
+        rope_axes_dim=(2, 2, 4),
+        has_image_proj=True,
+        image_proj_dim=8,
+        has_clean_x_embedder=True,
+    ),
+    lambda videos, frames: {
+        **HUNYUAN.inputs(videos, frames),
+        "image_embeds": randn(videos, 3, 8),
+        "indices_latents": torch.arange(1, 1 + frames),
+        "latents_clean": randn(videos, 4, 2, 4, 4),
+        "indices_latents_clean": torch.tensor([0, 9]),
+        "latents_history_2x": randn(videos, 4, 2, 4, 4),
+        "indices_latents_history_2x": torch.arange(4, 6),
+        "latents_history_4x": randn(videos, 4, 4, 8, 8),
+        "indices_latents_history_4x": torch.arange(6, 10),
+    },
+    lists=HUNYUAN.lists,
+    streams=HUNYUAN.streams,
+    after_attention=HUNYUAN.after_attention,
+    shared=(
+        "indices_latents",
+        "indices_latents_clean",
+        "indices_latents_history_2x",
+        "indices_latents_history_4x",
+    ),
+)
+LTX2 = Case(
+    "LTX2VideoTransformer3DModel",
+    _diffusers(
+        "LTX2VideoTransformer3DModel",
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        cross_attention_dim=16,
+        audio_in_channels=4,
+        audio_out_channels=4,
+        audio_num_attention_heads=2,
+        audio_attention_head_dim=4,
+        audio_cross_attention_dim=8,
+        num_layers=4,
+        caption_channels=12,
+    ),
+    lambda videos, frames: {
+        **LTX.inputs(videos, frames),
+        "audio_hidden_states": randn(videos, 4, 4),
+        "audio_encoder_hidden_states": randn(videos, 5, 12),
+        "audio_num_frames": 4,
+    },
+    streams=("hidden_states", "audio_hidden_states"),
+    after_attention={"transformer_blocks": "norm2"},
+)
 
 CASES = [
     LATTE,
@@ -682,6 +838,11 @@ CASES = [
     KANDINSKY,
     EASYANIMATE,
     CONSISID,
+    WAN_VACE,
+    WAN_ANIMATE,
+    HELIOS,
+    FRAMEPACK,
+    LTX2,
 ]
 
 

@@ -17,10 +17,13 @@ NAMED = re.compile(r"`([\w/]+\.py)::(\w+)(?:\[([^]`]*)\])?`")
 def test_every_test_that_the_table_names_exists() -> None:
     pytest.importorskip("diffusers")
     import pipeline_cases
+    import test_unknown
     from model_cases import CASES, TWINS, ids
     from real_cases import REAL
 
-    cases = {ids(case) for case in (*CASES, *TWINS, *REAL)} | {str(case) for case in pipeline_cases.PIPELINES}
+    cases = {ids(case) for case in (*CASES, *TWINS, *REAL, *test_unknown.CHECKED)} | {
+        str(case) for case in pipeline_cases.PIPELINES
+    }
     found = NAMED.findall((ROOT / "docs" / "models.md").read_text())
     assert len(found) > 150
     for path, function, parameters in found:

@@ -21,7 +21,7 @@ from adacache.adapters.open_sora import OpenSoraAdapter
 from adacache.adapters.open_sora_plan import OpenSoraPlan12Adapter, OpenSoraPlan13Adapter
 from adacache.adapters.stdit3 import STDiT3Adapter
 from adacache.adapters.vchitect import VchitectAdapter
-from adacache.adapters.wan import HeliosAdapter, WanAdapter
+from adacache.adapters.wan import ControlledWanAdapter, HeliosAdapter, WanAdapter
 
 __all__ = ["Adapter", "BlockAdapter", "GenericAdapter", "Pass", "adapter_for", "known_models"]
 
@@ -38,6 +38,7 @@ ADAPTERS: tuple[Adapter | BlockAdapter, ...] = (
     HunyuanVideo15Adapter(),
     FramepackAdapter(),
     WanAdapter(),
+    ControlledWanAdapter(),
     HeliosAdapter(),
     LTXVideoAdapter(),
     LTX2VideoAdapter(),

@@ -90,6 +90,8 @@ class BlockAdapter:
         streams: names of the block's arguments that the block also returns, in the order it returns them; the
             first holds the video's tokens.
         video_last: whether the block returns them in the opposite order; None: told by their shapes.
+        between: whether the model is known to work between its blocks in a way that no residual for all may
+            replace, so that one is kept per block.
         shared: arguments of the blocks that have no batch dimension, such as rotary embeddings.
         latents, timestep: names of the model's own arguments.
         frame_axis: dimension of the latents that counts frames.
@@ -102,6 +104,7 @@ class BlockAdapter:
     alternating: bool = False
     streams: tuple[str, ...] = ("hidden_states",)
     video_last: bool | None = False
+    between: bool = False
     shared: tuple[str, ...] = ()
     latents: str = "hidden_states"
     timestep: str = "timestep"
@@ -644,6 +647,7 @@ def _run_model(
     latents = given[adapter.latents]
     with handle.call(latents, given[adapter.timestep]) as (request, call):
         frames = adapter.frames(model, given)
+        request.keeps_blocks = request.keeps_blocks or adapter.between
         now = Pass(adapter, request, call, latents.shape[0], frames, latents.device)
         if not call.computing and not request.keeps_blocks:
             changed = adapter.when_reusing(given)
