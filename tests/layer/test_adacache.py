@@ -77,8 +77,9 @@ def test_a_reused_step_runs_no_block(model: STDiT3) -> None:
         return [event.name for event in profile.events()]
 
     plain = names(9)
-    adacache.enable(model, adacache.Replay([1, 8, 9]), num_steps=9)
-    cached = names(9)
+    handle = adacache.enable(model, adacache.Replay([1, 8, 9]), num_steps=9)
+    with handle.request():
+        cached = names(9)
     for name in ("adacache::temporal_attention", "aten::scaled_dot_product_attention"):
         assert plain.count(name) == 3 * cached.count(name) > 0
     assert cached.count("adacache::reuse_residual_out") == 6
