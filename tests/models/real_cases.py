@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from model_cases import COGVIDEOX, LATTE, Case, Values, randn
 from model_cases import LATTE_OF_ONE_LIST as TWIN
-from torch import nn
+from pipeline_cases import SMALL, PipelineCase, flow, two_embeddings, two_masks
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -364,6 +365,11 @@ VCHITECT = RealCase(
     one_video=True,
 )
 
+LATTE_T2V = _latte_case("Latte", "models.latte_t2v")
+PLAN_11 = _latte_case("Open-Sora-Plan 1.1", _PLAN_11, sample_size=(4, 4), attention_mode="math")
+PLAN_12 = _plan_12_case("Open-Sora-Plan 1.2", _PLAN_12)
+PLAN_13 = _plan_13_case("Open-Sora-Plan 1.3, sparse", _PLAN_13, sparse1d=True, sparse_n=4)
+
 REAL = [
     STDIT3,
     _stdit3_case("Open-Sora, captions whole", _OPEN_SORA, _whole_captions),
@@ -375,10 +381,10 @@ REAL = [
         f"{_VIDEOSYS}.open_sora_transformer_3d",
         _frames_given(_captions_of_a_length),
     ),
-    _latte_case("Latte", "models.latte_t2v"),
+    LATTE_T2V,
     LATTE_OF_ONE_LIST,
     _latte_case("videosys", f"{_VIDEOSYS}.latte_transformer_3d", _with_timesteps(_latte_inputs)),
-    _latte_case("Open-Sora-Plan 1.1", _PLAN_11, sample_size=(4, 4), attention_mode="math"),
+    PLAN_11,
     _latte_case(
         "Open-Sora-Plan 1.1, rotary", _PLAN_11, sample_size=(4, 4), attention_mode="math", use_rope=True
     ),
@@ -389,10 +395,125 @@ REAL = [
         sample_size=(4, 4),
         attention_mode="math",
     ),
-    _plan_12_case("Open-Sora-Plan 1.2", _PLAN_12),
+    PLAN_12,
     _plan_12_case("videosys", f"{_VIDEOSYS}.open_sora_plan_v120_transformer_3d"),
     COGVIDEOX_OF_VIDEOSYS,
     VCHITECT,
     _plan_13_case("Open-Sora-Plan 1.3", _PLAN_13, sparse_n=1),
-    _plan_13_case("Open-Sora-Plan 1.3, sparse", _PLAN_13, sparse1d=True, sparse_n=4),
+    PLAN_13,
+]
+
+
+@dataclass(frozen=True)
+class RealPipeline(PipelineCase):
+    """A pipeline of another repository.
+
+    Attributes:
+        of: the case of its transformer.
+        module: the module that the pipeline's class stands in.
+        output: what its result calls the video, and what it calls latents.
+    """
+
+    of: RealCase = LATTE_OF_ONE_LIST
+    module: str = ""
+    output: tuple[str, str] = ("video", "latents")
+
+    def missing(self) -> str | None:
+        return self.of.missing() or replace(self.of, name=str(self), module=self.module, needs="").missing()
+
+    def build(self) -> Any:
+        pipeline = getattr(importlib.import_module(self.module), self.name)(**self.parts())
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def generate(
+        self, pipeline: Any, num_steps: int = 12, prompts: int = 1, seed: int = 0, **more: Any
+    ) -> Tensor:
+        name, latents = self.output
+        result = pipeline(
+            **self.call(prompts),
+            num_inference_steps=num_steps,
+            output_type=latents,
+            generator=torch.Generator().manual_seed(seed),
+            **more,
+        )
+        video: Tensor = getattr(result, name)
+        return video
+
+
+class Absent(nn.Module):
+    """In place of text encoder and autoencoder: captions come as embeddings, and latents are returned."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+    vae_scale_factor = (4, 8, 8)
+    config = SimpleNamespace(block_out_channels=(8,) * 4)
+
+
+def _pipeline(
+    name: str, title: str, of: RealCase, module: str, output: tuple[str, str], **more: Any
+) -> RealPipeline:
+    def parts() -> Values:
+        from diffusers import DDIMScheduler
+
+        return {
+            "tokenizer": None,
+            "text_encoder": Absent(),
+            "vae": Absent(),
+            "transformer": of.model(),
+            "scheduler": flow() if of is PLAN_13 else DDIMScheduler(),
+        }
+
+    return RealPipeline(
+        name,
+        parts,
+        lambda n: {**two_embeddings(n, 5, 12), **SMALL, "negative_prompt": None, **more},
+        title=title,
+        of=of,
+        module=module,
+        output=output,
+    )
+
+
+_WITH_MASKS = {**two_masks(1, 5), "num_frames": 9}
+
+REAL_PIPELINES = [
+    _pipeline(
+        "LattePipeline",
+        "LattePipeline of Latte",
+        LATTE_T2V,
+        "sample.pipeline_latte",
+        ("video", "latents"),
+        video_length=3,
+        clean_caption=False,
+        mask_feature=False,
+    ),
+    _pipeline(
+        "VideoGenPipeline",
+        "VideoGenPipeline of Open-Sora-Plan 1.1",
+        PLAN_11,
+        "opensora.sample.pipeline_videogen",
+        ("video", "latents"),
+        num_frames=9,
+        clean_caption=False,
+        mask_feature=False,
+    ),
+    _pipeline(
+        "OpenSoraPipeline",
+        "OpenSoraPipeline of Open-Sora-Plan 1.2",
+        PLAN_12,
+        "opensora.sample.pipeline_opensora",
+        ("images", "latent"),
+        clean_caption=False,
+        use_resolution_binning=False,
+        **_WITH_MASKS,
+    ),
+    _pipeline(
+        "OpenSoraPipeline",
+        "OpenSoraPipeline of Open-Sora-Plan 1.3",
+        PLAN_13,
+        "opensora.sample.pipeline_opensora",
+        ("videos", "latent"),
+        **_WITH_MASKS,
+        **{f"{name}_2": value for name, value in {**two_embeddings(1, 4, 8), **two_masks(1, 4)}.items()},
+    ),
 ]

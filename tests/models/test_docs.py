@@ -19,10 +19,10 @@ def test_every_test_that_the_table_names_exists() -> None:
     import pipeline_cases
     import test_unknown
     from model_cases import CASES, TWINS, ids
-    from real_cases import REAL
+    from real_cases import REAL, REAL_PIPELINES
 
     cases = {ids(case) for case in (*CASES, *TWINS, *REAL, *test_unknown.CHECKED)} | {
-        str(case) for case in pipeline_cases.PIPELINES
+        str(case) for case in (*pipeline_cases.PIPELINES, *REAL_PIPELINES)
     }
     found = NAMED.findall((ROOT / "docs" / "models.md").read_text())
     assert len(found) > 150

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from model_cases import relative_error
-from real_cases import IMAGES_GIVEN, LATTE_OF_ONE_LIST, REAL, STDIT3, WINDOWS
+from real_cases import IMAGES_GIVEN, LATTE_OF_ONE_LIST, REAL, REAL_PIPELINES, STDIT3, WINDOWS, RealPipeline
 from test_models import (
     STEPS,
     calls_past_the_model,
@@ -26,6 +26,7 @@ from test_models import (
     test_schedule_is_that_of_the_rule_written_out,
     test_videos_of_a_batch_decide_for_themselves,
 )
+from test_pipelines import test_end_to_end as check_pipeline
 from torch import Tensor
 
 __all__ = [
@@ -52,6 +53,13 @@ def test_calls_past_the_model_of_latte() -> None:
     if (reason := LATTE_OF_ONE_LIST.missing()) is not None:
         pytest.skip(reason)
     calls_past_the_model(LATTE_OF_ONE_LIST)
+
+
+@pytest.mark.parametrize("pipeline", REAL_PIPELINES, ids=str)
+def test_pipeline_end_to_end(pipeline: RealPipeline) -> None:
+    if (reason := pipeline.missing()) is not None:
+        pytest.skip(reason)
+    check_pipeline(pipeline)
 
 
 def test_frames_given_to_windows() -> None:
