@@ -246,3 +246,11 @@ def calls_past_the_model(case: Case) -> None:
 
 def test_calls_past_the_model() -> None:
     calls_past_the_model(LATTE_OF_ONE_LIST)
+
+
+CHECKS = {
+    name: check
+    for name, check in globals().items()
+    if name.startswith("test_") and "case" in check.__annotations__
+}
+"""The tests that take a case, for modules that run them on others."""
