@@ -34,6 +34,8 @@ class Case:
         after_attention: names of a block's child, per list, whose input is the tokens after the
             self-attention was added; "" if the block has no further residual.
         part: what is measured.
+        places_first: whether the residual is measured where tokens lie as [places, frames, C].
+        motion: whether frames can be told in it.
         latents: the argument that is denoised.
         schedule: the greatest timestep.
         depth: blocks (pairs, if alternating).
@@ -58,6 +60,8 @@ class Case:
     streams: tuple[str, ...] = ("hidden_states",)
     after_attention: dict[str, str] = field(default_factory=dict)
     part: str = "attention"
+    places_first: bool = False
+    motion: bool = True
     latents: str = "hidden_states"
     schedule: float = 1000.0
     shared: tuple[str, ...] = ()
@@ -155,11 +159,11 @@ def fit(output: Tensor, like: Tensor) -> Tensor:
 @torch.no_grad()
 def denoise_slowly(
     case: Case, model: Any, values: Values, num_steps: int, codebook: dict[float, int], block: int
-) -> tuple[Tensor, list[int], list[tuple[int, float]]]:
+) -> tuple[Tensor, list[int], list[tuple[int, float, float]]]:
     """AdaCache written out with hooks on a plain model, for one video: every block always runs, and on a
     reused step its output is replaced by its input plus the residual that it had when last computed.
 
-    Returns the latent, the computed steps and (step, relative distance) of every measurement.
+    Returns the latent, the computed steps and (step, relative distance, motion) of every measurement.
     """
     blocks = case.blocks(model)
     measured = [
@@ -207,7 +211,7 @@ def denoise_slowly(
     hooks += [one.register_forward_hook(after_block, with_kwargs=True) for _, one in blocks]
     z, last, rate, old = values[case.latents], 0, 1, None
     computed: list[int] = []
-    distances: list[tuple[int, float]] = []
+    distances: list[tuple[int, float, float]] = []
     try:
         for step in range(1, num_steps + 1):
             now["computing"] = step == last + rate or step in (1, num_steps - 1, num_steps)
@@ -216,7 +220,9 @@ def denoise_slowly(
                 computed.append(step)
                 new, last = now["residual"], step
                 if old is not None:
-                    distances.append((step, float((new - old).abs().sum() / old.abs().sum())))
+                    distances.append(
+                        (step, float((new - old).abs().sum() / old.abs().sum()), _motion(case, new))
+                    )
                     score = distances[-1][1] / rate
                     rate = next(
                         (r for limit, r in codebook.items() if score < limit), [*codebook.values()][-1]
@@ -226,6 +232,16 @@ def denoise_slowly(
         for hook in hooks:
             hook.remove()
     return z, computed, distances
+
+
+def _motion(case: Case, residual: Tensor, frames: int = 3) -> float:
+    """How much the residual of one video changes from frame to frame."""
+    if not case.motion:
+        return math.nan
+    by_frame = residual.transpose(0, 1) if case.places_first else residual
+    by_frame = by_frame.reshape(frames, -1)
+    change, size = by_frame.diff(dim=0).abs().sum(), by_frame.abs()
+    return float(change / (size[1:].sum() + size[:-1].sum()))
 
 
 def relative_error(a: Tensor, b: Tensor) -> float:
@@ -276,6 +292,7 @@ LATTE = Case(
     after_attention={"temporal_transformer_blocks": "norm2"},
     part="temporal_attention",
     fixed_frames=True,
+    places_first=True,
 )
 COGVIDEOX = Case(
     "CogVideoXTransformer3DModel",
@@ -793,6 +810,7 @@ FRAMEPACK = Case(
         "indices_latents_history_2x",
         "indices_latents_history_4x",
     ),
+    motion=False,
 )
 LTX2 = Case(
     "LTX2VideoTransformer3DModel",
@@ -895,6 +913,7 @@ LATTE_T2V = Case(
     after_attention={"temporal_transformer_blocks": "norm3"},
     part="temporal_attention",
     fixed_frames=True,
+    places_first=True,
 )
 LATTE_OF_ONE_LIST = Case(
     "Latte",
@@ -909,6 +928,7 @@ LATTE_OF_ONE_LIST = Case(
     time="t",
     options={},
     fixed_frames=True,
+    places_first=True,
 )
 OPEN_SORA_PLAN_12 = Case(
     "OpenSoraT2V",

@@ -168,6 +168,7 @@ def _latte_case(
         alternating=True,
         after_attention={"temporal_transformer_blocks": "norm3"},
         part="temporal_attention",
+        places_first=True,
         fixed_frames=True,
     )
 
@@ -292,6 +293,7 @@ LATTE_OF_ONE_LIST = RealCase(
     options={},
     fixed_frames=True,
     keeps_float32=True,
+    places_first=True,
 )
 _OPEN_SORA = "opensora.models.stdit.stdit3"
 _PLAN_11 = "opensora.models.diffusion.latte.modeling_latte"

@@ -62,8 +62,13 @@ def test_schedule_is_that_of_the_rule_written_out(case: Case, cache: str) -> Non
     trace = handle.trace
     assert trace.computed_steps == computed
     ((_, measured),) = trace.series("distance").items()
-    assert [step for step, _ in measured] == [step for step, _ in distances]
-    assert [value for _, value in measured] == pytest.approx([value for _, value in distances], rel=1e-4)
+    assert [step for step, _ in measured] == [step for step, _, _ in distances]
+    assert [value for _, value in measured] == pytest.approx([value for _, value, _ in distances], rel=1e-4)
+    if case.motion:
+        ((_, moved),) = trace.series("motion").items()
+        assert [dict(moved)[step] for step, _, _ in distances] == pytest.approx(
+            [motion for _, _, motion in distances], rel=1e-4
+        )
     assert relative_error(final, expected) < 1e-5
 
 

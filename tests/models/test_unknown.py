@@ -20,6 +20,7 @@ CHECKED = [
         part="block",
         latents="x",
         options={},
+        motion=False,
         codebook={0.03: 4, 0.1: 3, 0.2: 2, 1.0: 1},
     )
 ]
