@@ -939,7 +939,10 @@ OPEN_SORA_PLAN_12 = Case(
 OPEN_SORA_PLAN_13 = Case(
     "OpenSoraT2V_v1_3",
     _twin("open_sora_plan", "OpenSoraT2V_v1_3"),
-    _twin_inputs,
+    lambda videos, frames: {
+        **_twin_inputs(videos, frames),
+        "attention_mask": 1.0 - torch.eye(4 * frames)[:videos],
+    },
     after_attention={"transformer_blocks": "attn2"},
 )
 VCHITECT = Case(
