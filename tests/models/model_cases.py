@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -864,11 +864,11 @@ CASES = [
 ]
 
 
-def _twin(module: str, name: str) -> Callable[[], nn.Module]:
+def _twin(module: str, name: str, **options: Any) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
         import importlib
 
-        model: nn.Module = getattr(importlib.import_module(f"twins.{module}"), name)()
+        model: nn.Module = getattr(importlib.import_module(f"twins.{module}"), name)(**options)
         return model
 
     return build
@@ -903,6 +903,9 @@ OPEN_SORA_PACKED = Case(
     part="temporal_attention",
     latents="x",
     after_attention={"temporal_blocks": "cross_attn"},
+)
+OPEN_SORA_WINDOWS = replace(
+    OPEN_SORA_PACKED, name="STDiT3, windows", build=_twin("open_sora", "STDiT3", windows=True)
 )
 LATTE_T2V = Case(
     "LatteT2V",
@@ -961,6 +964,7 @@ VCHITECT = Case(
 TWINS = [
     OPEN_SORA,
     OPEN_SORA_PACKED,
+    OPEN_SORA_WINDOWS,
     LATTE_T2V,
     LATTE_OF_ONE_LIST,
     OPEN_SORA_PLAN_12,

@@ -1,5 +1,5 @@
-"""Open-Sora 1.2's STDiT3 (its own repository at v1.2.0; videosys has the same): both kinds of block take [B,
-T*S, C] and fold it themselves; captions of all rows are packed, with their lengths as `mask`."""
+"""Open-Sora's STDiT3 (its own repository at v1.2.0 and v1.3; videosys has 1.2's): both kinds of block take
+[B, T*S, C] and fold it themselves; captions of all rows are packed, with their lengths as `mask`."""
 
 from __future__ import annotations
 
@@ -21,11 +21,19 @@ class PackedCrossAttention(Attention):
         )
 
 
+class WindowAttention(Attention):
+    """Over [B, H, W, T, C] as 1.3 has it, here with the whole clip for a window."""
+
+    def forward(self, x: Tensor, *_: Any) -> Tensor:  # type: ignore[override]
+        return super().forward(x.flatten(1, 3)).reshape(x.shape)
+
+
 class STDiT3Block(nn.Module):
-    def __init__(self, dim: int, temporal: bool):
+    def __init__(self, dim: int, temporal: bool, windows: bool = False):
         super().__init__()
-        self.temporal = temporal
-        self.norm1, self.attn, self.cross_attn = norm(dim), Attention(dim), PackedCrossAttention(dim)
+        self.temporal, self.windows = temporal, windows
+        self.norm1, self.cross_attn = norm(dim), PackedCrossAttention(dim)
+        self.attn = WindowAttention(dim) if windows else Attention(dim)
         self.norm2, self.mlp = norm(dim), mlp(dim)
         self.scale_shift_table = nn.Parameter(torch.zeros(6, dim))
 
@@ -39,6 +47,8 @@ class STDiT3Block(nn.Module):
         t0: Tensor | None = None,
         T: int | None = None,
         S: int | None = None,
+        H: int | None = None,
+        W: int | None = None,
     ) -> Tensor:
         now = (self.scale_shift_table[None] + t.reshape(x.shape[0], 6, -1)).chunk(6, dim=1)
         zero = (
@@ -57,7 +67,10 @@ class STDiT3Block(nn.Module):
             return by_frame(*(value * (1 + some[scale]) + some[shift] for some in (now, zero)))
 
         y_m = modulated(self.norm1(x), 0, 1).unflatten(1, (T, S))
-        if self.temporal:
+        if self.windows:
+            y_m = self.attn(y_m.unflatten(2, (H, W)).permute(0, 2, 3, 1, 4)).permute(0, 3, 1, 2, 4)
+            y_m = y_m.flatten(2, 3)
+        elif self.temporal:
             y_m = self.attn(y_m.transpose(1, 2).flatten(0, 1)).unflatten(0, (-1, S)).transpose(1, 2)
         else:
             y_m = self.attn(y_m.flatten(0, 1)).unflatten(0, (-1, T))
@@ -69,7 +82,7 @@ class STDiT3Block(nn.Module):
 
 
 class STDiT3(nn.Module):
-    def __init__(self, dim: int = 16, depth: int = 4):
+    def __init__(self, dim: int = 16, depth: int = 4, windows: bool = False):
         super().__init__()
         self.x_embedder, self.t_embedder, self.y_embedder = (
             Patches(dim),
@@ -77,7 +90,7 @@ class STDiT3(nn.Module):
             nn.Linear(12, dim),
         )
         self.spatial_blocks = nn.ModuleList(STDiT3Block(dim, temporal=False) for _ in range(depth))
-        self.temporal_blocks = nn.ModuleList(STDiT3Block(dim, temporal=True) for _ in range(depth))
+        self.temporal_blocks = nn.ModuleList(STDiT3Block(dim, True, windows) for _ in range(depth))
 
     def forward(
         self, x: Tensor, timestep: Tensor, y: Tensor, mask: Any = None, x_mask: Any = None, **_: Any
@@ -98,6 +111,6 @@ class STDiT3(nn.Module):
         frames, places = x.shape[1:3]
         x = x.flatten(1, 2)
         for spatial, temporal in zip(self.spatial_blocks, self.temporal_blocks, strict=True):
-            x = spatial(x, y, t, lengths, x_mask, t0, frames, places)
-            x = temporal(x, y, t, lengths, x_mask, t0, frames, places)
+            x = spatial(x, y, t, lengths, x_mask, t0, frames, places, height, width)
+            x = temporal(x, y, t, lengths, x_mask, t0, frames, places, height, width)
         return self.x_embedder.unpatchify(x.unflatten(1, (frames, places)), height, width).float()
