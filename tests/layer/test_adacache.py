@@ -67,6 +67,25 @@ def test_computing_always_changes_no_bit_whatever_is_measured(model: STDiT3, par
     )
 
 
+def test_a_reused_step_runs_no_block(model: STDiT3) -> None:
+    """The profiler sees one added residual, no attention, and no more waiting for values than plain."""
+    values = inputs(1)
+
+    def names(steps: int) -> list[str]:
+        with torch.profiler.profile() as profile:
+            denoise(model, values, steps)
+        return [event.name for event in profile.events()]
+
+    plain = names(9)
+    handle = adacache.enable(model, adacache.Replay([1, 8, 9]), num_steps=9)
+    with handle.request():
+        cached = names(9)
+    for name in ("adacache::temporal_attention", "aten::scaled_dot_product_attention"):
+        assert plain.count(name) == 3 * cached.count(name) > 0
+    assert cached.count("adacache::reuse_residual_out") == 6
+    assert cached.count("aten::_local_scalar_dense") <= plain.count("aten::_local_scalar_dense")
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(model: STDiT3, dtype: torch.dtype) -> None:
     half = STDiT3(model.config).to(dtype).eval()

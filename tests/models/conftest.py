@@ -6,6 +6,14 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from model_cases import ids
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests that take a `case` run on all that their module names, after their other parameters."""
+    if "case" in metafunc.fixturenames and hasattr(metafunc.module, "CHECKED"):
+        metafunc.parametrize("case", metafunc.module.CHECKED, ids=ids)
 
 
 @pytest.fixture(scope="session", autouse=True)

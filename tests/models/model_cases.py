@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,17 +28,28 @@ class Case:
         build: makes the model (weights come after).
         inputs: (videos, frames) -> arguments of the model's forward besides the timestep, batch first; those
             that are not batched are listed in `shared`.
-        lists: names of its block lists, in the order the blocks run (by turns if `alternating`).
+        lists: names of its block lists, in the order the blocks run (by turns if `alternating`); "name[0::2]"
+            is every other block of one.
         streams: names of the block arguments that a block returns.
         after_attention: names of a block's child, per list, whose input is the tokens after the
             self-attention was added; "" if the block has no further residual.
         part: what is measured.
+        places_first: whether the residual is measured where tokens lie as [places, frames, C].
+        motion: whether frames can be told in it.
         latents: the argument that is denoised.
         schedule: the greatest timestep.
         depth: blocks (pairs, if alternating).
         seed: of the weights.
         codebook: one under which the schedule is not trivial.
         tolerance: relative, for results whose order of addition differs.
+        fixed_frames: whether the model takes one number of frames only.
+        works_between: whether the model works between its blocks, so that one residual per block is kept.
+        one_video: whether the model takes one video a call only.
+        video_last: whether a block returns its streams in the opposite order.
+        returned: how many of the streams the last block returns; None: all.
+        keeps_float32: whether some modules take float32 only, so that half precision needs autocast.
+        time: the argument that the timestep is.
+        options: other arguments.
     """
 
     name: str
@@ -49,6 +60,8 @@ class Case:
     streams: tuple[str, ...] = ("hidden_states",)
     after_attention: dict[str, str] = field(default_factory=dict)
     part: str = "attention"
+    places_first: bool = False
+    motion: bool = True
     latents: str = "hidden_states"
     schedule: float = 1000.0
     shared: tuple[str, ...] = ()
@@ -56,6 +69,14 @@ class Case:
     seed: int = 0
     codebook: dict[float, int] = field(default_factory=lambda: CODEBOOK)
     tolerance: float = 1e-4
+    fixed_frames: bool = False
+    works_between: bool = False
+    one_video: bool = False
+    video_last: bool = False
+    returned: int | None = None
+    keeps_float32: bool = False
+    time: str = "timestep"
+    options: Values = field(default_factory=lambda: {"return_dict": False})
     timestep: Callable[[float, int], Tensor] = lambda t, rows: torch.full((rows,), t)
 
     def model(self, seed: int = 0) -> nn.Module:
@@ -83,7 +104,11 @@ class Case:
 
     def blocks(self, model: Any) -> list[tuple[str, nn.Module]]:
         """Blocks in the order they run, each with the name of its list."""
-        lists = [(name, list(getattr(model, name))) for name in self.lists]
+        lists = []
+        for label in self.lists:
+            name, _, turn = label.partition("[")
+            blocks = list(getattr(model, name))
+            lists.append((label, blocks[int(turn[0]) :: 2] if turn else blocks))
         if self.alternating:
             return [(name, blocks[i]) for i in range(self.depth) for name, blocks in lists]
         return [(name, block) for name, blocks in lists for block in blocks]
@@ -91,7 +116,7 @@ class Case:
     def predict(self, model: Any, values: Values, z: Tensor, step: int, num_steps: int) -> Tensor:
         """The model's output for the latents at one step (counted from 0), in their shape."""
         t = self.timestep(self.schedule * (1 - step / num_steps), z.shape[0])
-        output = model(**{**values, self.latents: z, "timestep": t}, return_dict=False)
+        output = model(**{**values, self.latents: z, self.time: t}, **self.options)
         return fit(output[0] if isinstance(output, tuple) else output, z)
 
     def denoise(self, model: Any, values: Values, num_steps: int) -> Tensor:
@@ -119,19 +144,26 @@ class Case:
         return z
 
 
+def ids(case: Case) -> str:
+    """The case's name in the names of tests."""
+    return case.name.replace(" ", "_").replace(",", "")
+
+
 def fit(output: Tensor, like: Tensor) -> Tensor:
-    """The part of an output that is of the latents' shape (some predict a variance too)."""
+    """The part of an output that is of the latents' shape (some predict a variance too, or return frames)."""
+    if output.ndim == like.ndim - 1:
+        output = output.unflatten(0, like.shape[:2])
     return output[tuple(slice(0, size) for size in like.shape)]
 
 
 @torch.no_grad()
 def denoise_slowly(
     case: Case, model: Any, values: Values, num_steps: int, codebook: dict[float, int], block: int
-) -> tuple[Tensor, list[int], list[tuple[int, float]]]:
+) -> tuple[Tensor, list[int], list[tuple[int, float, float]]]:
     """AdaCache written out with hooks on a plain model, for one video: every block always runs, and on a
     reused step its output is replaced by its input plus the residual that it had when last computed.
 
-    Returns the latent, the computed steps and (step, relative distance) of every measurement.
+    Returns the latent, the computed steps and (step, relative distance, motion) of every measurement.
     """
     blocks = case.blocks(model)
     measured = [
@@ -140,7 +172,7 @@ def denoise_slowly(
         if i // (len(case.lists) if case.alternating else 1) == block and name in case.after_attention
     ]
     ((list_name, site),) = measured
-    kept: dict[nn.Module, list[Tensor]] = {}
+    kept: dict[nn.Module, list[Tensor | float]] = {}
     now: dict[str, Any] = {"computing": True, "residual": None, "input": None}
 
     def arguments(one: nn.Module, args: Any, kwargs: Any) -> list[Tensor]:
@@ -155,18 +187,22 @@ def denoise_slowly(
 
     def after_attention(child: nn.Module, args: Any, kwargs: Any) -> None:
         tokens = args[0] if args else kwargs["hidden_states"]
-        now["residual"] = tokens.double() - now["input"]
+        # Some blocks go on without the tokens of earlier frames, which stand first.
+        now["residual"] = tokens.double() - now["input"][:, -tokens.shape[1] :]
 
     def after_block(one: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         streams = arguments(one, args, kwargs)
-        outputs = [output] if isinstance(output, Tensor) else list(output)
+        outputs = [output] if isinstance(output, Tensor) else list(output)[:: -1 if case.video_last else 1]
         if one is site and not case.after_attention[list_name]:
             now["residual"] = outputs[0].double() - now["input"]
         if now["computing"]:
-            kept[one] = [out - x for x, out in zip(streams, outputs, strict=True)]
+            pairs = zip(streams, outputs, strict=True)
+            kept[one] = [0.0 if out is None else out - x for x, out in pairs]
             return None
         outputs = [x + r for x, r in zip(streams, kept[one], strict=True)]
-        return outputs[0] if isinstance(output, Tensor) else tuple(outputs)
+        if isinstance(output, Tensor):
+            return outputs[0]
+        return tuple(outputs[:: -1 if case.video_last else 1])
 
     hooks = [site.register_forward_pre_hook(before_site, with_kwargs=True)]
     if case.after_attention[list_name]:
@@ -175,7 +211,7 @@ def denoise_slowly(
     hooks += [one.register_forward_hook(after_block, with_kwargs=True) for _, one in blocks]
     z, last, rate, old = values[case.latents], 0, 1, None
     computed: list[int] = []
-    distances: list[tuple[int, float]] = []
+    distances: list[tuple[int, float, float]] = []
     try:
         for step in range(1, num_steps + 1):
             now["computing"] = step == last + rate or step in (1, num_steps - 1, num_steps)
@@ -184,7 +220,9 @@ def denoise_slowly(
                 computed.append(step)
                 new, last = now["residual"], step
                 if old is not None:
-                    distances.append((step, float((new - old).abs().sum() / old.abs().sum())))
+                    distances.append(
+                        (step, float((new - old).abs().sum() / old.abs().sum()), _motion(case, new))
+                    )
                     score = distances[-1][1] / rate
                     rate = next(
                         (r for limit, r in codebook.items() if score < limit), [*codebook.values()][-1]
@@ -194,6 +232,16 @@ def denoise_slowly(
         for hook in hooks:
             hook.remove()
     return z, computed, distances
+
+
+def _motion(case: Case, residual: Tensor, frames: int = 3) -> float:
+    """How much the residual of one video changes from frame to frame."""
+    if not case.motion:
+        return math.nan
+    by_frame = residual.transpose(0, 1) if case.places_first else residual
+    by_frame = by_frame.reshape(frames, -1)
+    change, size = by_frame.diff(dim=0).abs().sum(), by_frame.abs()
+    return float(change / (size[1:].sum() + size[:-1].sum()))
 
 
 def relative_error(a: Tensor, b: Tensor) -> float:
@@ -210,7 +258,7 @@ def _diffusers(name: str, **config: Any) -> Callable[[], nn.Module]:
     return build
 
 
-def _randn(*shape: int) -> Tensor:
+def randn(*shape: int) -> Tensor:
     return torch.randn(*shape)
 
 
@@ -236,13 +284,15 @@ LATTE = Case(
         video_length=3,
     ),
     lambda videos, frames: {
-        "hidden_states": _randn(videos, 4, frames, 4, 4),
-        "encoder_hidden_states": _randn(videos, 5, 12),
+        "hidden_states": randn(videos, 4, frames, 4, 4),
+        "encoder_hidden_states": randn(videos, 5, 12),
     },
     lists=("transformer_blocks", "temporal_transformer_blocks"),
     alternating=True,
     after_attention={"temporal_transformer_blocks": "norm2"},
     part="temporal_attention",
+    fixed_frames=True,
+    places_first=True,
 )
 COGVIDEOX = Case(
     "CogVideoXTransformer3DModel",
@@ -263,8 +313,8 @@ COGVIDEOX = Case(
         use_rotary_positional_embeddings=True,
     ),
     lambda videos, frames: {
-        "hidden_states": _randn(videos, frames, 4, 4, 4),
-        "encoder_hidden_states": _randn(videos, 5, 12),
+        "hidden_states": randn(videos, frames, 4, 4, 4),
+        "encoder_hidden_states": randn(videos, 5, 12),
         "image_rotary_emb": (torch.ones(frames * 4, 16), torch.zeros(frames * 4, 16)),
     },
     streams=("hidden_states", "encoder_hidden_states"),
@@ -286,8 +336,8 @@ WAN = Case(
         rope_max_seq_len=32,
     ),
     lambda videos, frames: {
-        "hidden_states": _randn(videos, 4, frames, 4, 4),
-        "encoder_hidden_states": _randn(videos, 5, 12),
+        "hidden_states": randn(videos, 4, frames, 4, 4),
+        "encoder_hidden_states": randn(videos, 5, 12),
     },
     lists=("blocks",),
     after_attention={"blocks": "norm2"},
@@ -343,8 +393,8 @@ LTX = Case(
         caption_channels=12,
     ),
     lambda videos, frames: {
-        "hidden_states": _randn(videos, frames * 6, 4),
-        "encoder_hidden_states": _randn(videos, 5, 12),
+        "hidden_states": randn(videos, frames * 6, 4),
+        "encoder_hidden_states": randn(videos, 5, 12),
         "encoder_attention_mask": torch.ones(videos, 5).bool(),
         "num_frames": frames,
         "height": 2,
@@ -367,8 +417,8 @@ MOCHI = Case(
         max_sequence_length=5,
     ),
     lambda videos, frames: {
-        "hidden_states": _randn(videos, 4, frames, 4, 4),
-        "encoder_hidden_states": _randn(videos, 5, 16),
+        "hidden_states": randn(videos, 4, frames, 4, 4),
+        "encoder_hidden_states": randn(videos, 5, 16),
         "encoder_attention_mask": torch.ones(videos, 5).bool(),
     },
     streams=("hidden_states", "encoder_hidden_states"),
@@ -390,8 +440,8 @@ ALLEGRO = Case(
         caption_channels=12,
     ),
     lambda videos, frames: {
-        "hidden_states": _randn(videos, 4, frames, 4, 4),
-        "encoder_hidden_states": _randn(videos, 5, 12),
+        "hidden_states": randn(videos, 4, frames, 4, 4),
+        "encoder_hidden_states": randn(videos, 5, 12),
         "attention_mask": torch.ones(videos, frames, 4, 4),
         "encoder_attention_mask": torch.ones(videos, 5),
         "image_rotary_emb": _allegro_rotary(frames),
@@ -436,9 +486,9 @@ HUNYUAN = Case(
         rope_axes_dim=(2, 2, 4),
     ),
     lambda videos, frames: {
-        "hidden_states": _randn(videos, 4, frames, 4, 4),
-        "encoder_hidden_states": _randn(videos, 5, 12),
-        "pooled_projections": _randn(videos, 8),
+        "hidden_states": randn(videos, 4, frames, 4, 4),
+        "encoder_hidden_states": randn(videos, 5, 12),
+        "pooled_projections": randn(videos, 8),
         "encoder_attention_mask": torch.ones(videos, 5),
         "guidance": torch.full((videos,), 6000.0),
     },
@@ -491,15 +541,16 @@ HUNYUAN_15 = Case(
         target_size=16,
     ),
     lambda videos, frames: {
-        "hidden_states": _randn(videos, 4, frames, 2, 2),
-        "encoder_hidden_states": _randn(videos, 5, 12),
+        "hidden_states": randn(videos, 4, frames, 2, 2),
+        "encoder_hidden_states": randn(videos, 5, 12),
         "encoder_attention_mask": torch.ones(videos, 5),
-        "encoder_hidden_states_2": _randn(videos, 4, 8),
+        "encoder_hidden_states_2": randn(videos, 4, 8),
         "encoder_attention_mask_2": torch.ones(videos, 4),
         "image_embeds": torch.zeros(videos, 3, 8),
     },
     streams=("hidden_states", "encoder_hidden_states"),
     after_attention={"transformer_blocks": "norm2"},
+    keeps_float32=True,
 )
 COSMOS = Case(
     "CosmosTransformer3DModel",
@@ -520,8 +571,8 @@ COSMOS = Case(
         extra_pos_embed_type=None,
     ),
     lambda videos, frames: {
-        "hidden_states": _randn(videos, 4, frames, 4, 4),
-        "encoder_hidden_states": _randn(videos, 5, 24),
+        "hidden_states": randn(videos, 4, frames, 4, 4),
+        "encoder_hidden_states": randn(videos, 5, 24),
         "fps": 24,
     },
     after_attention={"transformer_blocks": "norm2"},
@@ -547,8 +598,8 @@ SANA = Case(
         qk_norm="rms_norm_across_heads",
     ),
     lambda videos, frames: {
-        "hidden_states": _randn(videos, 4, frames, 4, 4),
-        "encoder_hidden_states": _randn(videos, 5, 8),
+        "hidden_states": randn(videos, 4, frames, 4, 4),
+        "encoder_hidden_states": randn(videos, 5, 8),
     },
     after_attention={"transformer_blocks": "attn2"},
     seed=1,  # with weights whose linear attention divides by nothing tiny
@@ -571,9 +622,9 @@ KANDINSKY = Case(
         attention_type="regular",
     ),
     lambda videos, frames: {
-        "hidden_states": _randn(videos, frames, 4, 4, 4),
-        "encoder_hidden_states": _randn(videos, 5, 12),
-        "pooled_projections": _randn(videos, 8),
+        "hidden_states": randn(videos, frames, 4, 4, 4),
+        "encoder_hidden_states": randn(videos, 5, 12),
+        "pooled_projections": randn(videos, 8),
         "visual_rope_pos": [torch.arange(frames), torch.arange(2), torch.arange(2)],
         "text_rope_pos": torch.arange(5),
     },
@@ -582,6 +633,7 @@ KANDINSKY = Case(
     streams=("visual_embed",),
     after_attention={"visual_transformer_blocks": "cross_attention_norm"},
     shared=("text_rope_pos",),
+    keeps_float32=True,
 )
 EASYANIMATE = Case(
     "EasyAnimateTransformer3DModel",
@@ -602,8 +654,8 @@ EASYANIMATE = Case(
         time_position_encoding_type="3d_rope",
     ),
     lambda videos, frames: {
-        "hidden_states": _randn(videos, 4, frames, 4, 4),
-        "encoder_hidden_states": _randn(videos, 5, 12),
+        "hidden_states": randn(videos, 4, frames, 4, 4),
+        "encoder_hidden_states": randn(videos, 5, 12),
     },
     streams=("hidden_states", "encoder_hidden_states"),
     after_attention={"transformer_blocks": "norm2"},
@@ -632,6 +684,160 @@ CONSISID = Case(
     streams=("hidden_states", "encoder_hidden_states"),
     after_attention={"transformer_blocks": "norm2"},
 )
+WAN_VACE = Case(
+    "WanVACETransformer3DModel",
+    _diffusers(
+        "WanVACETransformer3DModel",
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        text_dim=12,
+        freq_dim=16,
+        ffn_dim=32,
+        num_layers=4,
+        rope_max_seq_len=32,
+        vace_layers=[0, 2],
+        vace_in_channels=4,
+    ),
+    lambda videos, frames: {
+        **WAN.inputs(videos, frames),
+        "control_hidden_states": randn(videos, 4, frames, 4, 4),
+        "control_hidden_states_scale": torch.full((2,), 0.5),
+    },
+    lists=("blocks",),
+    after_attention={"blocks": "norm2"},
+    shared=("control_hidden_states_scale",),
+    codebook={0.3: 4, 0.67: 3, 1.05: 2, 1.5: 1},
+    works_between=True,
+)
+WAN_ANIMATE = Case(
+    "WanAnimateTransformer3DModel",
+    _diffusers(
+        "WanAnimateTransformer3DModel",
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=12,
+        latent_channels=4,
+        out_channels=12,
+        text_dim=12,
+        freq_dim=16,
+        ffn_dim=32,
+        num_layers=4,
+        image_dim=8,
+        rope_max_seq_len=32,
+        motion_encoder_channel_sizes={"4": 8, "8": 8, "16": 8},
+        motion_encoder_size=16,
+        motion_style_dim=8,
+        motion_dim=4,
+        motion_encoder_dim=8,
+        face_encoder_hidden_dim=16,
+        face_encoder_num_heads=2,
+        inject_face_latents_blocks=2,
+    ),
+    lambda videos, frames: {
+        "hidden_states": randn(videos, 12, frames, 4, 4),
+        "encoder_hidden_states": randn(videos, 5, 12),
+        "encoder_hidden_states_image": randn(videos, 3, 8),
+        "pose_hidden_states": randn(videos, 4, frames - 1, 4, 4),
+        "face_pixel_values": randn(videos, 3, 4 * frames - 7, 16, 16),
+    },
+    lists=("blocks",),
+    after_attention={"blocks": "norm2"},
+    works_between=True,
+)
+HELIOS = Case(
+    "HeliosTransformer3DModel",
+    _diffusers(
+        "HeliosTransformer3DModel",
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        text_dim=12,
+        freq_dim=16,
+        ffn_dim=32,
+        num_layers=4,
+        rope_dim=(4, 4, 4),
+    ),
+    lambda videos, frames: {
+        **WAN.inputs(videos, frames),
+        "indices_hidden_states": torch.arange(2, 2 + frames).expand(videos, -1),
+        "latents_history_short": randn(videos, 4, 2, 4, 4),
+        "indices_latents_history_short": torch.arange(2).expand(videos, -1),
+    },
+    lists=("blocks",),
+    after_attention={"blocks": "norm2"},
+)
+FRAMEPACK = Case(
+    "HunyuanVideoFramepackTransformer3DModel",
+    _diffusers(
+        "HunyuanVideoFramepackTransformer3DModel",
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=2,
+        num_single_layers=2,
+        num_refiner_layers=1,
+        text_embed_dim=12,
+        pooled_projection_dim=8,
+        rope_axes_dim=(2, 2, 4),
+        has_image_proj=True,
+        image_proj_dim=8,
+        has_clean_x_embedder=True,
+    ),
+    lambda videos, frames: {
+        **HUNYUAN.inputs(videos, frames),
+        "image_embeds": randn(videos, 3, 8),
+        "indices_latents": torch.arange(1, 1 + frames),
+        "latents_clean": randn(videos, 4, 2, 4, 4),
+        "indices_latents_clean": torch.tensor([0, 9]),
+        "latents_history_2x": randn(videos, 4, 2, 4, 4),
+        "indices_latents_history_2x": torch.arange(4, 6),
+        "latents_history_4x": randn(videos, 4, 4, 8, 8),
+        "indices_latents_history_4x": torch.arange(6, 10),
+    },
+    lists=HUNYUAN.lists,
+    streams=HUNYUAN.streams,
+    after_attention=HUNYUAN.after_attention,
+    shared=(
+        "indices_latents",
+        "indices_latents_clean",
+        "indices_latents_history_2x",
+        "indices_latents_history_4x",
+    ),
+    motion=False,
+)
+LTX2 = Case(
+    "LTX2VideoTransformer3DModel",
+    _diffusers(
+        "LTX2VideoTransformer3DModel",
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        cross_attention_dim=16,
+        audio_in_channels=4,
+        audio_out_channels=4,
+        audio_num_attention_heads=2,
+        audio_attention_head_dim=4,
+        audio_cross_attention_dim=8,
+        num_layers=4,
+        caption_channels=12,
+    ),
+    lambda videos, frames: {
+        **LTX.inputs(videos, frames),
+        "audio_hidden_states": randn(videos, 4, 4),
+        "audio_encoder_hidden_states": randn(videos, 5, 12),
+        "audio_num_frames": 4,
+    },
+    streams=("hidden_states", "audio_hidden_states"),
+    after_attention={"transformer_blocks": "norm2"},
+)
 
 CASES = [
     LATTE,
@@ -650,31 +856,36 @@ CASES = [
     KANDINSKY,
     EASYANIMATE,
     CONSISID,
+    WAN_VACE,
+    WAN_ANIMATE,
+    HELIOS,
+    FRAMEPACK,
+    LTX2,
 ]
 
 
-def _twin(module: str, name: str) -> Callable[[], nn.Module]:
+def _twin(module: str, name: str, **options: Any) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
         import importlib
 
-        model: nn.Module = getattr(importlib.import_module(f"twins.{module}"), name)()
+        model: nn.Module = getattr(importlib.import_module(f"twins.{module}"), name)(**options)
         return model
 
     return build
 
 
 def _twin_inputs(videos: int, frames: int) -> Values:
-    return {"hidden_states": _randn(videos, 4, frames, 4, 4), "encoder_hidden_states": _randn(videos, 5, 12)}
+    return {"hidden_states": randn(videos, 4, frames, 4, 4), "encoder_hidden_states": randn(videos, 5, 12)}
 
 
 OPEN_SORA = Case(
     "STDiT3",
     _twin("open_sora", "STDiT3"),
-    lambda videos, frames: {"x": _randn(videos, 4, frames, 4, 4), "y": _randn(videos, 5, 12)},
+    lambda videos, frames: {"x": randn(videos, 4, frames, 4, 4), "y": randn(videos, 1, 5, 12)},
     lists=("spatial_blocks", "temporal_blocks"),
     alternating=True,
     streams=("x",),
-    after_attention={"temporal_blocks": "before_cross"},
+    after_attention={"temporal_blocks": "cross_attn"},
     part="temporal_attention",
     latents="x",
 )
@@ -691,7 +902,10 @@ OPEN_SORA_PACKED = Case(
     streams=("x",),
     part="temporal_attention",
     latents="x",
-    after_attention={"temporal_blocks": "before_cross"},
+    after_attention={"temporal_blocks": "cross_attn"},
+)
+OPEN_SORA_WINDOWS = replace(
+    OPEN_SORA_PACKED, name="STDiT3, windows", build=_twin("open_sora", "STDiT3", windows=True)
 )
 LATTE_T2V = Case(
     "LatteT2V",
@@ -699,8 +913,25 @@ LATTE_T2V = Case(
     _twin_inputs,
     lists=LATTE.lists,
     alternating=True,
-    after_attention={"temporal_transformer_blocks": "norm2"},
+    after_attention={"temporal_transformer_blocks": "norm3"},
     part="temporal_attention",
+    fixed_frames=True,
+    places_first=True,
+)
+LATTE_OF_ONE_LIST = Case(
+    "Latte",
+    _twin("latte", "Latte"),
+    lambda videos, frames: {"x": randn(videos, frames, 4, 4, 4), "y": torch.randint(10, (videos,))},
+    lists=("blocks[0::2]", "blocks[1::2]"),
+    alternating=True,
+    streams=("x",),
+    after_attention={"blocks[1::2]": "norm2"},
+    part="temporal_attention",
+    latents="x",
+    time="t",
+    options={},
+    fixed_frames=True,
+    places_first=True,
 )
 OPEN_SORA_PLAN_12 = Case(
     "OpenSoraT2V",
@@ -711,7 +942,32 @@ OPEN_SORA_PLAN_12 = Case(
 OPEN_SORA_PLAN_13 = Case(
     "OpenSoraT2V_v1_3",
     _twin("open_sora_plan", "OpenSoraT2V_v1_3"),
-    _twin_inputs,
+    lambda videos, frames: {
+        **_twin_inputs(videos, frames),
+        "attention_mask": 1.0 - torch.eye(4 * frames)[:videos],
+    },
     after_attention={"transformer_blocks": "attn2"},
 )
-TWINS = [OPEN_SORA, OPEN_SORA_PACKED, LATTE_T2V, OPEN_SORA_PLAN_12, OPEN_SORA_PLAN_13]
+VCHITECT = Case(
+    "VchitectXLTransformerModel",
+    _twin("vchitect", "VchitectXLTransformerModel"),
+    lambda videos, frames: {
+        "hidden_states": randn(videos, frames, 4, 4, 4),
+        "encoder_hidden_states": randn(videos, 5, 12),
+    },
+    streams=("hidden_states", "encoder_hidden_states"),
+    video_last=True,
+    returned=1,
+    after_attention={"transformer_blocks": "norm2"},
+    one_video=True,
+)
+TWINS = [
+    OPEN_SORA,
+    OPEN_SORA_PACKED,
+    OPEN_SORA_WINDOWS,
+    LATTE_T2V,
+    LATTE_OF_ONE_LIST,
+    OPEN_SORA_PLAN_12,
+    OPEN_SORA_PLAN_13,
+    VCHITECT,
+]

@@ -8,18 +8,26 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pytest
 import torch
 from model_cases import (
     ALLEGRO,
+    CHRONOEDIT,
     COGVIDEOX,
+    CONSISID,
+    COSMOS,
+    EASYANIMATE,
     HUNYUAN,
     HUNYUAN_15,
     KANDINSKY,
     LATTE,
     LTX,
     MOCHI,
+    SANA,
     SKYREELS,
     WAN,
+    WAN_VACE,
+    Case,
     Values,
 )
 from torch import Tensor
@@ -34,14 +42,17 @@ class PipelineCase:
         parts: makes its components.
         call: arguments for a number of prompts.
         title: what tells it from others of its class.
+        needs: a package that it imports.
     """
 
     name: str
     parts: Callable[[], Values]
     call: Callable[[int], Values]
     title: str = ""
+    needs: str = "diffusers"
 
     def build(self) -> Any:
+        pytest.importorskip(self.needs)
         import diffusers
 
         pipeline = getattr(diffusers, self.name)(**self.parts())
@@ -135,25 +146,74 @@ def _latte() -> Values:
     return {**NO_TEXT, "vae": vae, "transformer": LATTE.model(), "scheduler": DDIMScheduler()}
 
 
-def _cogvideox(in_channels: int = 4) -> Values:
-    from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
+def altered(case: Case, **config: Any) -> Any:
+    """The model of a case with another configuration."""
+    model: Any = case.model()
+    kind, config = type(model), {**dict(model.config), "_use_default_values": [], **config}
+    return replace(case, build=lambda: kind.from_config(config)).model()
+
+
+def _cogvideox(case: Case = COGVIDEOX, in_channels: int = 4) -> Values:
+    from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler
 
     vae = AutoencoderKLCogVideoX(
         block_out_channels=(8, 8, 8, 8), norm_num_groups=2, latent_channels=4, layers_per_block=1
     )
-    model = COGVIDEOX.model()
-    if in_channels != 4:
-        config = {**dict(model.config), "in_channels": in_channels}
-        model = replace(COGVIDEOX, build=lambda: CogVideoXTransformer3DModel.from_config(config)).model()
+    model = altered(case, in_channels=in_channels)
     return {**NO_TEXT, "vae": vae, "transformer": model, "scheduler": CogVideoXDDIMScheduler()}
 
 
-def _wan(in_channels: int = 4, **config: Any) -> Any:
-    from diffusers import WanTransformer3DModel
+def _easyanimate() -> Values:
+    from diffusers import AutoencoderKLMagvit
 
-    model = WAN.model()
-    config = {**dict(model.config), "in_channels": in_channels, **config}
-    return replace(WAN, build=lambda: WanTransformer3DModel.from_config(config)).model()
+    vae = AutoencoderKLMagvit(
+        latent_channels=4,
+        block_out_channels=(8,) * 4,
+        down_block_types=("SpatialDownBlock3D", *("SpatialTemporalDownBlock3D",) * 2, "SpatialDownBlock3D"),
+        up_block_types=("SpatialUpBlock3D", *("SpatialTemporalUpBlock3D",) * 2, "SpatialUpBlock3D"),
+        layers_per_block=1,
+        norm_num_groups=2,
+    )
+    return {**NO_TEXT, "vae": vae, "transformer": EASYANIMATE.model(), "scheduler": flow()}
+
+
+def _cosmos() -> Values:
+    from diffusers import AutoencoderKLCosmos, EDMEulerScheduler
+
+    vae = AutoencoderKLCosmos(
+        latent_channels=4,
+        encoder_block_out_channels=(8,) * 4,
+        decode_block_out_channels=(8,) * 4,
+        attention_resolutions=(8,),
+        resolution=64,
+        num_layers=1,
+        patch_size=4,
+        temporal_compression_ratio=4,
+        spatial_compression_ratio=4,
+    )
+    scheduler = EDMEulerScheduler(
+        sigma_min=0.002,
+        sigma_max=80,
+        sigma_data=0.5,
+        sigma_schedule="karras",
+        num_train_timesteps=1000,
+        prediction_type="epsilon",
+        rho=7.0,
+        final_sigmas_type="sigma_min",
+    )
+    return {
+        **NO_TEXT,
+        "vae": vae,
+        "transformer": COSMOS.model(),
+        "scheduler": scheduler,
+        "safety_checker": Unchecked(),
+    }
+
+
+class Unchecked(torch.nn.Module):
+    """In place of the guard, which has to be downloaded: prompts come as embeddings, latents are returned."""
+
+    device, dtype = torch.device("cpu"), torch.float32
 
 
 def _ltx() -> Values:
@@ -220,6 +280,23 @@ def _image(count: int) -> Any:
     return PIL.Image.fromarray(numpy.full((32, 32, 3), 90 + count, dtype=numpy.uint8))
 
 
+def _image_encoder() -> Values:
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
+
+    config = CLIPVisionConfig(
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=16,
+    )
+    return {
+        "image_encoder": CLIPVisionModel(config).eval(),
+        "image_processor": CLIPImageProcessor(size=32, crop_size=32),
+    }
+
+
 PIPELINES = [
     PipelineCase(
         "LattePipeline",
@@ -238,7 +315,7 @@ PIPELINES = [
     ),
     PipelineCase(
         "CogVideoXImageToVideoPipeline",
-        lambda: _cogvideox(8),
+        lambda: _cogvideox(in_channels=8),
         lambda n: {**two_embeddings(n, 5, 12), **SMALL, "num_frames": 9, "image": _image(n)},
     ),
     PipelineCase(
@@ -264,7 +341,7 @@ PIPELINES = [
         lambda: {
             **NO_TEXT,
             "vae": wan_vae(),
-            "transformer": _wan(12),
+            "transformer": altered(WAN, in_channels=12),
             "scheduler": unipc(),
             "image_processor": None,
             "image_encoder": None,
@@ -384,5 +461,55 @@ PIPELINES = [
             **SMALL,
             "num_frames": 9,
         },
+    ),
+    PipelineCase(
+        "ChronoEditPipeline",
+        lambda: {
+            **NO_TEXT,
+            "vae": wan_vae(),
+            "transformer": altered(CHRONOEDIT, in_channels=12, image_dim=8, added_kv_proj_dim=24),
+            "scheduler": unipc(),
+            **_image_encoder(),
+        },
+        # Its attention tells the image's tokens from the text's by there being 512 of the text.
+        lambda n: {**two_embeddings(n, 512, 12), **SMALL, "image": _image(n)},
+    ),
+    PipelineCase(
+        "CosmosTextToWorldPipeline",
+        _cosmos,
+        lambda n: {**two_embeddings(n, 5, 24), **SMALL, "num_frames": 9},
+    ),
+    PipelineCase(
+        "SanaVideoPipeline",
+        lambda: {**NO_TEXT, "vae": wan_vae(), "transformer": SANA.model(), "scheduler": unipc()},
+        lambda n: {
+            **two_embeddings(n, 5, 8),
+            **two_masks(n, 5),
+            **SMALL,
+            "negative_prompt": None,
+            "frames": 9,
+            "use_resolution_binning": False,
+        },
+    ),
+    PipelineCase(
+        "EasyAnimatePipeline",
+        _easyanimate,
+        lambda n: {**two_embeddings(n, 5, 12), **two_masks(n, 5), **SMALL, "num_frames": 9},
+    ),
+    PipelineCase(
+        "ConsisIDPipeline",
+        lambda: _cogvideox(CONSISID, 8),
+        lambda n: {**two_embeddings(n, 5, 12), **SMALL, "num_frames": 9, "image": _image(n)},
+        needs="cv2",
+    ),
+    PipelineCase(
+        "WanVACEPipeline",
+        lambda: {
+            **NO_TEXT,
+            "vae": wan_vae(),
+            "transformer": altered(WAN_VACE, vace_in_channels=72),
+            "scheduler": unipc(),
+        },
+        lambda n: {**two_embeddings(n, 5, 12), **SMALL, "num_frames": 9},
     ),
 ]

@@ -17,15 +17,21 @@ NAMED = re.compile(r"`([\w/]+\.py)::(\w+)(?:\[([^]`]*)\])?`")
 def test_every_test_that_the_table_names_exists() -> None:
     pytest.importorskip("diffusers")
     import pipeline_cases
-    from model_cases import CASES, TWINS
-    from test_models import ids
+    import test_unknown
+    from model_cases import CASES, TWINS, ids
+    from real_cases import REAL, REAL_PIPELINES
 
-    cases = {ids(case) for case in (*CASES, *TWINS)} | {str(case) for case in pipeline_cases.PIPELINES}
+    cases = {ids(case) for case in (*CASES, *TWINS, *REAL, *test_unknown.CHECKED)} | {
+        str(case) for case in (*pipeline_cases.PIPELINES, *REAL_PIPELINES)
+    }
     found = NAMED.findall((ROOT / "docs" / "models.md").read_text())
     assert len(found) > 150
     for path, function, parameters in found:
         file = ROOT / path if "/" in path else ROOT / "tests" / "models" / path
-        assert re.search(rf"^def {function}\(", file.read_text(), re.M), f"{path}::{function} is not there"
+        text = file.read_text()
+        if "globals().update(CHECKS)" in text:
+            text += (ROOT / "tests" / "models" / "test_models.py").read_text()
+        assert re.search(rf"^def {function}\(", text, re.M), f"{path}::{function} is not there"
         if parameters:
             assert parameters.removeprefix("stack-").removeprefix("dtype0-") in cases, parameters
     table = (ROOT / "docs" / "models.md").read_text()

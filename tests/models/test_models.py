@@ -10,7 +10,8 @@ from typing import Any
 import adacache
 import pytest
 import torch
-from model_cases import CASES, TWINS, Case, denoise_slowly, relative_error
+from model_cases import CASES, LATTE_OF_ONE_LIST, TWINS, Case, denoise_slowly, fit, relative_error
+from torch import Tensor
 
 pytest.importorskip("diffusers", reason="the models' classes come from diffusers")
 
@@ -21,11 +22,8 @@ BLOCK = 1
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
 
-def ids(case: Case) -> str:
-    return case.name.replace(" ", "_").replace(",", "")
-
-
-every_case = pytest.mark.parametrize("case", [*CASES, *TWINS], ids=ids)
+CHECKED = [*CASES, *TWINS]
+"""What the tests run on (conftest.py)."""
 
 
 @contextlib.contextmanager
@@ -37,9 +35,8 @@ def enabled(model: Any, policy: Any, steps: int = STEPS, **options: Any) -> Iter
         adacache.disable(model)
 
 
-@every_case
 def test_computing_always_changes_no_bit(case: Case) -> None:
-    model, values = case.model(), case.values(2)
+    model, values = case.model(), case.values(1 if case.one_video else 2)
     before = {name: type(module) for name, module in model.named_modules()}
     plain = case.denoise(model, values, 9)
     for part in (None, "block"):
@@ -54,7 +51,6 @@ def test_computing_always_changes_no_bit(case: Case) -> None:
     assert torch.equal(case.denoise(model, values, 9), plain)
 
 
-@every_case
 @pytest.mark.parametrize("cache", ["stack", "sublayer"])
 def test_schedule_is_that_of_the_rule_written_out(case: Case, cache: str) -> None:
     model, values = case.model(), case.values()
@@ -66,14 +62,20 @@ def test_schedule_is_that_of_the_rule_written_out(case: Case, cache: str) -> Non
     trace = handle.trace
     assert trace.computed_steps == computed
     ((_, measured),) = trace.series("distance").items()
-    assert [step for step, _ in measured] == [step for step, _ in distances]
-    assert [value for _, value in measured] == pytest.approx([value for _, value in distances], rel=1e-4)
+    assert [step for step, _ in measured] == [step for step, _, _ in distances]
+    assert [value for _, value in measured] == pytest.approx([value for _, value, _ in distances], rel=1e-4)
+    if case.motion:
+        ((_, moved),) = trace.series("motion").items()
+        assert [dict(moved)[step] for step, _, _ in distances] == pytest.approx(
+            [motion for _, _, motion in distances], rel=1e-4
+        )
     assert relative_error(final, expected) < 1e-5
 
 
-@every_case
 def test_videos_of_a_batch_decide_for_themselves(case: Case) -> None:
     """Three videos with schedules of their own are what they are alone."""
+    if case.one_video:
+        pytest.skip("the model takes one video a call")
     model, batch = case.model(), case.values(3, seed=1)
     scale = torch.tensor([1.0, 4.0, 0.25]).view(3, *[1] * (batch[case.latents].ndim - 1))
     batch[case.latents] = batch[case.latents] * scale
@@ -92,7 +94,6 @@ def test_videos_of_a_batch_decide_for_themselves(case: Case) -> None:
             assert relative_error(together[video], singles[video][0]) < case.tolerance
 
 
-@every_case
 def test_guidance_in_two_calls(case: Case) -> None:
     """The first branch decides, the second follows, and each reuses its own residuals."""
     model, values, null = case.model(), case.values(seed=1), case.values(seed=2)
@@ -103,6 +104,8 @@ def test_guidance_in_two_calls(case: Case) -> None:
         trace = handle.trace
         assert len(trace.computed) == STEPS > len(trace.computed_steps)
     assert all(torch.equal(final, finals[0]) for final in finals)
+    if case.one_video:
+        return
     # The same in one batch, with the schedule given: so no branch got the other's residuals.
     both = {
         name: torch.cat((value, null[name]))
@@ -118,7 +121,6 @@ def test_guidance_in_two_calls(case: Case) -> None:
     assert relative_error(finals[0], z) < case.tolerance
 
 
-@every_case
 def test_an_exception_leaves_nothing_behind(case: Case) -> None:
     model, values = case.model(), case.values(seed=3)
     other = {**values, case.latents: values[case.latents] * 3}
@@ -137,12 +139,11 @@ def test_an_exception_leaves_nothing_behind(case: Case) -> None:
         hook.remove()
         assert torch.equal(case.denoise(model, values, STEPS), expected)
         # Another shape, then the first again.
-        if case.name != "LatteTransformer3DModel":  # whose number of frames is fixed
+        if not case.fixed_frames:
             case.denoise(model, case.values(frames=2), STEPS)
         assert torch.equal(case.denoise(model, values, STEPS), expected)
 
 
-@every_case
 @pytest.mark.parametrize("dtype", [torch.bfloat16])
 def test_half_precision(case: Case, dtype: torch.dtype) -> None:
     model = case.model().to(dtype)
@@ -150,9 +151,7 @@ def test_half_precision(case: Case, dtype: torch.dtype) -> None:
         name: value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
         for name, value in case.values().items()
     }
-    # Some models keep a few modules in float32, and run in half precision under autocast alone.
-    mixed = case.name.startswith(("HunyuanVideo15", "Kandinsky5"))
-    with torch.autocast("cpu", dtype) if mixed else contextlib.nullcontext():
+    with torch.autocast("cpu", dtype) if case.keeps_float32 else contextlib.nullcontext():
         plain = case.denoise(model, values, 9)
         with enabled(model, adacache.AdaCache(codebook={99.0: 1}), 9):
             assert torch.equal(case.denoise(model, values, 9), plain)
@@ -163,7 +162,6 @@ def test_half_precision(case: Case, dtype: torch.dtype) -> None:
     assert relative_error(final, plain) < 1.0
 
 
-@every_case
 def test_autocast(case: Case) -> None:
     model, values = case.model(), case.values()
     with torch.autocast("cpu", torch.bfloat16):
@@ -176,9 +174,10 @@ def test_autocast(case: Case) -> None:
     assert torch.isfinite(final).all()
 
 
-@every_case
 def test_found_by_structure_gives_the_same(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without its adapter, a model is enabled too, and reuse does the same."""
+    if case.works_between:
+        pytest.skip("by structure, what works between the blocks would be taken for blocks too")
     model, values = case.model(), case.values()
     schedule = adacache.Replay([1, 2, 5, 9, 11, 12])
     with enabled(model, schedule) as handle:
@@ -195,7 +194,6 @@ def test_found_by_structure_gives_the_same(case: Case, monkeypatch: pytest.Monke
     assert {record["site"].rsplit(".")[-1] for record in handle.trace.measurements} == {"block"}
 
 
-@every_case
 def test_a_reused_step_runs_no_block(case: Case) -> None:
     """The profiler sees one added residual per stream, no attention, and no more waiting for values than
     plain."""
@@ -215,7 +213,49 @@ def test_a_reused_step_runs_no_block(case: Case) -> None:
     blocks = len(case.blocks(model))
     assert computed["aten::_local_scalar_dense"] <= plain["aten::_local_scalar_dense"]
     assert reused["aten::_local_scalar_dense"] <= plain["aten::_local_scalar_dense"]
-    assert reused["adacache::reuse_residual"] == len(case.streams)
+    added = (case.returned or len(case.streams)) * (blocks if case.works_between else 1)
+    assert reused["adacache::reuse_residual"] == added
     if plain["aten::scaled_dot_product_attention"]:
         saved = plain["aten::scaled_dot_product_attention"] - reused["aten::scaled_dot_product_attention"]
         assert saved >= blocks
+
+
+def calls_past_the_model(case: Case) -> None:
+    """Samplers of Latte without text call `forward_with_cfg`, or `forward`, and not the model."""
+    model, values = case.model(), case.values()
+    t = torch.linspace(1000.0, 100.0, STEPS)
+    y = torch.cat((values["y"], values["y"] + 1))
+
+    def loop(call: Any) -> Tensor:
+        z = torch.cat((values["x"], values["x"]))
+        with torch.no_grad():
+            for step in range(STEPS):
+                z = z - fit(call(z, t[step].expand(2), y=y), z) / STEPS
+        return z
+
+    def guided(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        output = model(x, t, y=y)
+        conditional, unconditional = fit(output, x).chunk(2)
+        return (unconditional + 7.0 * (conditional - unconditional)).repeat(2, 1, 1, 1, 1)
+
+    policy = adacache.AdaCache(codebook=case.codebook)
+    for by_name, called in (("forward", model), ("forward_with_cfg", guided)):
+        plain = loop(getattr(model, by_name))
+        with enabled(model, policy, rows_per_video=2) as handle:
+            expected, steps = loop(called), handle.trace.computed_steps
+            handle.reset()
+            assert torch.equal(loop(getattr(model, by_name)), expected)
+            assert handle.trace.computed_steps == steps != list(range(1, STEPS + 1))
+        assert torch.equal(loop(getattr(model, by_name)), plain)
+
+
+def test_calls_past_the_model() -> None:
+    calls_past_the_model(LATTE_OF_ONE_LIST)
+
+
+CHECKS = {
+    name: check
+    for name, check in globals().items()
+    if name.startswith("test_") and "case" in check.__annotations__
+}
+"""The tests that take a case, for modules that run them on others."""

@@ -20,14 +20,14 @@ class Block(nn.Module):
 class Unknown(nn.Module):
     """A model of no known class, with two lists of blocks."""
 
-    def __init__(self, second: int = 3, attribute: str = "zeta"):
+    def __init__(self, second: int = 3, attribute: str = "zeta", first: int = 4):
         super().__init__()
         self.attribute = attribute
-        setattr(self, attribute, nn.ModuleList(Block() for _ in range(4)))
+        setattr(self, attribute, nn.ModuleList(Block() for _ in range(first)))
         self.alpha = nn.ModuleList(Block() for _ in range(second))
 
     def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
-        time = timestep.view(-1, 1, 1) / 1000
+        time = (timestep.view(-1, 1, 1) / 1000).to(x.dtype)
         for block in (*getattr(self, self.attribute), *self.alpha):
             x = block(x, time)
         return x * 0.1

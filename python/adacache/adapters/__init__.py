@@ -14,13 +14,14 @@ from adacache.adapters.cosmos import CosmosAdapter
 from adacache.adapters.generic import GenericAdapter
 from adacache.adapters.hunyuan_video import FramepackAdapter, HunyuanVideo15Adapter, HunyuanVideoAdapter
 from adacache.adapters.kandinsky import Kandinsky5Adapter
-from adacache.adapters.latte import LatteAdapter
+from adacache.adapters.latte import LatteAdapter, LatteOfOneListAdapter
 from adacache.adapters.ltx import LTX2VideoAdapter, LTXVideoAdapter
 from adacache.adapters.mochi import MochiAdapter
 from adacache.adapters.open_sora import OpenSoraAdapter
 from adacache.adapters.open_sora_plan import OpenSoraPlan12Adapter, OpenSoraPlan13Adapter
 from adacache.adapters.stdit3 import STDiT3Adapter
-from adacache.adapters.wan import HeliosAdapter, WanAdapter
+from adacache.adapters.vchitect import VchitectAdapter
+from adacache.adapters.wan import ControlledWanAdapter, HeliosAdapter, WanAdapter
 
 __all__ = ["Adapter", "BlockAdapter", "GenericAdapter", "Pass", "adapter_for", "known_models"]
 
@@ -30,12 +31,14 @@ ADAPTERS: tuple[Adapter | BlockAdapter, ...] = (
     OpenSoraPlan13Adapter(),
     OpenSoraPlan12Adapter(),
     LatteAdapter(),
+    LatteOfOneListAdapter(),
     CogVideoXAdapter(),
     EasyAnimateAdapter(),
     HunyuanVideoAdapter(),
     HunyuanVideo15Adapter(),
     FramepackAdapter(),
     WanAdapter(),
+    ControlledWanAdapter(),
     HeliosAdapter(),
     LTXVideoAdapter(),
     LTX2VideoAdapter(),
@@ -44,6 +47,7 @@ ADAPTERS: tuple[Adapter | BlockAdapter, ...] = (
     SanaVideoAdapter(),
     CosmosAdapter(),
     Kandinsky5Adapter(),
+    VchitectAdapter(),
 )
 
 

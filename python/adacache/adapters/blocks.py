@@ -43,11 +43,22 @@ class BlockList:
         kind: what tells its blocks from those of other lists by name, such as "temporal".
         fold: how tokens lie in the blocks' input: "video" [B, N, C], "spatial" [B*T, S, C], "temporal"
             [B*S, T, C] or "tokens first" [N, B, C].
+        turn: 0 or 1 if these are every other block of the attribute, from that one on.
     """
 
     name: str
     kind: str = ""
     fold: str = "video"
+    turn: int | None = None
+
+    @property
+    def label(self) -> str:
+        """What tells it from the adapter's other lists."""
+        return self.name if self.turn is None else f"{self.name}[{self.turn}::2]"
+
+    def blocks(self, model: Any) -> list[nn.Module]:
+        found = list(getattr(model, self.name))
+        return found if self.turn is None else found[self.turn :: 2]
 
 
 @dataclass(frozen=True)
@@ -56,7 +67,7 @@ class Watched:
 
     Attributes:
         part: what is measured there, such as "attention".
-        list: name of the list whose blocks these are.
+        list: label of the list whose blocks these are.
         children: names of the block's children whose outputs `residual` needs; each runs once a call.
         residual: (block, what the children returned, the block's arguments) -> the residual as the block
             forms it, in the shape of its tokens.
@@ -78,6 +89,9 @@ class BlockAdapter:
             another.
         streams: names of the block's arguments that the block also returns, in the order it returns them; the
             first holds the video's tokens.
+        video_last: whether the block returns them in the opposite order; None: told by their shapes.
+        between: whether the model is known to work between its blocks in a way that no residual for all may
+            replace, so that one is kept per block.
         shared: arguments of the blocks that have no batch dimension, such as rotary embeddings.
         latents, timestep: names of the model's own arguments.
         frame_axis: dimension of the latents that counts frames.
@@ -89,6 +103,8 @@ class BlockAdapter:
     lists: tuple[BlockList, ...] = (BlockList("transformer_blocks"),)
     alternating: bool = False
     streams: tuple[str, ...] = ("hidden_states",)
+    video_last: bool | None = False
+    between: bool = False
     shared: tuple[str, ...] = ()
     latents: str = "hidden_states"
     timestep: str = "timestep"
@@ -128,13 +144,13 @@ class BlockAdapter:
 
     # What follows is the same for all.
 
-    def watched(self, part: str, list_name: str) -> Watched | None:
+    def watched(self, part: str, label: str) -> Watched | None:
         """Where blocks of a list form the residual of a part; None if it is that of the whole block."""
-        return next((one for one in self.parts if (one.part, one.list) == (part, list_name)), None)
+        return next((one for one in self.parts if (one.part, one.list) == (part, label)), None)
 
     def places(self, model: Any) -> list[tuple[int, BlockList, nn.Module]]:
         """Blocks in the order they run, each with its number and its list."""
-        lists = [(one, list(getattr(model, one.name))) for one in self.lists]
+        lists = [(one, one.blocks(model)) for one in self.lists]
         if self.alternating:
             return [
                 (i, one, blocks[i])
@@ -150,7 +166,7 @@ class BlockAdapter:
         kinds: dict[str, tuple[str, ...]] = {}
         for part in dict.fromkeys(watched.part for watched in self.parts):
             lists = {watched.list for watched in self.parts if watched.part == part}
-            kinds[part] = tuple(dict.fromkeys(one.kind for one in self.lists if one.name in lists))
+            kinds[part] = tuple(dict.fromkeys(one.kind for one in self.lists if one.label in lists))
         kinds["block"] = tuple(dict.fromkeys(one.kind for one in self.lists))
         default = self.default_part if self.default_part in kinds else "block"
         return StackInfo(
@@ -161,21 +177,26 @@ class BlockAdapter:
         return [
             str(MetricSite(number, one.kind, part))
             for number, one, _ in self.places(model)
-            for part in (*(watched.part for watched in self.parts if watched.list == one.name), "block")
+            for part in (*(watched.part for watched in self.parts if watched.list == one.label), "block")
         ]
 
     def install(self, model: Any, handle: Handle, wrapper: Any = None) -> None:
         """Stands before the model and its blocks, and before what torch.compile has wrapped the model in,
         which knows the model's call from before."""
-        signature = inspect.signature(type(model).forward)
         places = self.places(model)
         if not places:
             raise ValueError(f"model: {self.model_class} has no block in {[one.name for one in self.lists]}")
-        methods: dict[str, Callable[..., Any]] = {
-            "__call__": functools.partial(_uncompiled(_run_model), self, handle, signature)
-        }
+        run = functools.partial(_uncompiled(_run_model), self, handle)
+        forward = functools.partial(run, inspect.signature(type(model).forward))
+        methods: dict[str, Callable[..., Any]] = {"__call__": forward}
         if wrapper is not None:
             interpose(wrapper, **methods)
+        if hasattr(model, "forward_with_cfg"):
+            # Samplers call this, which calls the model's forward, or that forward, past the model's __call__.
+            methods["forward"] = forward
+            methods["forward_with_cfg"] = functools.partial(
+                run, inspect.signature(type(model).forward_with_cfg)
+            )
         if hasattr(model, "cache_context"):
             methods["cache_context"] = functools.partial(_note_context, handle)
         interpose(model, **methods)
@@ -205,6 +226,8 @@ class Place:
     """The block's arguments in order."""
     returns_tuple: bool | None = None
     """What the block returned when it last ran."""
+    video_last: bool | None = None
+    """Whether it returned its streams in the opposite order."""
     watched: dict[str, tuple[nn.Module, Any]] = field(default_factory=dict)
     """Children that are looked at, with the handle of the hook."""
     seen: Seen = field(default_factory=dict)
@@ -331,7 +354,7 @@ class Pass:
         self.order.append(place)
         if not self.call.computing:
             return self.reuse(place, streams)
-        outputs, returned = self.compute(place, plain, args, kwargs)
+        outputs, rest = self.compute(place, plain, args, kwargs)
         if self.request.keeps_blocks:
             outputs = self.keep_block(place, streams, outputs)
         elif place is self.apply_at:
@@ -341,18 +364,23 @@ class Pass:
                 self.put(place, torch.empty_like(x), out) for x, out in zip(streams, outputs, strict=False)
             ]
         self.after = outputs
-        if isinstance(returned, Tensor):
+        return self.as_returned(place, outputs, rest)
+
+    def as_returned(self, place: Place, outputs: list[Tensor], rest: Sequence[Any] = ()) -> Any:
+        """Streams, and what the block returned besides, in the way that it returns them."""
+        if not place.returns_tuple:
             return outputs[0]
-        return (*outputs, *returned[len(outputs) :])
+        whole = (*outputs, *rest)
+        return whole[::-1] if place.video_last else whole
 
     def compute(
         self, place: Place, plain: Callable[..., Any], args: Any, kwargs: Any
-    ) -> tuple[list[Tensor], Any]:
+    ) -> tuple[list[Tensor], list[Any]]:
         """Runs a block on the rows that compute, measures it if it is a metric site, and returns its streams
-        and all that it returned."""
+        and what it returned besides."""
         block = place.block_module
         site, part = self.sites.get((place.number, place.blocks.kind), (None, ""))
-        watched = self.adapter.watched(part, place.blocks.name)
+        watched = self.adapter.watched(part, place.blocks.label)
         if self.rows is not None:
             if place.blocks.fold in ("spatial", "temporal"):
                 self.rows.folded.add(place.stream(self.adapter.streams[0], args, kwargs).shape[0])
@@ -366,9 +394,16 @@ class Pass:
             returned = self.measure_within(place, site, watched, args, kwargs)
         else:
             returned = plain(block, *args, **kwargs)
-        outputs = [returned] if isinstance(returned, Tensor) else list(returned)
+        whole = [returned] if isinstance(returned, Tensor) else list(returned)
+        place.video_last = self.adapter.video_last
+        if place.video_last is None:
+            x = place.stream(self.adapter.streams[0], args, kwargs)
+            shapes = [getattr(one, "shape", None) for one in whole]
+            place.video_last = shapes[0] != x.shape == shapes[-1]
+        if place.video_last:
+            whole.reverse()
         place.returns_tuple = not isinstance(returned, Tensor)
-        outputs = outputs[: len(self.adapter.streams)]
+        outputs = whole[: len(self.adapter.streams)]
         while outputs and not isinstance(outputs[-1], Tensor):
             outputs.pop()
         if not outputs:
@@ -379,7 +414,7 @@ class Pass:
         if site is not None and watched is None:
             x = place.stream(self.adapter.streams[0], args, kwargs)
             self.measure(site, place.blocks.fold, outputs[0] - x)
-        return outputs, returned
+        return outputs, whole[len(outputs) :]
 
     def measure_within(self, place: Place, site: int, watched: Watched, args: Any, kwargs: Any) -> Any:
         """Runs a block and measures a residual as soon as it can be formed; returns what the block
@@ -408,23 +443,19 @@ class Pass:
         return returned
 
     def reuse(self, place: Place, streams: list[Tensor]) -> Any:
-        outputs = streams
-        if self.request.keeps_blocks:
-            outputs = [self.add(x, (self.call.branch, place, k)) for k, x in enumerate(streams)]
+        outputs, keeps_blocks = streams, self.request.keeps_blocks
+        if keeps_blocks or place is self.apply_at:
+            outputs = []
+            for k, x in enumerate(streams):
+                residual = self.request.caches.get((self.call.branch, place if keeps_blocks else "stack", k))
+                if residual is None:  # a stream that the last block does not return
+                    outputs.append(x)
+                elif keeps_blocks:
+                    outputs.append(_add(x, residual))
+                else:
+                    outputs.append(self.from_video(_add(self.before[k], residual), place))
             self.applied = True
-        elif place is self.apply_at:
-            outputs = [
-                self.from_video(self.add(x, (self.call.branch, "stack", k)), place)
-                for k, x in enumerate(self.before)
-            ]
-            self.applied = True
-        return tuple(outputs) if place.returns_tuple else outputs[0]
-
-    def add(self, x: Tensor, key: object) -> Tensor:
-        """x + the residual kept under `key`; x itself if none was (a stream that the last block does not
-        return)."""
-        residual = self.request.caches.get(key)
-        return x if residual is None else _add(x, residual)
+        return self.as_returned(place, outputs)
 
     def finish_mixed(self, place: Place, k: int, computed: Tensor) -> Tensor:
         """A whole stream at the end of the stack: rows that computed and rows that reused."""
@@ -576,6 +607,8 @@ class Pass:
 
 def _add(x: Tensor, residual: Tensor) -> Tensor:
     """x + residual for tokens of any layout."""
+    if residual.numel() != x.numel():
+        return x + residual  # a block has repeated them, for each frame of a video
     flat = x if x.ndim == 3 and x.stride(2) == 1 else x.reshape(x.shape[0], -1, x.shape[-1]).contiguous()
     return adacache_kernels.reuse_residual(flat, residual.reshape(flat.shape)).reshape(x.shape)
 
@@ -614,6 +647,7 @@ def _run_model(
     latents = given[adapter.latents]
     with handle.call(latents, given[adapter.timestep]) as (request, call):
         frames = adapter.frames(model, given)
+        request.keeps_blocks = request.keeps_blocks or adapter.between
         now = Pass(adapter, request, call, latents.shape[0], frames, latents.device)
         if not call.computing and not request.keeps_blocks:
             changed = adapter.when_reusing(given)

@@ -19,6 +19,7 @@ class GenericAdapter(BlockAdapter):
     """
 
     default_part = "block"
+    video_last = None
 
     def __init__(self, model: nn.Module):
         self.classes = (plain_class(model).__name__,)
@@ -38,7 +39,7 @@ class GenericAdapter(BlockAdapter):
         self.latents, self.timestep = names[0], timesteps[0]
         block = getattr(model, self.lists[0].name)[0]
         arguments = list(inspect.signature(block.forward).parameters)
-        second = [name for name in arguments if name.startswith("encoder_hidden_states")][:1]
+        second = [name for name in arguments[1:] if "hidden_states" in name][:1]
         self.streams = (arguments[0], *second)
 
 

@@ -1,5 +1,5 @@
-"""Open-Sora 1.2's STDiT3 as in its own repository (`opensora`) and in `videosys`; ours has an adapter of its
-own."""
+"""Open-Sora's STDiT3 as in its own repository (`opensora`, 1.2 and 1.3) and in `videosys`; ours has an
+adapter of its own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from adacache.adapters.blocks import Arguments, BlockAdapter, BlockList, Rows, S
 def gated_attention(block: Any, seen: Seen, given: Arguments) -> Tensor:
     """gate * attention as [B, T*S, C], of the frames that x_mask excludes with the gate at timestep 0."""
     x, frames = given["x"], given["T"]
-    y = seen["attn"].unflatten(0, (x.shape[0], -1))
+    y = seen["attn"]
+    if y.ndim == 5:
+        y = y.flatten(1, 2).flatten(0, 1)  # 1.3 attends in windows of [B, H, W, T, C]
+    y = y.unflatten(0, (x.shape[0], -1))
     y = y.transpose(1, 2) if block.temporal else y
     table = block.scale_shift_table[2]
 
@@ -43,7 +46,7 @@ class OpenSoraAdapter(BlockAdapter):
 
     def select(self, name: str, value: Any, rows: Rows, given: Arguments) -> Any:
         lengths = given.get("mask")
-        if name in ("y", "mask") and isinstance(lengths, list):
+        if name in ("y", "y_null", "mask") and value is not None and isinstance(lengths, list):
             # Captions of all rows stand one after the other in y [1, sum of lengths, C].
             if name == "mask":
                 return [lengths[row] for row in rows.rows]

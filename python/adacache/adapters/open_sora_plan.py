@@ -29,4 +29,9 @@ class OpenSoraPlan13Adapter(BlockAdapter):
     def select(self, name: str, value: Any, rows: Rows, given: Arguments) -> Any:
         if name in ("hidden_states", "encoder_hidden_states", "timestep"):
             return rows.take(value.transpose(0, 1)).transpose(0, 1)
+        if name in ("attention_mask", "encoder_attention_mask") and value is not None:
+            # Sparse attention splits tokens into groups: [groups * B, ...], a group's rows together.
+            return (
+                rows.take(value.unflatten(0, (-1, rows.batch)).transpose(0, 1)).transpose(0, 1).flatten(0, 1)
+            )
         return super().select(name, value, rows, given)

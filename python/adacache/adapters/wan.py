@@ -21,8 +21,6 @@ def gated_attention(block: Any, seen: Seen, given: Arguments) -> Tensor:
 class WanAdapter(BlockAdapter):
     classes: tuple[str, ...] = (
         "WanTransformer3DModel",
-        "WanVACETransformer3DModel",
-        "WanAnimateTransformer3DModel",
         "ChronoEditTransformer3DModel",
         "SkyReelsV2Transformer3DModel",
     )
@@ -31,10 +29,21 @@ class WanAdapter(BlockAdapter):
     parts = (Watched("attention", "blocks", ("attn1",), gated_attention),)
 
 
-class HeliosAdapter(WanAdapter):
-    """Helios: Wan's blocks over the tokens of earlier frames and those that are made."""
+class ControlledWanAdapter(WanAdapter):
+    """VACE and Animate: what controls the video is added between the blocks, at reused steps too."""
+
+    classes = ("WanVACETransformer3DModel", "WanAnimateTransformer3DModel")
+    between = True
+
+
+def gated_attention_of_new_tokens(block: Any, seen: Seen, given: Arguments) -> Tensor:
+    """That of the frames that are made, whose tokens stand last."""
+    return gated_attention(block, seen, given)[:, -given["original_context_length"] :]
+
+
+class HeliosAdapter(BlockAdapter):
+    """Helios: Wan's blocks over the tokens of earlier frames and of those that are made."""
 
     classes = ("HeliosTransformer3DModel",)
-
-    def frames(self, model: Any, given: Arguments) -> int:
-        return 1  # tokens of earlier frames are of several sizes
+    lists = (BlockList("blocks"),)
+    parts = (Watched("attention", "blocks", ("attn1",), gated_attention_of_new_tokens),)

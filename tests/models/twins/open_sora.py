@@ -1,5 +1,5 @@
-"""Open-Sora 1.2's STDiT3 (its own repository at v1.2.0; videosys has the same): both kinds of block take [B,
-T*S, C] and fold it themselves; captions of all rows may be packed, with their lengths as `mask`."""
+"""Open-Sora's STDiT3 (its own repository at v1.2.0 and v1.3; videosys has 1.2's): both kinds of block take
+[B, T*S, C] and fold it themselves; captions of all rows are packed, with their lengths as `mask`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,29 @@ from torch import Tensor, nn
 from twins.parts import Attention, Patches, TimeEmbedding, mlp, norm
 
 
+class PackedCrossAttention(Attention):
+    """To the captions of all rows, which stand one after the other in [1, sum of lengths, C]."""
+
+    def forward(self, x: Tensor, cond: Tensor, mask: list[int]) -> Tensor:  # type: ignore[override]
+        pieces = cond.split(mask, dim=1)
+        return torch.cat(
+            [super(PackedCrossAttention, self).forward(x[b : b + 1], piece) for b, piece in enumerate(pieces)]
+        )
+
+
+class WindowAttention(Attention):
+    """Over [B, H, W, T, C] as 1.3 has it, here with the whole clip for a window."""
+
+    def forward(self, x: Tensor, *_: Any) -> Tensor:  # type: ignore[override]
+        return super().forward(x.flatten(1, 3)).reshape(x.shape)
+
+
 class STDiT3Block(nn.Module):
-    def __init__(self, dim: int, temporal: bool):
+    def __init__(self, dim: int, temporal: bool, windows: bool = False):
         super().__init__()
-        self.temporal = temporal
-        self.norm1, self.attn, self.cross_attn = norm(dim), Attention(dim), Attention(dim)
-        self.before_cross = nn.Identity()  # not in the original: for tests to look at all tokens at once
+        self.temporal, self.windows = temporal, windows
+        self.norm1, self.cross_attn = norm(dim), PackedCrossAttention(dim)
+        self.attn = WindowAttention(dim) if windows else Attention(dim)
         self.norm2, self.mlp = norm(dim), mlp(dim)
         self.scale_shift_table = nn.Parameter(torch.zeros(6, dim))
 
@@ -30,6 +47,8 @@ class STDiT3Block(nn.Module):
         t0: Tensor | None = None,
         T: int | None = None,
         S: int | None = None,
+        H: int | None = None,
+        W: int | None = None,
     ) -> Tensor:
         now = (self.scale_shift_table[None] + t.reshape(x.shape[0], 6, -1)).chunk(6, dim=1)
         zero = (
@@ -48,25 +67,22 @@ class STDiT3Block(nn.Module):
             return by_frame(*(value * (1 + some[scale]) + some[shift] for some in (now, zero)))
 
         y_m = modulated(self.norm1(x), 0, 1).unflatten(1, (T, S))
-        if self.temporal:
+        if self.windows:
+            y_m = self.attn(y_m.unflatten(2, (H, W)).permute(0, 2, 3, 1, 4)).permute(0, 3, 1, 2, 4)
+            y_m = y_m.flatten(2, 3)
+        elif self.temporal:
             y_m = self.attn(y_m.transpose(1, 2).flatten(0, 1)).unflatten(0, (-1, S)).transpose(1, 2)
         else:
             y_m = self.attn(y_m.flatten(0, 1)).unflatten(0, (-1, T))
         y_m = y_m.flatten(1, 2)
         x = x + by_frame(now[2] * y_m, zero[2] * y_m)
-        x = x + self.cross(self.before_cross(x), y, mask)
+        x = x + self.cross_attn(x, y, mask)
         y_m = self.mlp(modulated(self.norm2(x), 3, 4))
         return x + by_frame(now[5] * y_m, zero[5] * y_m)
 
-    def cross(self, x: Tensor, y: Tensor, lengths: list[int] | None) -> Tensor:
-        if lengths is None:
-            return self.cross_attn(x, y)
-        pieces = y.split(lengths, dim=1)
-        return torch.cat([self.cross_attn(x[b : b + 1], piece) for b, piece in enumerate(pieces)])
-
 
 class STDiT3(nn.Module):
-    def __init__(self, dim: int = 16, depth: int = 4):
+    def __init__(self, dim: int = 16, depth: int = 4, windows: bool = False):
         super().__init__()
         self.x_embedder, self.t_embedder, self.y_embedder = (
             Patches(dim),
@@ -74,7 +90,7 @@ class STDiT3(nn.Module):
             nn.Linear(12, dim),
         )
         self.spatial_blocks = nn.ModuleList(STDiT3Block(dim, temporal=False) for _ in range(depth))
-        self.temporal_blocks = nn.ModuleList(STDiT3Block(dim, temporal=True) for _ in range(depth))
+        self.temporal_blocks = nn.ModuleList(STDiT3Block(dim, True, windows) for _ in range(depth))
 
     def forward(
         self, x: Tensor, timestep: Tensor, y: Tensor, mask: Any = None, x_mask: Any = None, **_: Any
@@ -84,14 +100,17 @@ class STDiT3(nn.Module):
         height, width = x.shape[3] // 2, x.shape[4] // 2
         t, _embedded = self.t_embedder(timestep)
         t0 = None if x_mask is None else self.t_embedder(torch.zeros_like(timestep))[0]
-        y, lengths = self.y_embedder(y), None
-        if mask is not None:
+        y = self.y_embedder(y).squeeze(1)
+        if mask is None:
+            lengths = [y.shape[1]] * y.shape[0]
+        else:
             lengths = mask.sum(dim=1).tolist()
-            y = y.masked_select(mask.unsqueeze(-1) != 0).view(1, -1, y.shape[-1])
+            y = y.masked_select(mask.unsqueeze(-1) != 0)
+        y = y.reshape(1, -1, self.y_embedder.out_features)
         x = self.x_embedder(x)
         frames, places = x.shape[1:3]
         x = x.flatten(1, 2)
         for spatial, temporal in zip(self.spatial_blocks, self.temporal_blocks, strict=True):
-            x = spatial(x, y, t, lengths, x_mask, t0, frames, places)
-            x = temporal(x, y, t, lengths, x_mask, t0, frames, places)
+            x = spatial(x, y, t, lengths, x_mask, t0, frames, places, height, width)
+            x = temporal(x, y, t, lengths, x_mask, t0, frames, places, height, width)
         return self.x_embedder.unpatchify(x.unflatten(1, (frames, places)), height, width).float()

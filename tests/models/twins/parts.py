@@ -17,11 +17,17 @@ class Attention(nn.Module):
         self.heads = heads
         self.to_q, self.to_kv, self.to_out = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim), nn.Linear(dim, dim)
 
-    def forward(self, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any) -> Tensor:
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        **_: Any,
+    ) -> Tensor:
         source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         q = self.to_q(hidden_states).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k, v = self.to_kv(source).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.to_out(F.scaled_dot_product_attention(q, k, v, attention_mask).transpose(1, 2).flatten(2))
 
 
 def mlp(dim: int) -> nn.Sequential:
