@@ -58,15 +58,15 @@ ADACACHE_HD void extrapolate_residual_body(Block& block, const ExtrapolateResidu
         return loaded;
       },
       [&](int64_t row, int64_t token, int64_t channel, const Loaded& loaded) {
-        float forecast[width] = {};
+        float forecast[width];
         ADACACHE_UNROLL
-        for (int i = 0; i < max_factors; ++i) {
+        for (int c = 0; c < width; ++c) forecast[c] = multiply(coefficient[0], loaded.factor[0].get(c));
+        ADACACHE_UNROLL
+        for (int i = 1; i < max_factors; ++i) {
           if (i >= p.factors) break;
           ADACACHE_UNROLL
-          for (int c = 0; c < width; ++c) {
-            const float term = multiply(coefficient[i], loaded.factor[i].get(c));
-            forecast[c] = i == 0 ? term : add(forecast[c], term);
-          }
+          for (int c = 0; c < width; ++c)
+            forecast[c] = add(forecast[c], multiply(coefficient[i], loaded.factor[i].get(c)));
         }
         float values[width];
         ADACACHE_UNROLL
