@@ -13,8 +13,8 @@ PIP := $(PY) -m pip --disable-pip-version-check
 STAMPS := $(VENV)/stamps
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py tools/nvcc_launcher.py
 
-.PHONY: help demo test test-slow test-property sanitize mutation bench build wheel lint format kernel-report \
-  abi-check gpu clean distclean
+.PHONY: help demo test test-slow test-property property-compiled property-triton sanitize mutation bench \
+  build wheel lint format kernel-report abi-check gpu clean distclean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -43,8 +43,14 @@ test: build
 test-slow: build
 	$(PY) -m pytest -m slow $(ARGS)
 
+# Side by side: each keeps one core busy.
 test-property: build
+	$(MAKE) -j2 --output-sync=target property-compiled property-triton
+
+property-compiled:
 	ADACACHE_PROPERTY=full $(PY) -m pytest -m property tests/property $(ARGS)
+
+property-triton:
 	TRITON_INTERPRET=1 ADACACHE_TEST_BACKEND=triton ADACACHE_PROPERTY=200 $(PY) -m pytest -m property \
 	  -W ignore::RuntimeWarning tests/property $(ARGS)
 
