@@ -99,8 +99,9 @@ def check_resources(result: dict[str, Any]) -> None:
 
 
 def spills_allowed(kernel: str, case: str) -> int:
-    """Bytes per thread. None where a program holds one tile; where it holds whole tokens or a matrix product,
-    a smaller tile would cost more than a few bytes of stack."""
+    """Bytes per thread. None where a program holds one tile. Where it holds whole tokens or a matrix product,
+    a smaller tile would cost more than a few bytes of stack; with many strides it is kilobytes, since whole
+    tokens are tiled by their width alone, for a norm to add up in the same order in each op."""
     many_strides = "strides=(1, 2, 3" in case
     if kernel == "linear_gated_residual_meter_kernel":
         return 1024 if "strides=(1, 2)" in case else 512
