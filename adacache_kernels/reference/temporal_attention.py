@@ -29,10 +29,8 @@ def temporal_attention(
     q, k, v = (x.reshape(by_place).permute(0, 2, 3, 1, 4) for x in (q, k, qkv[:, :, 2].float()))
     device = qkv.device.type
     # Under autocast the products would be rounded to its dtype.
-    no_autocast = (
-        torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
-    )
-    with no_autocast:
+    autocast = device != "meta" and torch.is_autocast_enabled(device)
+    with torch.autocast(device, enabled=False) if autocast else nullcontext():
         y = torch.softmax(q @ k.transpose(-1, -2) * scale, -1) @ v
     result = y.permute(0, 3, 1, 2, 4).reshape(rows, tokens, heads * dim).to(qkv.dtype)
     return result if out is None else out.copy_(result)
