@@ -131,13 +131,12 @@ class Recording:
         """
         steps = np.arange(self.num_steps)
         source = np.maximum.accumulate(np.where(computed, steps, 0), axis=-1)
-        sensitivity = np.full(self.num_steps, 1 / self.num_steps)
-        if self.sensitivity is not None:
-            sensitivity = self.sensitivity
+        known = 1 / self.num_steps if self.sensitivity is None else self.sensitivity
+        sensitivity = np.broadcast_to(known, computed.shape)
         # A sum over the residuals of all steps: each counts where it was used, less where it belongs.
-        counts = np.broadcast_to(-sensitivity, computed.shape).copy()
+        counts = -sensitivity
         index = np.indices(computed.shape, sparse=True)[:-1]
-        np.add.at(counts, (*index, source), np.broadcast_to(sensitivity, computed.shape))
+        np.add.at(counts, (*index, source), sensitivity)
         squares = np.einsum("...vi,vij,...vj->...v", counts, self.products, counts, optimize=True)
         errors: Doubles = np.sqrt(np.maximum(squares, 0))
         return errors
@@ -352,7 +351,7 @@ def probe(
     sensitivity = np.zeros(steps)
     for part, some in zip(parts, reused, strict=True):
         sensitivity[part] = tried(some, np.ones(steps))
-    sensitivity[parts[-1][-1] :] = sensitivity[parts[-1][-1]]
+    sensitivity[parts[-1][-1] :] = sensitivity[parts[-1][-1]]  # parts of a single step were left out
     sensitivity *= tried(np.concatenate(reused), sensitivity)
     return replace(recording, sensitivity=sensitivity)
 
@@ -442,16 +441,20 @@ def judge(
     prompts: Sequence[Any],
     seeds: Sequence[int],
     outputs: Sequence[Tensor],
+    known_even: dict[tuple[int, int], float],
 ) -> Outcome:
-    """Runs a codebook for real on held-out prompts, of which the full runs are given."""
+    """Runs a codebook for real on held-out prompts, of which the full runs are given. `known_even` keeps the
+    error of evenly spaced steps by seed and their number, for the next codebook."""
     computed = recording.computed(policy)
     steps, errors, even_errors = [], [], []
     for prompt, seed, full in zip(prompts, seeds, outputs, strict=True):
         output, count = run(subject, policy, prompt, seed)
         steps.append(count)
         errors.append(difference(output, full))
-        even = replay(even_schedule(subject.num_steps, count))
-        even_errors.append(difference(run(subject, even, prompt, seed)[0], full))
+        if (seed, count) not in known_even:
+            even = replay(even_schedule(subject.num_steps, count))
+            known_even[seed, count] = difference(run(subject, even, prompt, seed)[0], full)
+        even_errors.append(known_even[seed, count])
     error, even_error = float(np.mean(errors)), float(np.mean(even_errors))
     return Outcome(
         float(computed.sum(axis=1).mean()),
@@ -516,11 +519,11 @@ def calibrate(
 
     kept, outputs = record(subject, held_out, seeds[len(prompts) :], recorder)
     kept = replace(kept, sensitivity=recording.sensitivity)
-    found = {}
+    found, known_even = {}, dict[tuple[int, int], float]()
     scaled = scale(kept, known, float(kept.computed(chosen).mean()))
     for name, policy in (("chosen", chosen), ("known", known), ("scaled", scaled)):
         real = AdaCache(codebook=policy.codebook, metric_part=recorder.metric_part)
-        outcome = judge(subject, real, kept, held_out, seeds[len(prompts) :], outputs)
+        outcome = judge(subject, real, kept, held_out, seeds[len(prompts) :], outputs, known_even)
         found[name] = outcome
         say(
             f"{name}, on {len(held_out)} held-out prompts: {outcome.steps:.1f} computed steps "

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from adacache.models.stdit3 import Modulation, STDiT3, STDiT3Config, add_residual, gated
+from adacache.models.modulation import gated
+from adacache.models.stdit3 import Modulation, STDiT3, STDiT3Config, add_residual
 from torch import Tensor
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -107,10 +109,11 @@ class _Recorder:
         self.all: list[Tensor] = []
 
     def __call__(
-        self, part: str, x: Tensor, y: Tensor, gate: Tensor | None, norm: Modulation | None
+        self, part: str, x: Tensor, y: Callable[[], Tensor], gate: Tensor | None, norm: Modulation | None
     ) -> tuple[Tensor, Tensor | None]:
-        self.all.append(y if gate is None else gated(y, gate))
-        return add_residual(part, x, y, gate, norm)
+        output = y()
+        self.all.append(output if gate is None else gated(output, gate))
+        return add_residual(part, x, lambda: output, gate, norm)
 
 
 def relative_error(a: Tensor, b: Tensor) -> float:
