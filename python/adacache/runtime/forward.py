@@ -148,10 +148,14 @@ class Forward:
             return True
         kept = [self.store.get((self.branch.index, segment.site, k, "")) for k in range(len(streams))]
         pairs = [(one, x) for one, x in zip(kept, streams, strict=True) if one is not None]
-        return kept[0] is not None and all(one.shape == x.shape for one, x in pairs)
+        return kept[0] is not None and all(one.fits(x) for one, x in pairs)
 
     def _key(self, stream: int = 0, part: str = "") -> Any:
         return self.branch.index, self.segment.site, stream, part
+
+    def keeps_stream(self, stream: int) -> bool:
+        """Whether a residual of the stream is kept: the segment's last block may not return it."""
+        return self.store.get(self._key(stream, self._stored_parts()[0])) is not None
 
     def reused(self, stream: int = 0, out: Tensor | None = None) -> Tensor:
         """A stream after the segment's blocks, in the rows that reuse.
@@ -165,11 +169,8 @@ class Forward:
             assert self.segment.planned is not None
             coefficients = self.request.plan.coefficients[self.segment.planned]
         for part in self._stored_parts():
-            key = self._key(stream, part)
-            if self.store.get(key) is None:
-                continue  # a stream that the segment's last block does not return
             x = self.store.apply(
-                key,
+                self._key(stream, part),
                 x,
                 split=self.rows,
                 coefficients=coefficients,

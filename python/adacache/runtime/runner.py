@@ -59,6 +59,7 @@ class Runner:
         self.sites: ModelSites = spec.sites(model)
         self.on = False
         self.reduce: Reduce | None = None
+        self.always_compute = False
         self.blocks: list[WrappedBlock] = []
         self._between = spec.between
         self._interposed: list[Any] = []
@@ -218,6 +219,17 @@ class Runner:
             )
 
 
+    def found_unknown_output(self, block: str) -> None:
+        """A block cannot be skipped: every step is computed from now on."""
+        if not self.always_compute:
+            self.always_compute = True
+            warnings.warn(
+                f"AdaCache: {block} returns a tensor that is none of its arguments, so it cannot be skipped and "
+                "every step is computed; a model declaration can say what to keep (docs/adding_a_model.md)",
+                stacklevel=2,
+            )
+
+
 class _Running:
     """A forward call from the model's `__call__` on. The clock advances when its first block runs, so that
     arguments that the model refuses do not count as a step."""
@@ -241,7 +253,7 @@ class _Running:
                 self._facts.shape[0],
                 self.frames or runner.spec.latent_frames(runner.model, self._given),
                 self._facts.device,
-                self._facts.must_compute,
+                self._facts.must_compute or runner.always_compute,
                 runner.reduce,
             )
             if runner.spec.program is None:
@@ -263,6 +275,8 @@ class _Running:
         forward.finish()
         if forward.works_between:
             self.runner.found_between()
+        if isinstance(forward, WrappedForward) and forward.unknown_output is not None:
+            self.runner.found_unknown_output(forward.unknown_output)
         self._clock.tock(self._tick)
 
     def fail(self, error: BaseException) -> None:

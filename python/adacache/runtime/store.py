@@ -18,14 +18,23 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass
 class Kept:
-    """One kept feature: factors of its forecast (the feature itself is factors[0]) and a float8 scale."""
+    """One kept feature: factors of its forecast (the feature itself is factors[0]) and a float8 scale.
+
+    `copies` is how often the blocks repeat the tokens that they take (1, or once per frame).
+    """
 
     factors: list[Tensor] = field(default_factory=list)
     scale: Tensor | None = None
+    copies: int = 1
 
     @property
     def shape(self) -> torch.Size:
         return self.factors[0].shape
+
+    def fits(self, x: Tensor) -> bool:
+        """Whether the feature is one of tokens of x's shape."""
+        kept = self.shape
+        return kept == x.shape if self.copies == 1 else kept == repeated(x, self.copies).shape
 
     def tensors(self) -> list[Tensor]:
         return self.factors if self.scale is None else [*self.factors, self.scale]
@@ -65,10 +74,15 @@ class Store:
             gaps: per row of `before`, steps since its last computed one, for divided differences.
             out: of before's shape: `after` is written into its rows too.
         """
+        copies = 1
+        if before.ndim > 1 and after.shape[1] > before.shape[1] > 0 and not after.shape[1] % before.shape[1]:
+            copies = after.shape[1] // before.shape[1]
+            before = repeated(before, copies)
         dtype = keep.dtype or before.dtype
         same = after.dtype == before.dtype and after.dtype in FLOATS and before.numel() > 0
         if keep.factors == 1 and same and dtype in (before.dtype, torch.float8_e4m3fn):
             kept = self._allocated(key, before, dtype)
+            kept.copies = copies
             adacache_kernels.stack_residual_meter(
                 as_tokens(after),
                 as_tokens(before),
@@ -82,6 +96,7 @@ class Store:
             return
         rows = before if split is None else split.take(before)
         self.keep(key, after.float() - rows.float(), keep, split, gaps, before)
+        self._kept[key].copies = copies
         if out is not None and split is not None:
             split.put(out, after)
 
@@ -156,8 +171,9 @@ class Store:
             out: of x's shape, may be x.
         """
         kept = self._kept[key]
-        if x.dtype not in FLOATS or kept.factors[0].numel() != x.numel():
-            result = x + kept.factors[0].to(x.dtype)  # broadcasts, where a block repeated its tokens
+        x = repeated(x, kept.copies)
+        if x.dtype not in FLOATS:
+            result = x + kept.factors[0].to(x.dtype)
             return result if out is None else out.copy_(result)
         tokens, given = as_tokens(x), None if out is None else as_tokens(out)
         if coefficients is None:
@@ -227,6 +243,11 @@ class Store:
 
 def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.zeros(tuple(shape), dtype=dtype, device=device)
+
+
+def repeated(x: Tensor, copies: int) -> Tensor:
+    """The tokens [B, N, C] one after the other, `copies` times."""
+    return x if copies == 1 else x.repeat(1, copies, *[1] * (x.ndim - 2))
 
 
 def saturated(value: Tensor, dtype: torch.dtype) -> Tensor:

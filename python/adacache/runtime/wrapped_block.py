@@ -35,8 +35,8 @@ class WrappedBlock:
         self.streams = (self.names[0],) if spec.streams_by_shape else spec.streams
         self._by_shape = spec.streams_by_shape
         self._backwards = spec.reversed_streams
-        self._returned = self.streams
-        """The streams in the order of return."""
+        self._slots: list[str | None] = []
+        """Per returned value, the stream that it is, if any."""
         self._returns_tuple = False
         self._children: dict[str, Any] = {}
 
@@ -49,50 +49,61 @@ class WrappedBlock:
         return [stream for stream in found if isinstance(stream, Tensor)]
 
     def outputs(self, returned: Any, given: Arguments) -> tuple[list[Tensor], list[Any]]:
-        """The streams among what a call returned, and the other values.
+        """The streams among what a call returned, and all values with None in place of the streams.
 
         Raises:
             TypeError: the block returned no stream.
         """
-        self._returns_tuple = not isinstance(returned, Tensor)
-        values = list(returned) if isinstance(returned, tuple | list) else [returned]
-        if self._backwards:
-            values.reverse()
-        if self._by_shape:
-            self._recognize(values, given)
-        count = 0
-        while count < min(len(values), len(self._returned)) and isinstance(values[count], Tensor):
-            count += 1
-        if not count:
+        self._returns_tuple = isinstance(returned, tuple | list)
+        values = list(returned) if self._returns_tuple else [returned]
+        self._slots = self._by_shapes(values, given) if self._by_shape else self._by_order(values)
+        by_name = {name: value for name, value in zip(self._slots, values, strict=True) if name is not None}
+        if self.streams[0] not in by_name:
             raise TypeError(
                 f"model: {type(self.module).__name__} returned {type(returned).__name__}, expected a tensor or "
-                f"a tuple that {'ends' if self._backwards else 'begins'} with {list(self._returned)}"
+                f"a tuple that {'ends' if self._backwards else 'begins'} with {list(self.streams)}"
             )
-        by_name = dict(zip(self._returned, values[:count], strict=False))
-        return [by_name[name] for name in self.streams if name in by_name], values[count:]
+        rest = [value if name is None else None for name, value in zip(self._slots, values, strict=True)]
+        return [by_name[name] for name in self.streams if name in by_name], rest
 
-    def _recognize(self, values: Sequence[Any], given: Arguments) -> None:
-        """Finds the streams: arguments with the shapes of the returned tensors."""
-        left = {name: x.shape for name, x in given.items() if isinstance(x, Tensor) and x.is_floating_point()}
-        returned = []
-        for value in values:
-            shape = value.shape if isinstance(value, Tensor) else None
-            name = next((name for name, other in left.items() if other == shape), None)
-            if name is None:
+    def _by_order(self, values: Sequence[Any]) -> list[str | None]:
+        slots: list[str | None] = [None] * len(values)
+        order = range(len(values))
+        for name, slot in zip(self.streams, reversed(order) if self._backwards else order, strict=False):
+            if not isinstance(values[slot], Tensor):
                 break
-            del left[name]
-            returned.append(name)
-        self._returned = tuple(returned) or (self.names[0],)
-        first = self.names[0] if self.names[0] in returned else self._returned[0]
-        self.streams = (first, *(name for name in self._returned if name != first))
+            slots[slot] = name
+        return slots
+
+    def _by_shapes(self, values: Sequence[Any], given: Arguments) -> list[str | None]:
+        """Recognizes streams: arguments with the shapes of returned tensors."""
+        left = {name: x.shape for name, x in given.items() if isinstance(x, Tensor) and x.is_floating_point()}
+        slots: list[str | None] = []
+        for value in values:
+            names: list[str] = []
+            if isinstance(value, Tensor):
+                # A block may repeat a text per frame: then only the first dimension differs.
+                names = [name for name, shape in left.items() if shape == value.shape]
+                names += [
+                    name for name, shape in left.items() if shape[1:] == value.shape[1:] and len(shape) > 2
+                ]
+            slots.append(names[0] if names else None)
+            if names:
+                del left[names[0]]
+        found = [name for name in slots if name is not None]
+        first = self.names[0] if self.names[0] in found else next(iter(found), self.names[0])
+        self.streams = (first, *(name for name in found if name != first))
+        return slots
 
     def returned(self, outputs: Sequence[Tensor], rest: Sequence[Any] = ()) -> Any:
         """Streams and other values in the form in which the block returns them."""
         if not self._returns_tuple:
             return outputs[0]
         by_name = dict(zip(self.streams, outputs, strict=False))
-        whole = (*(by_name[name] for name in self._returned if name in by_name), *rest)
-        return whole[::-1] if self._backwards else whole
+        others = rest or [None] * len(self._slots)
+        return tuple(
+            other if name is None else by_name[name] for name, other in zip(self._slots, others, strict=True)
+        )
 
     def replace(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], values: Arguments

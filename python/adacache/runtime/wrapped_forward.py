@@ -31,6 +31,8 @@ class WrappedForward(Forward):
 
     Attributes:
         spared: whether the model was called with the spec's `reuse_arguments`.
+        unknown_output: class of a block that returns a tensor which is none of its arguments, so that it cannot
+            be skipped.
     """
 
     def __init__(self, owner: object, spec: ModelSpec, call: Call):
@@ -38,6 +40,7 @@ class WrappedForward(Forward):
         self.owner = owner
         self._spec = spec
         self.spared = False
+        self.unknown_output: str | None = None
         self._block: WrappedBlock | None = None
         self._chained: set[int] = set()
         self._after: list[Tensor] = []
@@ -92,9 +95,11 @@ class WrappedForward(Forward):
         """A block of a segment in which every row reuses."""
         self._after = streams
         if block.position == self._end(segment):
-            layout = block.list.layout
-            whole = [self.reused(k) for k in range(len(self.before))]
-            self._after = [from_video(x, layout, self.call.frames) for x in whole]
+            layout, frames = block.list.layout, self.call.frames
+            self._after = [
+                from_video(self.reused(k), layout, frames) if self.keeps_stream(k) else x
+                for k, x in enumerate(streams)
+            ]
             self.due = False
         return block.returned(self._after)
 
@@ -164,9 +169,7 @@ class WrappedForward(Forward):
             return
         layout, batch = self._block.list.layout, self.call.batch
         after = [to_video(x, layout, batch) for x in self._after]
-        if self.segment.keep is not None and any(
-            x.shape != y.shape for x, y in zip(self.before, after, strict=False)
-        ):
+        if self.segment.keep is not None and after[0].shape != self.before[0].shape:
             self.works_between = True
             return
         self.leave(after)
@@ -203,6 +206,8 @@ class WrappedForward(Forward):
         else:
             returned = plain(block.module, *args, **kwargs)
         streams, rest = block.outputs(returned, given)
+        if self._spec.streams_by_shape and any(isinstance(value, Tensor) for value in rest):
+            self.unknown_output = plain_class(block.module).__name__
         for site in [site for site in self._starts if site.last == position + 1]:
             self._measure(site, streams[0] - self._starts.pop(site), block)
         return streams, rest
