@@ -1,0 +1,215 @@
+"""Full runs: the policy `Record` samples residuals; a `Recording` predicts steps and errors from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adacache.policies import AdaCache, MetricSite, StackInfo
+from adacache.policies.adacache import measurable_strides
+from adacache.policies.base import check_steps
+from adacache.request import Call
+
+Doubles = NDArray[np.float64]
+
+TOKENS = 512
+"""Tokens per video that are kept of each residual, by default."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What the metric site and the stack showed while all of N steps were computed, of V videos."""
+
+    distances: Doubles
+    """[V, N, N]: relative distance of step j's metric residual from that of step i < j (0-based)."""
+    motion: Doubles
+    """[V, N]: motion of the metric residual between frames."""
+    products: Doubles
+    """[V, N, N]: inner products of the stack residuals of two steps; the mean square of one is 1."""
+    sensitivity: Doubles | None = None
+    """[N]: what the output is off by, for a step whose stack residual is off by 1; None: not known, 1 / N."""
+
+    def __add__(self, other: Recording) -> Recording:
+        """The videos of both; what is known of the sensitivity is not kept."""
+        pairs = zip(
+            (self.distances, self.motion, self.products),
+            (other.distances, other.motion, other.products),
+            strict=True,
+        )
+        return Recording(*(np.concatenate(pair) for pair in pairs))
+
+    @property
+    def num_steps(self) -> int:
+        return int(self.motion.shape[1])
+
+    def computed(self, policy: AdaCache) -> NDArray[np.bool_]:
+        """Steps that each video would compute, bool [V, N], were the residuals those of the recording."""
+        regularisation: dict[str, Any] = {}
+        if policy.motion is not None:
+            names = ("scale", "power", "divisor", "gradient_weight")
+            regularisation = {name: getattr(policy.motion, name) for name in names}
+            regularisation["window"] = policy.motion.steps(self.num_steps)
+        rates = list(policy.codebook.values())
+        return self.computed_by([list(policy.codebook)], [rates], **regularisation)[0]
+
+    def computed_by(self, thresholds: Any, rates: Any, **regularisation: Any) -> NDArray[np.bool_]:
+        """The same for many codebooks of one length, bool [codebooks, V, N]."""
+        from adacache_kernels import engine
+
+        return engine.simulate(self.distances, self.motion, thresholds, rates, **regularisation)[0]
+
+    def errors(self, computed: NDArray[np.bool_]) -> Doubles:
+        """What the output of each video is off by, relative to it, for schedules [..., V, N]: [..., V].
+
+        Reused steps add the differences of their residuals, times the sensitivity, to the output, where they
+        may cancel: its error is the norm of the sum. Without a sensitivity, it is that of the mean residual.
+        """
+        steps = np.arange(self.num_steps)
+        source = np.maximum.accumulate(np.where(computed, steps, 0), axis=-1)
+        sensitivity = np.full(self.num_steps, 1 / self.num_steps)
+        if self.sensitivity is not None:
+            sensitivity = self.sensitivity
+        # A sum over the residuals of all steps: each counts where it was used, less where it belongs.
+        counts = np.broadcast_to(-sensitivity, computed.shape).copy()
+        index = np.indices(computed.shape, sparse=True)[:-1]
+        np.add.at(counts, (*index, source), np.broadcast_to(sensitivity, computed.shape))
+        squares = np.einsum("...vi,vij,...vj->...v", counts, self.products, counts, optimize=True)
+        errors: Doubles = np.sqrt(np.maximum(squares, 0))
+        return errors
+
+    def loss(self, computed: NDArray[np.bool_]) -> Doubles:
+        """Mean of the errors over the videos: [...]."""
+        mean: Doubles = self.errors(computed).mean(axis=-1)
+        return mean
+
+
+@dataclass(frozen=True)
+class Record:
+    """A policy that computes every step and keeps some tokens of its residuals, for `Recording`.
+
+    Attributes:
+        metric_block, metric_part: what is looked at, as for `AdaCache`.
+        tokens: kept per video.
+    """
+
+    metric_block: int | None = None
+    metric_part: str | None = None
+    tokens: int = TOKENS
+    cache: str = "stack"
+    cache_dtype: torch.dtype | None = None
+    per_video: bool = True
+    schedules: list[RecordSchedule] = field(default_factory=list)
+    """One per request, in order."""
+
+    def sites(self, stack: StackInfo) -> tuple[MetricSite, ...]:
+        blocks = None if self.metric_block is None else [self.metric_block]
+        return AdaCache(codebook={1.0: 1}, metric_blocks=blocks, metric_part=self.metric_part).sites(stack)[
+            :1
+        ]
+
+    def check(self, num_steps: int, stack: StackInfo) -> None:
+        check_steps(num_steps)
+        self.sites(stack)
+
+    def start(
+        self, num_steps: int, num_videos: int, stack: StackInfo, device: torch.device
+    ) -> RecordSchedule:
+        self.schedules.append(RecordSchedule(self.sites(stack), num_videos, self.tokens))
+        return self.schedules[-1]
+
+    def describe(self) -> dict[str, Any]:
+        return {"policy": "Record", "metric_block": self.metric_block, "metric_part": self.metric_part}
+
+
+class RecordSchedule:
+    """`Record` at work on one request."""
+
+    strides: tuple[int, ...] = (1,)
+    metric = "l1"
+
+    def __init__(self, sites: tuple[MetricSite, ...], num_videos: int, tokens: int):
+        self.sites = sites
+        self._num_videos = num_videos
+        self._tokens = tokens
+        self._frames = 1
+        self._kept: dict[str, list[Tensor]] = {"metric": [], "stack": []}
+
+    def computes(self, step: int) -> list[bool]:
+        return [True] * self._num_videos
+
+    def measured(self, site: int, step: int, sums: Tensor, *, frames: int, elements: float) -> None:
+        self._frames = frames
+
+    def measurements(self) -> list[dict[str, Any]]:
+        return []
+
+    def observe(self, call: Call, caches: dict[Any, Tensor]) -> None:
+        """Takes samples of the residuals that a call has left in the caches."""
+        if call.branch != 0:
+            return
+        rows = len(call.computing)
+        for name in self._kept:
+            found = [cache for key, cache in caches.items() if key[:2] in ((name, 0), (0, name))]
+            if found:
+                self._kept[name].append(self._sample(found[0], rows))
+
+    def _sample(self, residual: Tensor, rows: int) -> Tensor:
+        """Some places of all frames: [rows, T, places, C] float32 on the host."""
+        channels, frames = residual.shape[-1], self._frames
+        if residual.shape[0] == rows:
+            r = residual.reshape(rows, frames, -1, channels)
+        else:  # rows of places, each with its frames
+            r = residual.reshape(rows, -1, frames, channels).transpose(1, 2)
+        places = r.shape[2]
+        count = max(1, min(places, self._tokens // frames))
+        index = torch.linspace(0, places - 1, count, device=r.device).round().long()
+        return r[:, :, index].float().cpu()
+
+    def recording(self) -> Recording:
+        """What was seen. Row b of a batch belongs to video b % V.
+
+        Raises:
+            RuntimeError: the request did not run all of its steps.
+        """
+        if not self._kept["metric"]:
+            raise RuntimeError("recording: the request ended before a step had run")
+
+        def by_video(name: str) -> Tensor:
+            # [N, rows, ...] -> [V, N, rows of a video, T, places, C]
+            return torch.stack(self._kept[name]).unflatten(1, (-1, self._num_videos)).movedim(2, 0)
+
+        metric = by_video("metric")
+        # Where residuals are kept block by block, the measured one stands for them.
+        stack = by_video("stack") if len(self._kept["stack"]) == len(self._kept["metric"]) else metric
+        return Recording(*compare(metric), inner_products(stack))
+
+
+def compare(residuals: Tensor) -> tuple[Doubles, Doubles]:
+    """Distances [V, N, N] and motion [V, N] of residuals [V, N, rows, T, places, C], as the ops measure
+    them."""
+    r = residuals.flatten(4)
+    videos, steps = r.shape[:2]
+    size = r.abs().sum((2, 3, 4), dtype=torch.float64)
+    distances = torch.full((videos, steps, steps), torch.nan, dtype=torch.float64)
+    for i in range(steps - 1):
+        difference = (r[:, i + 1 :] - r[:, i : i + 1]).abs().sum((2, 3, 4), dtype=torch.float64)
+        distances[:, i, i + 1 :] = difference / size[:, i : i + 1]
+    motion = torch.zeros((videos, steps), dtype=torch.float64)
+    if measurable_strides((1,), r.shape[3]):
+        later, earlier = r[:, :, :, 1:], r[:, :, :, :-1]
+        motion = (later - earlier).abs().sum((2, 3, 4), dtype=torch.float64)
+        motion /= (later.abs() + earlier.abs()).sum((2, 3, 4), dtype=torch.float64)
+    return distances.numpy(), motion.numpy()
+
+
+def inner_products(residuals: Tensor) -> Doubles:
+    """Inner products [V, N, N] of residuals [V, N, ...], such that the mean square of one is 1."""
+    r = residuals.flatten(2).double()
+    products = r @ r.mT
+    squares = products.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+    return (products / squares.clamp(min=torch.finfo(torch.float64).tiny)).numpy()
