@@ -93,7 +93,7 @@ $(STAMPS)/lint: $(STAMPS)/installed
 	$(PIP) install --no-build-isolation -e ".[demo,test,lint]"
 	@touch $@
 
-LINTED := $(wildcard setup.py adacache_kernels python tools tests benchmarks)
+LINTED := $(wildcard setup.py adacache_kernels python tools tests benchmarks examples)
 CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 lint: $(STAMPS)/lint

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import adacache
+import calibrate
 import pytest
 import torch
-from adacache import demo
-from adacache.digits import FPS, SIZE, WEIGHTS, calibrate, encode, noise, with_null
+from adacache.commands import demo
+from adacache.digits import FPS, SIZE, WEIGHTS, encode, noise, with_null
 from adacache.digits.captions import CHANNELS, TOKENS, held_out_prompts, parse
 from adacache.models.stdit3 import STDiT3, STDiT3Config
 from adacache.policies import AdaCache, MotionRegularization, presets
@@ -150,7 +151,7 @@ def test_missing_packages_are_named(model: STDiT3, tmp_path: Path, monkeypatch: 
 
 
 def test_missing_weights(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no file .*none\.safetensors.*digits\.train"):
+    with pytest.raises(FileNotFoundError, match=r"no file .*none\.safetensors.*digits/train\.py"):
         demo.run(tmp_path, weights=tmp_path / "none.safetensors")
 
 

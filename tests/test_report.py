@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from adacache.report import (
+from adacache.commands.report import (
     Clip,
     Study,
     gif,

@@ -2,6 +2,6 @@
 
 import sys
 
-from adacache.cli import main
+from adacache.commands.cli import main
 
 sys.exit(main())

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from adacache.trace import Trace
+from typing import IO, Protocol
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442", "#000000")
 
 
+class Drawable(Protocol):
+    """What is drawn of a trace."""
+
+    @property
+    def computed(self) -> Sequence[Sequence[bool]]:
+        """Per step, per video, whether the block stack was computed."""
+
+    def steps_of(self, video: int) -> list[int]:
+        """The 1-based computed steps of one video."""
+
+    def series(self, name: str, video: int = 0) -> Mapping[str, Sequence[tuple[int, float]]]:
+        """Per site, the (step, value) pairs of "distance", "motion" or "factor" of one video."""
+
+
 def draw_traces(
-    traces: Mapping[str, tuple[Trace, int]],
+    traces: Mapping[str, tuple[Drawable, int]],
     path: str | Path | IO[bytes],
     title: str = "",
     colors: Sequence[str] = COLORS,

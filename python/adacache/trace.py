@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from adacache.plots import draw_traces
+
 FORMAT = 1
 
 
@@ -92,6 +94,4 @@ class Trace:
     def plot(self, path: str | Path) -> None:
         """Draws the schedule, the distance and the motion per step, one colour per video (needs
         matplotlib)."""
-        from adacache.plots import draw_traces
-
         draw_traces({f"video {video}": (self, video) for video in range(self.num_videos)}, path)

@@ -8,7 +8,7 @@ import torch
 pytest.importorskip("sklearn", reason="the handwritten digits come with scikit-learn")
 
 from adacache.digits.captions import Prompt, all_prompts
-from adacache.digits.clips import (
+from clips import (
     BOX,
     FRAMES,
     HEADINGS,
@@ -21,7 +21,7 @@ from adacache.digits.clips import (
     draw_clips,
     draw_digits,
 )
-from adacache.digits.evaluate import Reader, velocities
+from evaluate import Reader, velocities
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ pytest.importorskip("sklearn", reason="the handwritten digits come with scikit-l
 
 from adacache.digits import load, noise, with_null
 from adacache.digits.captions import CHANNELS, TOKENS, encode
-from adacache.digits.train import CHECKPOINT, LOG, Options, export, load_checkpoint, main, start, train
 from adacache.models.stdit3 import STDiT3Config
+from train import CHECKPOINT, LOG, Options, export, load_checkpoint, main, start, train
 
 TINY = STDiT3Config(
     depth=1,
@@ -142,7 +142,7 @@ def test_bad_resumes_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str
     with pytest.raises(ValueError, match=r"resume: .*checkpoint.pt is not a checkpoint"):
         load_checkpoint(tmp_path)
     torch.save({"format": 1, "step": 3}, tmp_path / CHECKPOINT)
-    with pytest.raises(ValueError, match=r"is not a checkpoint of adacache.digits.train .*options"):
+    with pytest.raises(ValueError, match=r"is not a checkpoint of this script .*options"):
         load_checkpoint(tmp_path)
     for arguments, message in {
         ("--out", str(tmp_path / "none"), "--resume"): "no checkpoint.pt",

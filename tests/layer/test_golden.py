@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from adacache.cli import main
-from adacache.verify import GoldenError, read_case, verify
+from adacache.commands.cli import main
+from adacache.commands.verify import GoldenError, read_case, verify
 from models import GOLDEN
 
 import adacache_kernels

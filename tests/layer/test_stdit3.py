@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from adacache.cli import main
-from adacache.flops import VIDEOS, count_flops, latent_size
+from adacache.commands.cli import main
+from adacache.commands.flops import VIDEOS, count_flops, latent_size
 from adacache.models.rectified_flow import RectifiedFlow, timestep_transform
 from adacache.models.stdit3 import STDiT3, STDiT3Config
 from models import GOLDEN, denoise, inputs, relative_error

@@ -8,10 +8,26 @@ import torch
 from torch import Tensor
 
 from adacache.digits.captions import encode, parse
-from adacache.digits.clips import FPS, FRAMES, SIZE
+from adacache.models.rectified_flow import RectifiedFlow
 from adacache.models.stdit3 import STDiT3, STDiT3Config
 
-__all__ = ["FPS", "FRAMES", "GUIDANCE", "SIZE", "WEIGHTS", "encode", "load", "noise", "parse", "with_null"]
+__all__ = [
+    "FPS",
+    "FRAMES",
+    "GUIDANCE",
+    "SIZE",
+    "WEIGHTS",
+    "encode",
+    "load",
+    "noise",
+    "parse",
+    "sampler",
+    "with_null",
+]
+
+FRAMES, SIZE = 16, 32
+"""Frames of a clip; height and width of a frame in pixels."""
+FPS = 24.0
 
 WEIGHTS = Path(__file__).with_name("digits.safetensors")
 """The shipped weights; the network's shape stands beside them in digits.json."""
@@ -27,7 +43,7 @@ def load(weights: str | Path | None = None) -> STDiT3:
 
     Args:
         weights: a safetensors file with a config of the same name in .json beside it, as
-            `adacache.digits.train --export` writes them; None means the shipped `WEIGHTS`.
+            `python examples/digits/train.py --export` writes them; None means the shipped `WEIGHTS`.
 
     Raises:
         FileNotFoundError: there is no such file, or no config beside it.
@@ -39,6 +55,11 @@ def load(weights: str | Path | None = None) -> STDiT3:
         if not file.is_file():
             raise FileNotFoundError(f"weights: no file {file}")
     return STDiT3.from_safetensors(STDiT3Config.from_json(config), weights)
+
+
+def sampler(num_steps: int = 30) -> RectifiedFlow:
+    """The sampler that the digit model is shown with."""
+    return RectifiedFlow(num_steps=num_steps, guidance_scale=GUIDANCE)
 
 
 def noise(seeds: list[int]) -> Tensor:

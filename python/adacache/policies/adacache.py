@@ -18,6 +18,7 @@ from torch import Tensor
 import adacache_kernels
 from adacache.policies.base import (
     Action,
+    Decider,
     Keep,
     Plan,
     Step,
@@ -188,7 +189,7 @@ class AdaCache:
         }
 
 
-class AdaCacheDecider:
+class AdaCacheDecider(Decider):
     """AdaCache's state for one request: it is on the device, and a copy of it follows to the host."""
 
     def __init__(

@@ -100,29 +100,51 @@ class Sums:
         strides: the strides that were measured: those of the watch that fit into the clip.
         frames: latent frames of the residual.
         elements: elements of the residual per video.
+        rows: rows of the batch.
     """
 
     values: Tensor
     strides: tuple[int, ...]
     frames: int
     elements: float
+    rows: int
 
 
-class Decider(Protocol):
-    """A policy's state for one request. Never shared."""
+class Kept(Protocol):
+    """The kept tensors of the measured branch."""
 
-    keeps: Mapping[Site, Keep]
-    """Ranges of blocks must not overlap."""
-    watches: Mapping[Site, Watch]
+    def residual(self, site: Site) -> Tensor | None:
+        """The residual kept at a range of blocks [B, N, C]; None: it is not stored as one tensor."""
+
+    def watched(self, site: Site) -> Tensor | None:
+        """The residual last measured at a watched site."""
+
+
+class Decider:
+    """A policy's state for one request. Never shared. Methods override what they need.
+
+    Attributes:
+        keeps: what is kept at which sites; ranges of blocks must not overlap.
+        watches: the sites whose residual is measured.
+    """
+
+    keeps: Mapping[Site, Keep] = {}
+    watches: Mapping[Site, Watch] = {}
 
     def plan(self, step: Step) -> Plan:
         """The plan of a step, requested before it runs. Must not wait for the device."""
+        raise NotImplementedError
 
     def observe(self, step: Step, site: Site, sums: Sums) -> Plan | None:
         """Called after a watched site was measured. May revise the plan for the sites that have not run."""
+        return None
+
+    def finished(self, step: Step, kept: Kept) -> None:
+        """Called after a forward call of the measured branch."""
 
     def records(self) -> list[dict[str, Any]]:
         """Measurements so far, as records of the trace (waits for the device)."""
+        return []
 
 
 class Policy(Protocol):
@@ -131,6 +153,9 @@ class Policy(Protocol):
     @property
     def per_video(self) -> bool:
         """Whether each video of a batch has its own decision."""
+
+    def check(self, sites: ModelSites, num_steps: int) -> None:
+        """Raises ValueError if the settings do not fit the model or the schedule."""
 
     def start(self, sites: ModelSites, num_steps: int, num_videos: int, device: torch.device) -> Decider:
         """The decider of a new request; `num_videos` is 1 where one decision holds for the whole batch.
@@ -141,18 +166,6 @@ class Policy(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """The settings, for the trace."""
-
-
-class NothingWatched:
-    """The part of a decider that a method without measurements leaves empty."""
-
-    watches: Mapping[Site, Watch] = {}
-
-    def observe(self, step: Step, site: Site, sums: Sums) -> Plan | None:
-        raise AssertionError("this method watches no site")
-
-    def records(self) -> list[dict[str, Any]]:
-        return []
 
 
 def forced(step: int, num_steps: int) -> bool:

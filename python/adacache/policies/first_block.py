@@ -11,6 +11,7 @@ import torch
 import adacache_kernels
 from adacache.policies.base import (
     Action,
+    Decider,
     Keep,
     Plan,
     Step,
@@ -59,7 +60,7 @@ class FirstBlock:
         return {"policy": "FirstBlock", "threshold": self.threshold}
 
 
-class FirstBlockDecider:
+class FirstBlockDecider(Decider):
     """First-block cache at work on one request."""
 
     def __init__(self, policy: FirstBlock, sites: ModelSites, num_videos: int):

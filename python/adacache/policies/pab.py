@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from adacache.policies.base import Action, Keep, NothingWatched, Plan, Step, What, check_count, check_steps
+from adacache.policies.base import Action, Decider, Keep, Plan, Step, What, check_count, check_steps
 from adacache.sites import ModelSites
 
 SLOW = {"spatial_attention": 2, "temporal_attention": 4, "cross_attention": 6, "attention": 2}
@@ -60,7 +60,7 @@ class PAB:
         return {"policy": "PAB", "ranges": dict(self.ranges), "window": list(self.window)}
 
 
-class PABDecider(NothingWatched):
+class PABDecider(Decider):
     """PAB at work on one request."""
 
     def __init__(self, policy: PAB, sites: ModelSites, num_videos: int):

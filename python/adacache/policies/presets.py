@@ -2,7 +2,7 @@
 
 Open-Sora's codebooks are the published ones (arXiv 2411.02397 and its code), except for the slow one of 100
 steps, of which none was published: ours is the fast one with its rates halved. The digit model's are ours too
-and fit that model alone: `python -m adacache.digits.calibrate` found a multiple of the published thresholds
+and fit that model alone: `python examples/digits/calibrate.py` found a multiple of the published thresholds
 and a motion regularisation of the same cost, on clips of its training prompts.
 """
 
@@ -19,7 +19,7 @@ _OPEN_SORA_MOTION = {
     100: MotionRegularization(window=(10, 90)),
 }
 
-DIGIT_CODEBOOKS = Path(__file__).parents[1] / "digits" / "codebooks.json"
+DIGIT_CODEBOOKS = Path(__file__).parent / "codebooks" / "digits.json"
 """What the calibration of the digit model wrote."""
 
 _Codebooks = dict[int, tuple[dict[float, int], MotionRegularization]]

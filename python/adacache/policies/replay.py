@@ -9,8 +9,8 @@ import torch
 
 from adacache.policies.base import (
     Action,
+    Decider,
     Keep,
-    NothingWatched,
     Plan,
     Step,
     check_dtype,
@@ -76,7 +76,7 @@ class Replay:
         return {"policy": "Replay", "computed": self.computed, "cache": self.cache}
 
 
-class ReplayDecider(NothingWatched):
+class ReplayDecider(Decider):
     """A fixed schedule at work on one request."""
 
     def __init__(self, policy: Replay, sites: ModelSites, computed: list[list[int]]):

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from adacache.policies.base import (
     Action,
+    Decider,
     Keep,
-    NothingWatched,
     Plan,
     Step,
     check_count,
@@ -75,7 +75,7 @@ class TaylorSeer:
         return {"policy": "TaylorSeer", **{name: getattr(self, name) for name in names}}
 
 
-class TaylorSeerDecider(NothingWatched):
+class TaylorSeerDecider(Decider):
     """TaylorSeer at work on one request."""
 
     def __init__(self, policy: TaylorSeer, sites: ModelSites, num_videos: int, device: torch.device):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import adacache_kernels
-from adacache.policies.base import Step, Sums, Watch
+from adacache.policies.base import Sums, Watch
 from adacache.rows import Split
 from adacache.runtime.request import Branch, Request
 from adacache.sites import Site
@@ -53,7 +53,7 @@ class Meter:
             residual = residual.contiguous()
         per_row = residual.shape[0] // computing
         whole = (len(self.branch.videos) * per_row, *residual.shape[1:])
-        kept = self.request.store.watched(("watched", site), residual, whole)
+        kept = self.request.store.old_watched(site, residual, whole)
         old = kept if split is None else split.rows_of(kept)
         arguments = self._arguments(watch, split, frames, per_row)
         sums = adacache_kernels.residual_meter(residual, old, **arguments)
@@ -61,7 +61,7 @@ class Meter:
         if watch.until is not None:
             self._refresh(watch.until, kept, residual)
         elif split is None and not residual.is_inference():
-            self.request.store.swap_watched(("watched", site), residual)
+            self.request.store.swap_watched(site, residual)
         elif split is None:
             kept.copy_(residual)
         else:
@@ -95,7 +95,7 @@ class Meter:
         """
         watch = self.watches[site]
         whole = (len(self.branch.videos), *y.shape[1:])
-        old = self.request.store.watched(("watched", site), y, whole)
+        old = self.request.store.old_watched(site, y, whole)
         arguments = self._arguments(watch, split, self.frames, 1)
         rows = {"x_rows": x_rows, "residual_rows": None if split is None else split.index}
         normed: Tensor | None = None
@@ -125,9 +125,9 @@ class Meter:
     def _observe(self, site: Site, sums: Tensor, strides: tuple[int, ...], frames: int, per_row: int) -> None:
         request = self.request
         sums = sums if self.reduce is None else self.reduce(sums)
-        elements = len(self.branch.videos) / request.decisions * per_row
-        step = Step(request.step, request.num_steps)
+        rows = len(self.branch.videos)
+        measured = Sums(sums, strides, frames, rows / request.decisions * per_row, rows)
         with torch.inference_mode(False):
-            plan = request.decider.observe(step, site, Sums(sums, strides, frames, elements))
+            plan = request.decider.observe(request.current_step, site, measured)
         if plan is not None:
             request.plan = request.plan.revised(plan)

@@ -130,6 +130,11 @@ class Request:
         return self._decider
 
     @property
+    def current_step(self) -> Step:
+        """The step under way, without its timestep."""
+        return Step(self.step, self.num_steps)
+
+    @property
     def caches(self) -> Store:
         """The kept tensors; empty (false) after the request has ended."""
         return self.store

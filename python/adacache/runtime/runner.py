@@ -277,6 +277,9 @@ class _Running:
             self.runner.found_between()
         if isinstance(forward, WrappedForward) and forward.unknown_output is not None:
             self.runner.found_unknown_output(forward.unknown_output)
+        request = self._tick.request
+        if self._tick.branch.index == 0:
+            request.decider.finished(request.current_step, request.store)
         self._clock.tock(self._tick)
 
     def fail(self, error: BaseException) -> None:

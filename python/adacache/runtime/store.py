@@ -12,6 +12,7 @@ from torch import Tensor
 import adacache_kernels
 from adacache.policies.base import Keep
 from adacache.rows import Split
+from adacache.sites import Site
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -45,7 +46,7 @@ class Store:
 
     def __init__(self) -> None:
         self._kept: dict[Any, Kept] = {}
-        self._watched: dict[Any, Tensor] = {}
+        self._watched: dict[Site, Tensor] = {}
         self.bytes = 0
         """Most bytes kept at once so far, watched residuals included."""
 
@@ -210,27 +211,33 @@ class Store:
             total += factor.float() * weights[:, i].view(-1, *[1] * (total.ndim - 1))
         return total.to(kept.factors[0].dtype)
 
-    def watched(self, key: Any, like: Tensor, shape: Sequence[int] | None = None) -> Tensor:
-        """The residual last measured under `key`; zeros before the first and after a change of shape, so that
-        its distance is not finite."""
-        shape = like.shape if shape is None else torch.Size(shape)
-        old = self._watched.get(key)
-        if old is None or old.shape != shape or old.dtype != like.dtype:
+    def old_watched(self, site: Site, like: Tensor, shape: Sequence[int]) -> Tensor:
+        """The residual last measured at a site; zeros before the first and after a change of shape, so that the
+        distance from it is not finite."""
+        old = self._watched.get(site)
+        if old is None or old.shape != torch.Size(shape) or old.dtype != like.dtype:
             with torch.inference_mode(False):
                 old = zeros(shape, like.dtype, like.device)
-            self._watched[key] = old
+            self._watched[site] = old
             self._count()
         return old
 
-    def swap_watched(self, key: Any, value: Tensor) -> None:
-        """Replaces the residual last measured under `key`."""
-        self._watched[key] = value
+    def swap_watched(self, site: Site, value: Tensor) -> None:
+        """Replaces the residual last measured at a site."""
+        self._watched[site] = value
+
+    def residual(self, site: Site) -> Tensor | None:
+        """See `policies.base.Kept`."""
+        kept = self._kept.get((0, site, 0, ""))
+        return None if kept is None else kept.factors[0]
+
+    def watched(self, site: Site) -> Tensor | None:
+        """See `policies.base.Kept`."""
+        return self._watched.get(site)
 
     def drop(self, branch: Any) -> None:
         """Frees what one branch keeps."""
-        for tensors in (self._kept, self._watched):
-            for key in [key for key in tensors if key[0] == branch]:
-                del tensors[key]
+        self._kept = {key: kept for key, kept in self._kept.items() if key[0] != branch}
 
     def clear(self) -> None:
         self._kept.clear()

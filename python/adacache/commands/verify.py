@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import adacache_kernels
-from adacache.handle import disable, enable
+from adacache.api import disable, enable
 from adacache.models.rectified_flow import guided_velocity
 from adacache.models.stdit3 import STDiT3, STDiT3Config
 from adacache.policies import AdaCache, MotionRegularization, Policy

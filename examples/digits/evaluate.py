@@ -1,4 +1,4 @@
-"""Does the digit model follow its prompts? `python -m adacache.digits.evaluate [--weights F] [--json F]`.
+"""Does the digit model follow its prompts? `python examples/digits/evaluate.py [--weights F] [--json F]`.
 
 Makes one clip for each of the 96 prompts that training never saw, and reads digit, speed and direction back
 from the pixels: the digit with a classifier trained on real digits alone, the motion by tracking the ink. And
@@ -18,13 +18,12 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
-from adacache.digits import GUIDANCE, encode, load, noise, with_null
+from adacache.digits import FPS, GUIDANCE, SIZE, encode, load, noise, with_null
 from adacache.digits.captions import Prompt, all_prompts, held_out_prompts
-from adacache.digits.clips import FPS, HEADINGS, SIZE, SPEEDS, draw_clips
 from adacache.models.rectified_flow import RectifiedFlow
 from adacache.models.stdit3 import STDiT3
+from clips import HEADINGS, SPEEDS, draw_clips
+from torch import Tensor
 
 CROP = 16
 """Pixels across the window in which a digit is classified."""
@@ -157,7 +156,7 @@ def _share(right: Tensor) -> float:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m adacache.digits.evaluate", description=__doc__.partition("\n")[0]
+        prog="python examples/digits/evaluate.py", description=__doc__.partition("\n")[0]
     )
     parser.add_argument("--weights", type=Path, help="exported weights (default: the shipped ones)")
     parser.add_argument("--json", type=Path, help="write the figures to this file too")

@@ -12,13 +12,10 @@ from functools import cache
 
 import torch
 import torch.nn.functional as F
+from adacache.digits import FRAMES, SIZE
+from adacache.digits.captions import DIRECTIONS, Prompt
 from torch import Tensor
 
-from adacache.digits.captions import DIRECTIONS, Prompt
-
-FRAMES, SIZE = 16, 32
-"""Frames of a clip; height and width of a frame in pixels."""
-FPS = 24.0
 BOX = 14.0
 """Height and width in pixels that the 8x8 scan of a digit is drawn at."""
 SPEEDS = {"resting": 0.0, "drifting": 0.5, "racing": 1.1}

@@ -1,4 +1,4 @@
-"""Trains the digit model: `python -m adacache.digits.train --out DIR --minutes 75 [--resume]`.
+"""Trains the digit model: `python examples/digits/train.py --out DIR --minutes 75 [--resume]`.
 
 Rectified flow as in Open-Sora 1.2: at timestep 1000 t the network sees (1 - t) x0 + t noise and predicts the
 velocity x0 - noise. Muon trains the blocks and AdamW the rest. `--export` turns a checkpoint
@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from adacache.digits import FPS, SIZE
+from adacache.digits.captions import CHANNELS, TOKENS, encode, training_prompts
+from adacache.models.stdit3 import STDiT3, STDiT3Block, STDiT3Config
+from clips import draw_clips
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-
-from adacache.digits.captions import CHANNELS, TOKENS, encode, training_prompts
-from adacache.digits.clips import FPS, SIZE, draw_clips
-from adacache.models.stdit3 import STDiT3, STDiT3Block, STDiT3Config
 
 CONFIG = STDiT3Config(
     depth=4,
@@ -215,7 +215,7 @@ def load_checkpoint(out: str | Path, minutes: float | None = None) -> State:
         state.generator.set_state(content["generator"])
         state.step, state.seconds = content["step"], content["seconds"]
     except Exception as error:
-        raise ValueError(f"resume: {path} is not a checkpoint of adacache.digits.train ({error})") from error
+        raise ValueError(f"resume: {path} is not a checkpoint of this script ({error})") from error
     return state
 
 
@@ -353,7 +353,7 @@ def _write(log: Any, line: dict[str, Any]) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m adacache.digits.train", description=__doc__.partition("\n")[0]
+        prog="python examples/digits/train.py", description=__doc__.partition("\n")[0]
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the run: checkpoint and log")
     parser.add_argument(

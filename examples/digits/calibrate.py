@@ -1,4 +1,4 @@
-"""Finds the digit model's codebooks and motion regularisation: `python -m adacache.digits.calibrate --write`.
+"""Finds the digit model's codebooks and motion regularisation: `python examples/digits/calibrate.py --write`.
 
 Distances and motion of clips that compute every step are recorded once; schedules for any settings are then
 simulated from them, and only the settings chosen are run. `--write` puts them where the presets "digits/..."
@@ -12,27 +12,26 @@ import functools
 import hashlib
 import json
 import operator
-import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
-
-from adacache.calibrate import Record, Subject
-from adacache.calibrate import Recording as ResidualRecording
-from adacache.demo import describe, sampler
-from adacache.digits import FPS, SIZE, WEIGHTS, encode, load, noise, with_null
-from adacache.digits.captions import MOTIONS, Prompt, training_prompts
-from adacache.handle import disable, enable
+from adacache.calibration import Record
+from adacache.calibration import Recording as ResidualRecording
+from adacache.commands.demo import describe
+from adacache.digits import WEIGHTS, load, sampler
+from adacache.digits.captions import MOTIONS, Prompt
+from adacache.digits.subject import calibration_prompts, sample
+from adacache.api import disable, enable
 from adacache.models.rectified_flow import RectifiedFlow
 from adacache.models.stdit3 import STDiT3
 from adacache.policies import AdaCache, MotionRegularization, preset
 from adacache.policies.presets import DIGIT_CODEBOOKS
+from numpy.typing import NDArray
+from torch import Tensor
 
 POWERS = (0.25, 0.5, 1.0, 2.0)
 """Powers of the motion factor that are tried."""
@@ -93,13 +92,6 @@ class Outcome:
         return f"{self.mean_steps:.2f} steps ({steps}), {self.mean_psnr:.2f} dB ({psnr})"
 
 
-def calibration_prompts(per_motion: int, seed: int = 0) -> list[Prompt]:
-    """Training prompts, as many of each motion class; none that training held out."""
-    shuffled = training_prompts()
-    random.Random(seed).shuffle(shuffled)
-    return [p for motion in MOTIONS for p in [p for p in shuffled if p.motion == motion][:per_motion]]
-
-
 def record(
     model: STDiT3, flow: RectifiedFlow, prompts: Sequence[Prompt], seeds: Sequence[int], batch: int = 9
 ) -> Recording:
@@ -109,7 +101,7 @@ def record(
         part = slice(first, first + batch)
         enable(model, policy, num_steps=flow.num_steps)
         try:
-            videos.append(_sample(model, flow, prompts[part], seeds[part]))
+            videos.append(sample(model, flow, prompts[part], seeds[part]))
         finally:
             disable(model)
     seen = functools.reduce(operator.add, (schedule.recording() for schedule in policy.schedules))
@@ -126,7 +118,7 @@ def measure(
         part = slice(first, first + batch)
         handle = enable(model, policy, num_steps=flow.num_steps)
         try:
-            videos.append(_sample(model, flow, recording.prompts[part], recording.seeds[part]))
+            videos.append(sample(model, flow, recording.prompts[part], recording.seeds[part]))
         finally:
             disable(model)
         steps += [len(handle.trace.steps_of(video)) for video in range(handle.trace.num_videos)]
@@ -218,7 +210,7 @@ def write(
 ) -> None:
     """Writes the settings where the presets read them, with what they were found on."""
     content: dict[str, Any] = {
-        "made_by": "python -m adacache.digits.calibrate --write",
+        "made_by": "python examples/digits/calibrate.py --write",
         "weights_sha256": hashlib.sha256(Path(weights).read_bytes()).hexdigest(),
         "num_steps": flow.num_steps,
         "sampler": asdict(flow),
@@ -236,25 +228,6 @@ def write(
             "measured_with_motion": asdict(chosen[f"{name}+moreg"][1]),
         }
     Path(path).write_text(json.dumps(content, indent=1) + "\n")
-
-
-def digit_subject(num_steps: int) -> tuple[Subject, list[Prompt]]:
-    """The digit model for `adacache calibrate`, and training prompts of all motions by turns."""
-    model = load(WEIGHTS).requires_grad_(False)
-    flow = replace(sampler(), num_steps=num_steps)
-
-    def generate(prompt: Prompt, seed: int) -> Tensor:
-        return _sample(model, flow, [prompt], [seed])
-
-    by_motion = calibration_prompts(len(training_prompts()))
-    groups = [[prompt for prompt in by_motion if prompt.motion == motion] for motion in MOTIONS]
-    prompts = [prompt for turn in zip(*groups, strict=False) for prompt in turn]
-    return Subject(model, generate, num_steps, "digits"), prompts
-
-
-def _sample(model: STDiT3, flow: RectifiedFlow, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Tensor:
-    y = with_null(model, encode(prompts))
-    return flow.sample(model, noise(list(seeds)), y, fps=FPS, height=SIZE, width=SIZE).clamp(-1, 1)
 
 
 def _closest(
@@ -280,7 +253,7 @@ def _motion(policy: AdaCache) -> MotionRegularization:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m adacache.digits.calibrate", description=__doc__.partition("\n")[0]
+        prog="python examples/digits/calibrate.py", description=__doc__.partition("\n")[0]
     )
     parser.add_argument(
         "--weights", type=Path, default=WEIGHTS, help="exported weights (default: the shipped ones)"
@@ -296,7 +269,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="first seed of the clips (default: %(default)s)")
     parser.add_argument(
-        "--write", action="store_true", help=f"write them to {DIGIT_CODEBOOKS.name} beside the weights"
+        "--write", action="store_true", help=f"write them to {DIGIT_CODEBOOKS.name} of the policies"
     )
     given = parser.parse_args(arguments)
     try:

@@ -19,11 +19,7 @@ import torch
 from torch import Tensor
 
 import adacache_kernels
-from adacache.handle import disable, enable
-from adacache.models.rectified_flow import RectifiedFlow
-from adacache.models.stdit3 import STDiT3
-from adacache.policies import AdaCache, Policy, preset
-from adacache.report import (
+from adacache.commands.report import (
     Clip,
     Study,
     method_table,
@@ -32,7 +28,12 @@ from adacache.report import (
     write_json,
     write_report,
 )
-from adacache.table import print_table
+from adacache.commands.table import print_table
+from adacache.digits import FPS, FRAMES, SIZE, encode, load, noise, parse, sampler, with_null
+from adacache.api import disable, enable
+from adacache.models.rectified_flow import RectifiedFlow
+from adacache.models.stdit3 import STDiT3
+from adacache.policies import AdaCache, Policy, preset
 from adacache.trace import Trace
 
 PROMPTS = (
@@ -120,22 +121,13 @@ def load_model(weights: str | Path | None = None) -> STDiT3:
     Raises:
         FileNotFoundError: the weights are not there; says what to do.
     """
-    from adacache.digits import load
-
     try:
         return load(weights).requires_grad_(False)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{error}; the digit model's weights come with the package: install it again, or train them with "
-            "`python -m adacache.digits.train`"
+            "`python examples/digits/train.py`"
         ) from error
-
-
-def sampler(num_steps: int = 30) -> RectifiedFlow:
-    """The sampler that the digit model is shown with."""
-    from adacache.digits import GUIDANCE
-
-    return RectifiedFlow(num_steps=num_steps, guidance_scale=GUIDANCE)
 
 
 def compare(
@@ -151,8 +143,6 @@ def compare(
     The methods take turns clip by clip, so that a machine that gets slower or faster meanwhile treats them
     alike; each is warmed up by a clip that does not count.
     """
-    from adacache.digits import parse
-
     policies = {name: policy_of(policy, flow.num_steps) for name, policy in methods.items()}
     names = list(policies)
     baseline = names[0]
@@ -197,8 +187,6 @@ def generate(
     model: STDiT3, flow: RectifiedFlow, prompt: str, seed: int, policy: Policy | None
 ) -> tuple[Tensor, float, Trace | None]:
     """One clip [T, H, W] float32 in 0 .. 1, the seconds of its denoising loop, and its trace if cached."""
-    from adacache.digits import FPS, SIZE, encode, noise, with_null
-
     y, z = with_null(model, encode([prompt])), noise([seed])
     handle = None if policy is None else enable(model, policy, num_steps=flow.num_steps)
     try:
@@ -239,8 +227,6 @@ def describe(policy: Policy | None) -> str:
 
 def published_cache_bytes(model: STDiT3) -> int:
     """Bytes that the published layout keeps for one clip with guidance: a residual per sub-layer and row."""
-    from adacache.digits import FRAMES, SIZE
-
     _, height, width = model.config.patch_size
     elements = 2 * FRAMES * (SIZE // height) * (SIZE // width) * model.config.hidden_size
     return SUBLAYERS * model.config.depth * elements * next(model.parameters()).element_size()

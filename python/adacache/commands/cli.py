@@ -6,7 +6,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from adacache.table import print_table
+from adacache.commands.table import print_table
+
+SUBJECTS = {"digits": "adacache.digits.subject:subject"}
+"""Names of models that `calibrate` takes, and the functions that give them."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     calibrate.add_argument(
         "model",
         help='"digits", the directory of a saved diffusers pipeline, or "module:function", which takes the '
-        "number of steps and returns an adacache.calibrate.Subject and its prompts",
+        "number of steps and returns an adacache.calibration.Subject and its prompts",
     )
     goal = calibrate.add_mutually_exclusive_group()
     goal.add_argument("--share", type=float, help="of the steps that may be computed (default: .4)")
@@ -105,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from adacache.doctor import report
+    from adacache.commands.doctor import report
 
     print("\n".join(report()))
     return 0
@@ -115,7 +118,7 @@ def _verify(options: argparse.Namespace) -> int:
     import torch
 
     import adacache_kernels
-    from adacache.verify import TOLERANCE, verify
+    from adacache.commands.verify import TOLERANCE, verify
 
     device = torch.device(options.device)
     backends = options.backend or [
@@ -164,7 +167,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _flops(options: argparse.Namespace) -> int:
-    from adacache.flops import VIDEOS, count_flops, latent_size
+    from adacache.commands.flops import VIDEOS, count_flops, latent_size
     from adacache.trace import Trace
 
     schedules = [
@@ -207,7 +210,7 @@ def _video(text: str) -> tuple[int, int, int]:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from adacache.demo import run
+    from adacache.commands.demo import run
 
     return run(options.out)
 
@@ -216,9 +219,11 @@ def _calibrate(options: argparse.Namespace) -> int:
     import json
     from pathlib import Path
 
-    from adacache.calibrate import Record, calibrate, subject_of, write
+    from adacache.calibration import Record, calibrate, subject_of, write
 
-    subject, prompts = subject_of(options.model, options.num_steps, json.loads(options.arguments))
+    subject, prompts = subject_of(
+        SUBJECTS.get(options.model, options.model), options.num_steps, json.loads(options.arguments)
+    )
     if options.prompts:
         lines = Path(options.prompts).read_text().splitlines()
         prompts = [line.strip() for line in lines if line.strip()]
