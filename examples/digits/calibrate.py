@@ -104,7 +104,7 @@ def record(
             videos.append(sample(model, flow, prompts[part], seeds[part]))
         finally:
             disable(model)
-    seen = functools.reduce(operator.add, (schedule.recording() for schedule in policy.schedules))
+    seen = functools.reduce(operator.add, (schedule.recording() for schedule in policy.deciders))
     return Recording(list(prompts), list(seeds), torch.cat(videos), seen)
 
 

@@ -8,6 +8,7 @@ registries keyed by class succeed. Copies and pickles of a wrapped object are pl
 
 from __future__ import annotations
 
+import copyreg
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -93,9 +94,13 @@ def _method(name: str, plain: Callable[..., Any]) -> Callable[..., Any]:
 def _reduce(self: Any, protocol: Any) -> Any:
     """`__reduce_ex__` of a wrapped object: copies and pickles have the plain class and no AdaCache state."""
     base = next(kind for kind in type(self).__mro__ if _BASE in kind.__dict__)
-    reduced = list(super(base, self).__reduce_ex__(protocol))
+    create, arguments, *rest = super(base, self).__reduce_ex__(protocol)
     wrapped, plain = type(self), plain_class(self)
-    reduced[1] = tuple(plain if argument is wrapped else argument for argument in reduced[1])
-    if len(reduced) > 2 and isinstance(reduced[2], dict):
-        reduced[2] = {key: value for key, value in reduced[2].items() if not key.startswith(STATE)}
-    return tuple(reduced)
+    if create is copyreg.__newobj__ and arguments == (wrapped,):
+        # pickle refuses __newobj__ with a class that is not the object's own.
+        create, arguments = copyreg._reconstructor, (plain, object, None)  # type: ignore[attr-defined]
+    else:
+        arguments = tuple(plain if argument is wrapped else argument for argument in arguments)
+    if rest and isinstance(rest[0], dict):
+        rest[0] = {key: value for key, value in rest[0].items() if not key.startswith(STATE)}
+    return create, arguments, *rest

@@ -61,10 +61,12 @@ class MotionRegularization:
     gradient_weight: float = 10.0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.strides, Sequence):
+            raise ValueError(f"strides: expected a sequence of whole numbers, got {self.strides!r}")
         object.__setattr__(self, "strides", tuple(self.strides))
         if not self.strides or any(not isinstance(s, int) or s < 1 for s in self.strides):
             raise ValueError(f"strides: expected whole numbers of at least 1, got {list(self.strides)}")
-        if len(self.window) != 2 or {type(edge) for edge in self.window} not in ({int}, {float}):
+        if not isinstance(self.window, Sequence) or len(self.window) != 2 or {type(edge) for edge in self.window} not in ({int}, {float}):
             raise ValueError(
                 f"window: expected two steps (int) or two fractions (float), got {self.window!r}"
             )
@@ -128,10 +130,18 @@ class AdaCache:
     cache_dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "codebook", dict(self.codebook))
         check_codebook(self.codebook)
+        object.__setattr__(self, "codebook", dict(self.codebook))
         if self.metric_blocks is not None:
+            if not isinstance(self.metric_blocks, Sequence) or isinstance(self.metric_blocks, str):
+                raise ValueError(
+                    f"metric_blocks: expected a sequence of block numbers or None, got {self.metric_blocks!r}"
+                )
             object.__setattr__(self, "metric_blocks", tuple(self.metric_blocks))
+        if not isinstance(self.motion, MotionRegularization | None):
+            raise ValueError(f"motion: expected a MotionRegularization or None, got {self.motion!r}")
+        if not isinstance(self.per_video, bool):
+            raise ValueError(f"per_video: expected True or False, got {self.per_video!r}")
         for name, accepted in (("rule", RULES), ("metric", METRICS), ("cache", CACHES)):
             if getattr(self, name) not in accepted:
                 raise ValueError(f"{name}: expected one of {list(accepted)}, got {getattr(self, name)!r}")
@@ -300,6 +310,8 @@ class _HostCopy:
 
 def check_codebook(codebook: Mapping[float, int]) -> None:
     """Raises ValueError unless the codebook has ascending positive thresholds and whole rates of at least 1."""
+    if not isinstance(codebook, Mapping):
+        raise ValueError(f"codebook: expected a mapping {{threshold: rate}}, got {codebook!r}")
     if not codebook:
         raise ValueError("codebook: expected at least one {threshold: rate}, got an empty one")
     thresholds = list(codebook)
