@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from adacache.api import disable, enable
 from adacache.calibration import Record
 from adacache.calibration import Recording as ResidualRecording
 from adacache.commands.demo import describe
 from adacache.digits import WEIGHTS, load, sampler
 from adacache.digits.captions import MOTIONS, Prompt
 from adacache.digits.subject import calibration_prompts, sample
-from adacache.api import disable, enable
 from adacache.models.rectified_flow import RectifiedFlow
 from adacache.models.stdit3 import STDiT3
 from adacache.policies import AdaCache, MotionRegularization, preset

@@ -28,11 +28,11 @@ def enable(
     Args:
         model: a video diffusion transformer, or a pipeline that has one or two of them (such as diffusers'):
             of a known class (`adacache.known_models()`), or any that keeps its blocks in `nn.ModuleList`s.
-        policy: settings such as `AdaCache(...)`, the name of a preset (`adacache.preset_names()`), or the path
-            of a file that `adacache calibrate` wrote.
+        policy: settings such as `AdaCache(...)`, the name of a preset (`adacache.preset_names()`), or the
+            path of a file that `adacache calibrate` wrote.
         num_steps: denoising steps that the sampler runs. None for a pipeline: its scheduler states them.
-        rows_per_video: rows of the batch per video, for calls outside `handle.request()` and pipelines: 2 with
-            guidance in one batch, 1 without; None: 2 if the batch is even.
+        rows_per_video: rows of the batch per video, for calls outside `handle.request()` and pipelines: 2
+            with guidance in one batch, 1 without; None: 2 if the batch is even.
 
     Returns:
         A `Handle` with `trace`, `request()` and `sites`; for a pipeline, a `PipelineHandle`.
@@ -105,6 +105,7 @@ def _check_parallel(model: Any) -> None:
     config = getattr(model, "_parallel_config", None)
     if getattr(config, "context_parallel_config", None) is not None:
         raise ValueError(
-            "model: context parallelism is enabled on it, which AdaCache does not support: the processes would "
+            "model: context parallelism is enabled on it, which AdaCache does not support: the processes "
+            "would "
             "decide differently; run it without context parallelism"
         )

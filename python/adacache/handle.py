@@ -31,7 +31,8 @@ class Handle:
     Attributes:
         model: the model.
         num_steps: denoising steps; None: the pipeline states them.
-        rows_per_video: rows of the batch per video, for calls outside `request()`; None: 2 if the batch is even.
+        rows_per_video: rows of the batch per video, for calls outside `request()`; None: 2 if the batch
+            is even.
         known: whether the model's class is declared; if not, its blocks were detected.
     """
 
@@ -153,7 +154,8 @@ class Handle:
         if num_steps <= FEW_STEPS:
             self.warn(
                 "few",
-                f"of {num_steps} steps, the first two and the last two are always computed, so that little is "
+                f"of {num_steps} steps, the first two and the last two are always computed, so that little "
+                "is "
                 "to be gained; few-step models are better run without caching",
             )
         return policy
@@ -198,7 +200,8 @@ class Handle:
         if self.num_steps is None:
             self.warn(
                 "elsewhere",
-                "it was enabled on a pipeline, and this call came from elsewhere, so it runs without caching; "
+                "it was enabled on a pipeline, and this call came from elsewhere, so it runs without "
+                "caching; "
                 "pass num_steps to adacache.enable to cache such calls",
             )
             return None
@@ -245,4 +248,3 @@ def _bound(variable: ContextVar[Mapping[Any, Any]], key: Any, value: Any) -> Ite
         if now.get(key) is value:
             del now[key]
             variable.set(now if before is None else {**now, key: before})
-

@@ -1,4 +1,5 @@
-"""How a model class is declared: its block lists, its streams and its sub-layers. See docs/adding_a_model.md."""
+"""How a model class is declared: its block lists, its streams and its sub-layers. See
+docs/adding_a_model.md."""
 
 from __future__ import annotations
 

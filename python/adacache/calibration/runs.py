@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adacache.calibration.recording import Doubles, Record, Recording
 from adacache.api import disable, enable
+from adacache.calibration.recording import Doubles, Record, Recording
 from adacache.policies import AdaCache, Replay
 
 PARTS = 5

@@ -43,12 +43,14 @@ def is_pipeline(thing: Any) -> bool:
         if not modules:
             return False
         raise ValueError(
-            f"model: found no transformer in {type(thing).__name__} under {list(TRANSFORMERS)}; it has {modules}"
+            f"model: found no transformer in {type(thing).__name__} under {list(TRANSFORMERS)}; it has "
+            f"{modules}"
         )
     missing = [name for name in ("scheduler", "__call__") if not hasattr(thing, name)]
     if missing:
         raise ValueError(
-            f"model: {type(thing).__name__} has a transformer but no {' and no '.join(missing)}, so it is not a "
+            f"model: {type(thing).__name__} has a transformer but no {' and no '.join(missing)}, so it is "
+            "not a "
             "pipeline; pass the transformer itself"
         )
     return True
@@ -133,7 +135,8 @@ class PipelineHandle:
             if getattr(pipeline, name, None) is not handle.model:
                 handle.warn(
                     "exchanged",
-                    f"the pipeline's {name} was exchanged after AdaCache was enabled, so it runs without caching; "
+                    f"the pipeline's {name} was exchanged after AdaCache was enabled, so it runs without "
+                    "caching; "
                     "disable and enable the pipeline again",
                 )
         run = self._latest = PipelineRun(pipeline, list(self.handles.values()))
@@ -274,7 +277,9 @@ class SchedulerClock:
         new_step = request is None or now != self._seen
         if new_step:
             over = request is not None and request.step >= request.num_steps
-            another = now[0] != self._seen[0] or over or (request is not None and not request.fits(facts.shape[0]))
+            another = (
+                now[0] != self._seen[0] or over or (request is not None and not request.fits(facts.shape[0]))
+            )
             if request is None or another:
                 request = self._open(facts)
             calls = Calls()
@@ -319,4 +324,3 @@ class SchedulerClock:
     def tock(self, tick: Tick) -> None:
         if self._blind is not None:
             self._blind.tock(tick)
-

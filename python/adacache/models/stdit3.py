@@ -32,8 +32,8 @@ AddResidual = Callable[
 ]
 """(part, x, y, gate, norm) -> x + gate * y() and its modulated layer norm, which the next sub-layer takes.
 
-part is one of `PARTS`; y runs the sub-layer; gate is [B, 1|T, C] or None for an ungated residual; without `norm`
-the second result is None."""
+part is one of `PARTS`; y runs the sub-layer; gate is [B, 1|T, C] or None for an ungated residual; without
+`norm`  the second result is None."""
 
 NORM_EPS = 1e-6
 LONGEST_FUSED_CLIP = 64
@@ -320,6 +320,7 @@ class STDiT3Block(nn.Module):
         Returns:
             x [B, T*S, C], and its norm if `following` is given.
         """
+
         def attend() -> Tensor:
             return cast(Tensor, self.attn(normed, conditioning.frames, angles))
 

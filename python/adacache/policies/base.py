@@ -55,8 +55,8 @@ class Watch:
     Attributes:
         metric: "l1", "l2" or "cosine".
         strides: frame strides of the motion sums.
-        until: None: each measured residual becomes the next old one; a kept site: only those of the videos that
-            compute this site at the step do.
+        until: None: each measured residual becomes the next old one; a kept site: only those of the
+            videos that compute this site at the step do.
     """
 
     metric: str = "l1"

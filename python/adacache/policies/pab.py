@@ -50,7 +50,9 @@ class PAB:
         check_steps(num_steps)
         if not any(sites.outputs(part) for part in self.ranges):
             known = sorted({part for block in sites.blocks for part in block.outputs})
-            raise ValueError(f"ranges: expected some of the model's sub-layers {known}, got {list(self.ranges)}")
+            raise ValueError(
+                f"ranges: expected some of the model's sub-layers {known}, got {list(self.ranges)}"
+            )
 
     def start(self, sites: ModelSites, num_steps: int, num_videos: int, device: torch.device) -> PABDecider:
         self.check(sites, num_steps)

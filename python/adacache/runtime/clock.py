@@ -1,4 +1,5 @@
-"""Which request, step and branch a forward call belongs to. A step is the clock's, whatever shape a call has."""
+"""Which request, step and branch a forward call belongs to. A step is the clock's, whatever shape a call
+has."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ class Calls:
         self.count = 0
 
     def add(self, name: Hashable) -> Hashable:
-        """The key of a call's branch: its name, and how many calls of the step had the same name before it."""
+        """The key of a call's branch: its name, and how many calls of the step had the same name before
+        it."""
         key = name, self.seen[name]
         self.seen[name] += 1
         self.count += 1
@@ -46,8 +48,8 @@ class Calls:
 class CountingClock:
     """Counts the calls of an explicit request; reads nothing from the device.
 
-    A step has `branches` calls. Calls inside a `cache_context` are known by its name: a name that comes again,
-    once the step has all its calls, begins the next step.
+    A step has `branches` calls. Calls inside a `cache_context` are known by its name: a name that comes
+    again, once the step has all its calls, begins the next step.
     """
 
     def __init__(self, request: Request):
@@ -71,8 +73,8 @@ class CountingClock:
 class TimestepClock:
     """Recognizes steps by the timestep, for calls outside `request()`; reads it once per call.
 
-    Equal timesteps are further branches of one step. A timestep that moves on begins a step, one that moves back
-    begins a generation.
+    Equal timesteps are further branches of one step. A timestep that moves on begins a step, one that moves
+    back begins a generation.
 
     Args:
         open_request: makes a request for a batch of so many rows.

@@ -1,5 +1,5 @@
-"""One forward call under way: its segments, and what they reuse and keep. Fused programs and wrapped blocks run
-on it alike."""
+"""One forward call under way: its segments, and what they reuse and keep. Fused programs and wrapped blocks
+run  on it alike."""
 
 from __future__ import annotations
 
@@ -180,7 +180,8 @@ class Forward:
         return x
 
     def _stored_parts(self) -> list[str]:
-        """Keys of what is kept of the segment: one for all blocks, or one per sub-layer in the order they run."""
+        """Keys of what is kept of the segment: one for all blocks, or one per sub-layer in the order they
+        run."""
         if not self.segment.by_sublayer:
             return [""]
         positions = range(self.segment.site.first, self.segment.site.last)

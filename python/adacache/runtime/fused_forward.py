@@ -96,7 +96,7 @@ class _Emit:
         residual = value if gate is None else gated(value, gate)
         if own in watches:
             forward.meter.residual(own, residual, forward.rows)
-        summed = residual if part == parts[0] else self._summed + residual
+        summed = residual if self._summed is None or part == parts[0] else self._summed + residual
         self._summed = summed
         if part == parts[-1]:
             if whole in watches and whole != own:

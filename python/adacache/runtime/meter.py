@@ -97,13 +97,13 @@ class Meter:
         whole = (len(self.branch.videos), *y.shape[1:])
         old = self.request.store.old_watched(site, y, whole)
         arguments = self._arguments(watch, split, self.frames, 1)
-        rows = {"x_rows": x_rows, "residual_rows": None if split is None else split.index}
+        rows: dict[str, Any] = {"x_rows": x_rows, "residual_rows": None if split is None else split.index}
         normed: Tensor | None = None
         if norm is None:
             x, sums = adacache_kernels.gated_residual_meter(x, y, gate, old, **rows, **arguments)
         else:
             x, normed, sums = adacache_kernels.gated_residual_norm_meter(
-                x, y, gate, old, *norm, eps=eps, **rows, **arguments
+                x, y, gate, old, norm[0], norm[1], eps=eps, **rows, **arguments
             )
         self._observe(site, sums, arguments["strides"], self.frames, y[0].numel())
         return x, normed

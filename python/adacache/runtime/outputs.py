@@ -38,9 +38,7 @@ class KeptOutput:
             assert known is not None
             coefficients = request.plan.coefficients[site] if Action.FORECAST in actions else None
             tensors = [
-                forward.store.output(
-                    (*key, k), coefficients=coefficients, video_of_row=branch.video_of_row
-                )
+                forward.store.output((*key, k), coefficients=coefficients, video_of_row=branch.video_of_row)
                 if kept
                 else value
                 for k, (kept, value) in enumerate(known[1])

@@ -210,7 +210,8 @@ class Request:
     def actions(self, branch: Branch, planned: Site, kept: Site) -> list[Action]:
         """Per decision, what a call of this branch does at a site.
 
-        A branch that has nothing valid to reuse computes: it never ran, or it was left out at the last computed
+        A branch that has nothing valid to reuse computes: it never ran, or it was left out at the last
+            computed
         step.
 
         Args:

@@ -1,4 +1,5 @@
-"""The only owner of kept tensors: residuals and outputs of sites, per guidance branch, and watched residuals."""
+"""The only owner of kept tensors: residuals and outputs of sites, per guidance branch, and watched
+residuals."""
 
 from __future__ import annotations
 
@@ -163,7 +164,8 @@ class Store:
         video_of_row: Tensor | None = None,
         out: Tensor | None = None,
     ) -> Tensor:
-        """x + the kept residual, or its forecast, in the rows that reuse; other rows hold x or are unspecified.
+        """x + the kept residual, or its forecast, in the rows that reuse; other rows hold x or are
+        unspecified.
 
         Args:
             split: the rows that reuse; None: all.
@@ -212,8 +214,8 @@ class Store:
         return total.to(kept.factors[0].dtype)
 
     def old_watched(self, site: Site, like: Tensor, shape: Sequence[int]) -> Tensor:
-        """The residual last measured at a site; zeros before the first and after a change of shape, so that the
-        distance from it is not finite."""
+        """The residual last measured at a site; zeros before the first and after a change of shape, so that
+        the  distance from it is not finite."""
         old = self._watched.get(site)
         if old is None or old.shape != torch.Size(shape) or old.dtype != like.dtype:
             with torch.inference_mode(False):

@@ -60,7 +60,8 @@ class WrappedBlock:
         by_name = {name: value for name, value in zip(self._slots, values, strict=True) if name is not None}
         if self.streams[0] not in by_name:
             raise TypeError(
-                f"model: {type(self.module).__name__} returned {type(returned).__name__}, expected a tensor or "
+                f"model: {type(self.module).__name__} returned {type(returned).__name__}, expected a "
+                "tensor or "
                 f"a tuple that {'ends' if self._backwards else 'begins'} with {list(self.streams)}"
             )
         rest = [value if name is None else None for name, value in zip(self._slots, values, strict=True)]
@@ -114,7 +115,8 @@ class WrappedBlock:
         return positional, {name: left[name] for name in kwargs}
 
     def run_uncompiled(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Runs the block without compiled code, which may have inlined its children before they were wrapped."""
+        """Runs the block without compiled code, which may have inlined its children before they were
+        wrapped."""
         return _call_uncompiled()(self.core, *args, **kwargs)
 
     def wrap_children(self, names: Iterable[str], owner: Any) -> None:
