@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from adacache.adapters.registry import spec_for
@@ -21,8 +22,9 @@ from adacache.trace import Trace
 FEW_STEPS = 8
 """With this many steps or fewer, caching saves little."""
 
-_CLOCKS: ContextVar[Mapping[Handle, Clock]] = ContextVar("adacache_clocks", default={})
-_BRANCHES: ContextVar[Mapping[Handle, str]] = ContextVar("adacache_branches", default={})
+_NOTHING: Mapping[Any, Any] = MappingProxyType({})
+_CLOCKS: ContextVar[Mapping[Handle, Clock]] = ContextVar("adacache_clocks", default=_NOTHING)
+_BRANCHES: ContextVar[Mapping[Handle, str]] = ContextVar("adacache_branches", default=_NOTHING)
 
 
 class Handle:
@@ -34,6 +36,7 @@ class Handle:
         rows_per_video: rows of the batch per video, for calls outside `request()`; None: 2 if the batch
             is even.
         known: whether the model's class is declared; if not, its blocks were detected.
+        users: enabled pipelines that use the model.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class Handle:
         self.rows_per_video = rows_per_video
         spec, self.known = spec_for(model)
         self._runner = Runner(self, model, spec)
+        self.users = 0
         self._named_policy = policy
         self._warned: set[str] = set()
         self._threads = threading.local()
@@ -141,6 +145,16 @@ class Handle:
     def uninstall(self) -> None:
         self._runner.uninstall()
         self.reset()
+
+    def has_settings(
+        self, policy: Policy | str | Path, num_steps: int | None, rows_per_video: int | None
+    ) -> bool:
+        """Whether `enable` was called with these settings."""
+        return (policy, num_steps, rows_per_video) == (
+            self._named_policy,
+            self.num_steps,
+            self.rows_per_video,
+        )
 
     def policy_for(self, num_steps: int) -> Policy:
         """The settings for a number of steps.

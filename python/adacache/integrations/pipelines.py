@@ -61,25 +61,25 @@ class PipelineHandle:
 
     Args:
         pipeline: has a scheduler and transformers.
-        enable, disable: for one transformer.
+        enable, release: for one transformer.
 
     Attributes:
         handles: the handle of each transformer, by its name in the pipeline.
     """
 
     def __init__(
-        self, pipeline: Any, enable: Callable[[nn.Module], Handle], disable: Callable[[nn.Module], None]
+        self, pipeline: Any, enable: Callable[[nn.Module], Handle], release: Callable[[Handle], None]
     ):
         self.pipeline = pipeline
         self.handles: dict[str, Handle] = {}
-        self._disable_model = disable
+        self._release = release
         self._latest: PipelineRun | None = None
         try:
             for name, transformer in transformers(pipeline).items():
                 self.handles[name] = enable(transformer)
         except BaseException:
             for handle in self.handles.values():
-                disable(handle.model)
+                release(handle)
             raise
         pipeline.__dict__[ATTRIBUTE] = self
         methods: dict[str, Callable[..., Any]] = {"__call__": self._call}
@@ -127,8 +127,7 @@ class PipelineHandle:
         restore(self.pipeline)
         self.pipeline.__dict__.pop(ATTRIBUTE, None)
         for handle in self.handles.values():
-            if handle.enabled:
-                self._disable_model(handle.model)
+            self._release(handle)
 
     def _call(self, plain: Callable[..., Any], pipeline: Any, *args: Any, **kwargs: Any) -> Any:
         for name, handle in self.handles.items():
@@ -310,7 +309,8 @@ class SchedulerClock:
 
     def _tick_by_timestep(self, facts: Facts) -> Tick:
         if self._blind is None:
-            assert self._request is not None and self._first is not None
+            assert self._request is not None
+            assert self._first is not None
             self._handle.warn(
                 "scheduler",
                 "the pipeline does not use its own scheduler, so steps are recognized by reading timesteps, "
