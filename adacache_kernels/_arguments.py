@@ -107,68 +107,6 @@ def check_gated_residual_meter(
     )
 
 
-def check_linear(
-    a: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, like: torch.Tensor
-) -> None:
-    """What a linear layer adds to the checks of its output, which is like `like`."""
-    given = [("a", a, "[B, N, K]"), ("weight", weight, "[C, K]")]
-    given += [] if bias is None else [("bias", bias, "[C]")]
-    for name, tensor, size in given:
-        _check_tensor(name, tensor)
-        if tensor.dim() != size.count(",") + 1:
-            raise ValueError(f"{name}: expected {size}, got {list(tensor.shape)}")
-        _check_device(name, tensor, like)
-    if weight.shape[1] != a.shape[2]:
-        raise ValueError(f"weight: expected [C, K] with K = {a.shape[2]} as a, got {list(weight.shape)}")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias: expected [C] = [{weight.shape[0]}], got {list(bias.shape)}")
-
-
-def check_linear_gated_residual_meter(
-    a: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    x: torch.Tensor,
-    gate: torch.Tensor | None,
-    residual: torch.Tensor,
-    x_rows: torch.Tensor | None,
-    residual_rows: torch.Tensor | None,
-    video_of_row: torch.Tensor | None,
-    num_videos: int,
-    frames: int,
-    strides: Sequence[int],
-    metric: int,
-    out: torch.Tensor | None = None,
-) -> None:
-    check_linear(a, weight, bias, x)
-    for name, tensor in (("a", a), ("weight", weight), ("bias", bias)):
-        if tensor is not None and tensor.dtype != x.dtype:
-            raise ValueError(f"{name}: expected dtype {x.dtype} as x for the fused op, got {tensor.dtype}")
-        if tensor is not None:
-            _check_channels(name, tensor)
-    # Of the linear layer's output only the shape counts: it is never in memory.
-    y = x.new_empty(weight.shape[0]).expand(*a.shape[:2], weight.shape[0])
-    check_gated_residual_meter(
-        x,
-        y,
-        gate,
-        residual,
-        None,
-        x_rows,
-        residual_rows,
-        video_of_row,
-        num_videos,
-        frames,
-        strides,
-        metric,
-        out,
-    )
-    kept: dict[str, torch.Tensor | None] = {"a": a, "weight": weight, "bias": bias}
-    _check_written("residual", residual, kept)
-    if out is not None:
-        _check_written("out", out, kept)
-
-
 def check_stack_residual_meter(
     x_out: torch.Tensor,
     x_in: torch.Tensor,

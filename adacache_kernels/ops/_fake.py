@@ -34,11 +34,6 @@ SCHEMAS = {
     "gated_residual_meter_out": f"({_GATED}, {_CACHE}, {_ROWS}, {_METER}, Tensor(c!) out) -> Tensor",
     "stack_residual_meter": f"({_STACK}) -> Tensor",
     "stack_residual_meter_out": f"({_STACK}, Tensor(c!) out) -> Tensor",
-    # Triton's alone; elsewhere the linear layer and gated_residual_meter follow each other.
-    "linear_gated_residual_meter_out": (
-        "(Tensor a, Tensor weight, Tensor? bias, Tensor x, Tensor? gate, Tensor(a!) residual, "
-        f"{_ROWS}, {_METER}, Tensor(b!) out) -> Tensor"
-    ),
     "residual_meter": f"(Tensor residual, Tensor old, {_METER}) -> Tensor",
     "reuse_residual": f"({_REUSE}) -> Tensor",
     "reuse_residual_out": f"({_REUSE}, Tensor(a!) out) -> ()",

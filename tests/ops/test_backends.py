@@ -141,9 +141,6 @@ def test_other_devices_run_the_reference() -> None:
 
 def test_schemas_are_those_of_the_compiled_library() -> None:
     for name, schema in SCHEMAS.items():
-        if name.startswith("linear_"):  # Triton's alone
-            assert not hasattr(torch.ops.adacache, name)
-            continue
         assert str(getattr(torch.ops.adacache, name).default._schema) == f"adacache::{name}{schema}"
 
 
