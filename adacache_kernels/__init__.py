@@ -7,7 +7,7 @@ Tensors come first, the rest by keyword. N = T*S tokens, frame-major: token n is
 from __future__ import annotations
 
 from ._backend import BACKENDS, OPS, BackendChoice, backend_report, use_backend
-from ._build import build_info
+from ._libraries import build_info
 from .columns import METRICS, RULES, initial_state, state_columns, sum_columns
 from .ops import (
     decide,

@@ -1,6 +1,6 @@
 """The public functions: one file per op."""
 
-from ._fake import register_fake_kernels
+from .._fakes import register_fake_kernels
 from .decide import decide
 from .extrapolate_residual import extrapolate_residual
 from .fused_qk_norm_rope import fused_qk_norm_rope

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 
-from .._arguments import check_decide
 from ..columns import metric_number, rule_number
 from ._dispatch import call
 
@@ -73,34 +72,13 @@ def decide(
 
     Source: AdaCache (arXiv 2411.02397), and `compute_next_step` of the published code.
     """
-    rule_kind = rule_number(rule)
+    metric_kind, rule_kind = metric_number(metric), rule_number(rule)
     if rule == "paper" and not elements > 0:
         raise ValueError(
             f"elements: expected rows per video * N * C, which rule='paper' divides by, got {elements}"
         )
-    first_step, last_step = window
-    call(
-        "decide",
-        check_decide,
-        sums,
-        (
-            sums,
-            state,
-            thresholds,
-            rates,
-            step,
-            num_steps,
-            site,
-            frames,
-            strides,
-            metric_number(metric),
-            rule_kind,
-            elements,
-            first_step,
-            last_step,
-            scale,
-            power,
-            divisor,
-            gradient_weight,
-        ),
-    )
+    if not isinstance(window, Sequence) or len(window) != 2:
+        raise ValueError(f"window: expected (first step, last step), got {window!r}")
+    place = (step, num_steps, site, frames, strides, metric_kind, rule_kind, elements, *window)
+    regularisation = (scale, power, divisor, gradient_weight)
+    call("decide", sums, state, thresholds, rates, *place, *regularisation)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 
-from .._arguments import check_extrapolate_residual
 from ._dispatch import call
 
 
@@ -45,7 +44,6 @@ def extrapolate_residual(
 
     Source: TaylorSeer (arXiv 2503.06923), equation of the Taylor forecast of features.
     """
-    outputs = () if out is None else (out,)
-    arguments = (x, list(factors), coefficients, x_rows, residual_rows, video_of_row)
-    x_out: torch.Tensor = call("extrapolate_residual", check_extrapolate_residual, x, arguments, outputs)
-    return x_out
+    factors = list(factors) if isinstance(factors, Sequence) else factors
+    rows = (x_rows, residual_rows)
+    return call("extrapolate_residual", x, factors, coefficients, *rows, video_of_row, out=out)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from .._arguments import check_fused_qk_norm_rope
 from ._dispatch import call
 
 
@@ -44,6 +43,5 @@ def fused_qk_norm_rope(
 
     Source: rotary embedding (arXiv 2104.09864) after query-key norm (arXiv 2010.04245), as in Open-Sora 1.2.
     """
-    arguments = (qkv, q_weight, k_weight, cos, sin, interleaved, eps)
-    call("fused_qk_norm_rope", check_fused_qk_norm_rope, qkv, arguments)
+    call("fused_qk_norm_rope", qkv, q_weight, k_weight, cos, sin, interleaved, eps)
     return qkv

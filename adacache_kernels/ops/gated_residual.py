@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from .._arguments import check_gated_residual
 from ._dispatch import call
 
 
@@ -38,6 +37,4 @@ def gated_residual(
 
     Source: the residual of a DiT block (arXiv 2212.09748, section 3.2).
     """
-    outputs = () if out is None else (out,)
-    x_out: torch.Tensor = call("gated_residual", check_gated_residual, x, (x, y, gate, x_rows), outputs)
-    return x_out
+    return call("gated_residual", x, y, gate, x_rows, out=out)

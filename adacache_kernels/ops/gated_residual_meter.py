@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 
-from .._arguments import check_gated_residual_meter
 from ..columns import metric_number
 from ._dispatch import call
 
@@ -71,24 +70,6 @@ def gated_residual_meter(
 
     Source: AdaCache (arXiv 2411.02397), and `compute_next_step` of the published code.
     """
-    results: tuple[torch.Tensor, torch.Tensor] = call(
-        "gated_residual_meter",
-        check_gated_residual_meter,
-        x,
-        (
-            x,
-            y,
-            gate,
-            residual,
-            residual_scale,
-            x_rows,
-            residual_rows,
-            video_of_row,
-            num_videos,
-            frames,
-            strides,
-            metric_number(metric),
-        ),
-        () if out is None else (out,),
-    )
-    return results
+    meter = (video_of_row, num_videos, frames, strides, metric_number(metric))
+    cache = (residual, residual_scale)
+    return call("gated_residual_meter", x, y, gate, *cache, x_rows, residual_rows, *meter, out=out)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .._arguments import check_gated_residual_norm
-from ._dispatch import both_outputs, call
+from ._dispatch import call
 
 
 def gated_residual_norm(
@@ -51,11 +50,5 @@ def gated_residual_norm(
 
     Source: the adaptive layer norm of a DiT block (arXiv 2212.09748, section 3.2).
     """
-    results: tuple[torch.Tensor, torch.Tensor] = call(
-        "gated_residual_norm",
-        check_gated_residual_norm,
-        x,
-        (x, y, gate, shift, scale, weight, bias, eps, x_rows),
-        both_outputs(out, norm_out),
-    )
-    return results
+    norm = (shift, scale, weight, bias, eps)
+    return call("gated_residual_norm", x, y, gate, *norm, x_rows, out=out, norm_out=norm_out)

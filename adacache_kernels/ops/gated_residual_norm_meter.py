@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from .._arguments import check_gated_residual_norm_meter
 from ..columns import metric_number
-from ._dispatch import both_outputs, call
+from ._dispatch import call
 
 
 def gated_residual_norm_meter(
@@ -77,29 +76,6 @@ def gated_residual_norm_meter(
     Source: AdaCache (arXiv 2411.02397), and the adaptive layer norm of a DiT block (arXiv 2212.09748, section
     3.2).
     """
-    results: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = call(
-        "gated_residual_norm_meter",
-        check_gated_residual_norm_meter,
-        x,
-        (
-            x,
-            y,
-            gate,
-            residual,
-            residual_scale,
-            shift,
-            scale,
-            weight,
-            bias,
-            eps,
-            x_rows,
-            residual_rows,
-            video_of_row,
-            num_videos,
-            frames,
-            strides,
-            metric_number(metric),
-        ),
-        both_outputs(out, norm_out),
-    )
-    return results
+    meter = (video_of_row, num_videos, frames, strides, metric_number(metric))
+    arguments = (x, y, gate, residual, residual_scale, shift, scale, weight, bias, eps, x_rows, residual_rows)
+    return call("gated_residual_norm_meter", *arguments, *meter, out=out, norm_out=norm_out)

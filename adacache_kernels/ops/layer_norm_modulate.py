@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from .._arguments import check_layer_norm_modulate
 from ._dispatch import call
 
 
@@ -47,7 +46,4 @@ def layer_norm_modulate(
 
     Source: the adaptive layer norm of a DiT block (arXiv 2212.09748, section 3.2).
     """
-    outputs = () if out is None else (out,)
-    arguments = (x, shift, scale, weight, bias, eps, x_rows)
-    y: torch.Tensor = call("layer_norm_modulate", check_layer_norm_modulate, x, arguments, outputs)
-    return y
+    return call("layer_norm_modulate", x, shift, scale, weight, bias, eps, x_rows, out=out)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 
-from .._arguments import check_residual_meter
 from ..columns import metric_number
 from ._dispatch import call
 
@@ -43,10 +42,5 @@ def residual_meter(
 
     Source: AdaCache (arXiv 2411.02397), and `compute_next_step` of the published code.
     """
-    sums: torch.Tensor = call(
-        "residual_meter",
-        check_residual_meter,
-        residual,
-        (residual, old, video_of_row, num_videos, frames, strides, metric_number(metric)),
-    )
-    return sums
+    meter = (video_of_row, num_videos, frames, strides, metric_number(metric))
+    return call("residual_meter", residual, old, *meter)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from .._arguments import check_reuse_residual
 from ._dispatch import call
 
 
@@ -47,7 +46,5 @@ def reuse_residual(
     Source: AdaCache (arXiv 2411.02397); that one tensor can stand for a whole stack's residuals follows from
     all blocks sharing one schedule.
     """
-    outputs = () if out is None else (out,)
-    arguments = (x, residual, residual_scale, x_rows, residual_rows, video_of_row, reuse)
-    x_out: torch.Tensor = call("reuse_residual", check_reuse_residual, x, arguments, outputs)
-    return x_out
+    cache, rows = (residual, residual_scale), (x_rows, residual_rows)
+    return call("reuse_residual", x, *cache, *rows, video_of_row, reuse, out=out)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 
-from .._arguments import check_stack_residual_meter
 from ..columns import metric_number
 from ._dispatch import call
 
@@ -61,23 +60,7 @@ def stack_residual_meter(
     Source: AdaCache (arXiv 2411.02397); that one tensor can stand for a whole stack's residuals follows from
     all blocks sharing one schedule.
     """
-    results = call(
-        "stack_residual_meter",
-        check_stack_residual_meter,
-        x_out,
-        (
-            x_out,
-            x_in,
-            residual,
-            residual_scale,
-            rows,
-            video_of_row,
-            num_videos,
-            frames,
-            strides,
-            metric_number(metric),
-        ),
-        () if out is None else (out,),
-    )
-    sums: torch.Tensor = results if out is None else results[1]
-    return sums
+    meter = (video_of_row, num_videos, frames, strides, metric_number(metric))
+    cache = (residual, residual_scale)
+    results = call("stack_residual_meter", x_out, x_in, *cache, rows, *meter, out=out)
+    return results if out is None else results[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import torch
 
-from .._arguments import check_temporal_attention
+from .._checks import require_tensor
 from ._dispatch import call
 
 
@@ -51,9 +51,8 @@ def temporal_attention(
 
     Source: the temporal attention of Latte (arXiv 2401.03048) and Open-Sora 1.2.
     """
+    require_tensor("qkv", qkv)
     if scale is None:
-        scale = qkv.shape[-1] ** -0.5 if qkv.shape[-1] else 1.0
-    outputs = () if out is None else (out,)
-    arguments = (qkv, q_weight, k_weight, cos, sin, interleaved, frames, eps, scale)
-    y: torch.Tensor = call("temporal_attention", check_temporal_attention, qkv, arguments, outputs)
-    return y
+        scale = qkv.shape[-1] ** -0.5 if qkv.dim() and qkv.shape[-1] else 1.0
+    heads = (q_weight, k_weight, cos, sin, interleaved)
+    return call("temporal_attention", qkv, *heads, frames, eps, scale, out=out)

@@ -1,6 +1,7 @@
 """The ops in plain PyTorch: the specification that the other backends are tested against. Sums are float64
 throughout."""
 
+from .arguments import Meter, Norm
 from .decide import decide
 from .extrapolate_residual import extrapolate_residual
 from .fused_qk_norm_rope import fused_qk_norm_rope
@@ -15,6 +16,8 @@ from .stack_residual_meter import stack_residual_meter
 from .temporal_attention import temporal_attention
 
 __all__ = [
+    "Meter",
+    "Norm",
     "decide",
     "extrapolate_residual",
     "fused_qk_norm_rope",

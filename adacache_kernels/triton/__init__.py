@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from ..ops._fake import FAKE_KERNELS, SCHEMAS
+from .._fakes import FAKE_KERNELS
+from .._schemas import SCHEMAS
 from .decide import decide
 from .extrapolate_residual import extrapolate_residual
 from .fused_qk_norm_rope import fused_qk_norm_rope

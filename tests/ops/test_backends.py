@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import adacache_kernels
-from adacache_kernels import BACKENDS, OPS, _backend, backend_report, build_info, engine, use_backend
-from adacache_kernels.ops._fake import SCHEMAS
+from adacache_kernels import BACKENDS, OPS, _backend, backend_report, build_info, simulate, use_backend
+from adacache_kernels._schemas import SCHEMAS
 
 
 def call() -> torch.Tensor:
@@ -92,7 +92,7 @@ def test_backend_of_another_device_is_an_error() -> None:
         pytest.skip("in the interpreter Triton takes CPU tensors")
     with (
         use_backend("triton"),
-        pytest.raises(RuntimeError, match="'triton' was asked for, which takes no tensors on 'cpu'"),
+        pytest.raises(RuntimeError, match="'triton' is forced and takes no tensors on 'cpu'"),
     ):
         call()
     call()
@@ -105,17 +105,17 @@ def test_missing_backend_is_an_error_that_says_why(monkeypatch: pytest.MonkeyPat
 
 
 def fail_with_cpu_forced() -> None:
-    assert _backend._forced == "cpu"
+    assert _backend._forced.get() == "cpu"
     raise ZeroDivisionError
 
 
 def test_use_backend_nests_and_ends_with_an_error() -> None:
-    before = _backend._forced
+    before = _backend._forced.get()
     with use_backend("reference"):
         with pytest.raises(ZeroDivisionError), use_backend("cpu"):
             fail_with_cpu_forced()
-        assert _backend._forced == "reference"
-    assert _backend._forced == before
+        assert _backend._forced.get() == "reference"
+    assert _backend._forced.get() == before
 
 
 def test_report_covers_every_op_device_and_backend() -> None:
@@ -129,7 +129,7 @@ def test_report_covers_every_op_device_and_backend() -> None:
     with use_backend("reference"):
         forced = backend_report()[0]
         assert forced.backend == "reference"
-        assert forced.others["cpu"] == "reference was asked for"
+        assert forced.others["cpu"] == "reference is forced"
 
 
 def test_other_devices_run_the_reference() -> None:
@@ -196,8 +196,8 @@ def test_ops_answer_under_inductor() -> None:
     assert torch.equal(given_residual, expected_residual)
 
 
-def test_engine_simulates_what_it_decides() -> None:
-    """One codebook of `simulate` against `engine.decide` fed with the same distances, step by step."""
+def test_schedules_follow_the_decision() -> None:
+    """One codebook of `simulate` against `simulate.decide` fed with the same distances, step by step."""
     import numpy
 
     random = numpy.random.default_rng(0)
@@ -207,16 +207,16 @@ def test_engine_simulates_what_it_decides() -> None:
     codebooks = numpy.array([[0.08, 0.16, 0.24, 0.32, 0.4, 1.0], [0.02, 0.04, 0.08, 0.16, 0.3, 2.0]])
     rates = numpy.array([[6.0, 5, 4, 3, 2, 1], [9, 5, 4, 3, 2, 1]])
     for regularisation in (None, (4, 26)):
-        computed, rate = engine.simulate(distances, motion, codebooks, rates, window=regularisation)
+        computed, rate = simulate.simulate(distances, motion, codebooks, rates, window=regularisation)
         assert computed.shape == rate.shape == (2, videos, steps)
         for codebook in range(2):
             for video in range(videos):
-                state = engine.initial_state(1)
+                state = simulate.initial_state(1)
                 for step in range(1, steps + 1):
                     last, due = int(state[0, 0]), state[0, 2] == step or step in (1, steps - 1, steps)
                     distance = distances[video, last - 1, step - 1] if last else 1.0
                     sums = [[distance, 1, 1, 0, 0, 0, 0, motion[video, step - 1], 1]]
-                    engine.decide(
+                    simulate.decide(
                         sums,
                         state,
                         step=step,
@@ -246,13 +246,13 @@ def test_engine_simulates_what_it_decides() -> None:
         ("scale", {"window": (1, 2), "scale": 0.0}),
     ],
 )
-def test_engine_names_what_is_wrong(name: str, changes: dict[str, Any]) -> None:
+def test_simulation_names_what_is_wrong(name: str, changes: dict[str, Any]) -> None:
     good: dict[str, Any] = {
         "distances": [[[0.5] * 2] * 2],
         "motion": [[0.5] * 2],
         "thresholds": [[0.1, 0.2]],
         "rates": [[2.0, 1.0]],
     }
-    engine.simulate(**good)
+    simulate.simulate(**good)
     with pytest.raises(ValueError, match=f"^{name}: "):
-        engine.simulate(**(good | changes))
+        simulate.simulate(**(good | changes))

@@ -24,8 +24,9 @@ from op_calls import (
 )
 from op_cases import Buffer, same_bits, video_ids
 
-from adacache_kernels import _arguments
-from adacache_kernels.ops._fake import ARGUMENTS, SCHEMAS
+from adacache_kernels import _checks
+from adacache_kernels._fakes import NAMES
+from adacache_kernels._schemas import SCHEMAS
 
 SPOILT = [(op, what) for op in TOKEN_OPS for what in spoilt_calls(op)]
 VARIANTS = [
@@ -105,7 +106,7 @@ def test_rows_that_there_are_not(
             assert tensor not in call or same_bits(call[tensor], before[tensor])
     if backend == "cpu":
         return
-    monkeypatch.setattr(_arguments, "_can_look_at", lambda rows: False)
+    monkeypatch.setattr(_checks, "_values_are_readable", lambda rows: False)
     for result in run(op, call):
         bad, good = (wrong, right) if result.dim() == 3 else call["video_of_row"][[wrong, right]]
         assert result[bad].isnan().all()
@@ -141,7 +142,7 @@ def test_videos_that_there_are_not(
             run(op, call)
     if backend == "cpu":
         return
-    monkeypatch.setattr(_arguments, "_can_look_at", lambda rows: False)
+    monkeypatch.setattr(_checks, "_values_are_readable", lambda rows: False)
     *_, last = run(op, call)
     if "meter" in op:
         assert last.isnan().all()
@@ -297,7 +298,7 @@ def test_opcheck(
         checks = ("test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
         # PyTorch itself lacks the arithmetic in float8 by which it would see what was written.
         checks += () if float8 else ("test_schema",)
-        arguments = tuple(by_schema(op, call, ARGUMENTS[name]))
+        arguments = tuple(by_schema(op, call, NAMES[name]))
         torch.library.opcheck(operator, arguments, test_utils=checks)
 
 
