@@ -1,10 +1,12 @@
-"""The table of the ops. Everything else follows from it: registration in C++ (the build embeds what this
-file prints) and Triton, fake kernels, argument checks by role, the list of ops.
+"""The table of the ops. Everything else follows from it: registration in C++ (the build embeds the
+schemas) and Triton, fake kernels, argument checks by role, the list of ops.
 
 It needs no other module, since the build runs it as a script."""
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -80,10 +82,10 @@ SCHEMAS = {
 
 
 def header() -> str:
-    """Return the C++ header that the op libraries are built with."""
+    """Return the C++ header that the CPU library is built with."""
     lines = "".join(f'    "{name}{schema}",\n' for name, schema in SCHEMAS.items())
     return f"#pragma once\n\nconstexpr const char* adacache_schemas[] = {{\n{lines}}};\n"
 
 
 if __name__ == "__main__":
-    print(header())
+    Path(sys.argv[1]).write_text(header())
