@@ -30,9 +30,10 @@ def check(op: str, arguments: Sequence[Any], outputs: Sequence[torch.Tensor] = (
     call = Call(op, arguments, outputs)
     for name, kind, _ in ARGUMENTS[call.schema]:
         _check_type(name, kind, call.given[name])
-    for name in (call.lead, *ROLES):
-        if call.given.get(name) is not None and name in ROLES:
-            ROLES[name](call, name, call.given[name])
+    for name, role in _PLANS[call.schema]:
+        value = call.given[name]
+        if value is not None:
+            role(call, name, value)
     _check_memory(call)
 
 
@@ -41,6 +42,12 @@ def require_tensor(name: str, value: object) -> None:
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
     if value.is_nested or value.layout != torch.strided:
         raise refusal(name, "a dense tensor", "a nested one" if value.is_nested else value.layout)
+
+
+def require_bool(name: str, value: object) -> None:
+    """Ops call this themselves: torch takes any number for a bool."""
+    if not isinstance(value, (bool, torch.SymBool)):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
 
 
 def refusal(name: str, expected: str, got: object) -> ValueError:
@@ -112,7 +119,7 @@ class Call:
 ROLES: dict[str, Callable[[Call, str, Any], None]] = {}
 
 
-def role(*names: str) -> Callable[[Callable[[Call, str, Any], None]], Callable[[Call, str, Any], None]]:
+def role_of(*names: str) -> Callable[[Callable[[Call, str, Any], None]], Callable[[Call, str, Any], None]]:
     """Make the decorated check that of the arguments with these names."""
 
     def register(function: Callable[[Call, str, Any], None]) -> Callable[[Call, str, Any], None]:
@@ -122,7 +129,7 @@ def role(*names: str) -> Callable[[Callable[[Call, str, Any], None]], Callable[[
     return register
 
 
-@role("x", "x_out")
+@role_of("x", "x_out")
 def _lead_tokens(call: Call, name: str, x: torch.Tensor) -> None:
     if x.dim() != 3:
         raise refusal(name, "[B, N, C]", x.shape)
@@ -130,7 +137,7 @@ def _lead_tokens(call: Call, name: str, x: torch.Tensor) -> None:
     _check_channels(name, x)
 
 
-@role("qkv")
+@role_of("qkv")
 def _qkv(call: Call, name: str, qkv: torch.Tensor) -> None:
     if qkv.dim() != 5 or qkv.shape[2] != 3:
         raise refusal(name, "[B, N, 3, heads, dim]", qkv.shape)
@@ -149,19 +156,19 @@ def _qkv(call: Call, name: str, qkv: torch.Tensor) -> None:
                 raise refusal(absent, f"a tensor with {present}", "None")
 
 
-@role("sums")
+@role_of("sums")
 def _float64(call: Call, name: str, tensor: torch.Tensor) -> None:
     _check_packed(call, name, tensor, torch.float64)
 
 
-@role("x_rows")
+@role_of("x_rows")
 def _x_rows(call: Call, name: str, rows: torch.Tensor) -> None:
     if rows.dim() != 1:
         raise refusal(name, "[B]", rows.shape)
     _index(call, name, rows)
 
 
-@role("frames")
+@role_of("frames")
 def _frames(call: Call, name: str, frames: int) -> None:
     if call.op == "decide":
         return
@@ -174,7 +181,7 @@ def _frames(call: Call, name: str, frames: int) -> None:
         raise refusal(name, f"a divisor of N = {tokens}", frames)
 
 
-@role("strides")
+@role_of("strides")
 def _strides(call: Call, name: str, strides: Sequence[int]) -> None:
     if len(strides) > MAX_STRIDES:
         raise refusal(name, f"at most {MAX_STRIDES}", len(strides))
@@ -184,17 +191,17 @@ def _strides(call: Call, name: str, strides: Sequence[int]) -> None:
             raise refusal(name, f"1 <= stride < frames = {frames}", stride)
 
 
-@role("y", "old")
+@role_of("y", "old")
 def _tokens(call: Call, name: str, tensor: torch.Tensor) -> None:
     _check_tokens(call, name, tensor, call.rows)
 
 
-@role("x_in")
+@role_of("x_in")
 def _kept_tokens(call: Call, name: str, tensor: torch.Tensor) -> None:
     _check_tokens(call, name, tensor, call.kept_rows(tensor))
 
 
-@role("residual")
+@role_of("residual")
 def _cache(call: Call, name: str, residual: torch.Tensor) -> None:
     if call.lead == name:
         return _lead_tokens(call, name, residual)
@@ -221,7 +228,7 @@ def _cache(call: Call, name: str, residual: torch.Tensor) -> None:
     _check_like(call, "residual_scale", scale, torch.float32)
 
 
-@role("factors")
+@role_of("factors")
 def _factors(call: Call, name: str, factors: Sequence[torch.Tensor]) -> None:
     if not 1 <= len(factors) <= MAX_FACTORS:
         raise refusal(name, f"1 to {MAX_FACTORS} tensors", len(factors))
@@ -232,7 +239,7 @@ def _factors(call: Call, name: str, factors: Sequence[torch.Tensor]) -> None:
         _check_tokens(call, name, factor, rows, factor.dtype)
 
 
-@role("rows", "residual_rows")
+@role_of("rows", "residual_rows")
 def _index(call: Call, name: str, rows: torch.Tensor) -> None:
     """int32 [B] that picks rows of another tensor; each row at most once where they are written."""
     if rows.dim() != 1 or rows.shape[0] != call.rows:
@@ -251,7 +258,7 @@ def _index(call: Call, name: str, rows: torch.Tensor) -> None:
         raise refusal(name, "each row once, since it is written", f"{again} twice")
 
 
-@role("coefficients", "reuse")
+@role_of("coefficients", "reuse")
 def _by_video(call: Call, name: str, tensor: torch.Tensor) -> None:
     """`reuse` [num_videos] and `coefficients` [num_videos, factors]: one row for all, or one a row, if no
     video_of_row is given."""
@@ -265,7 +272,7 @@ def _by_video(call: Call, name: str, tensor: torch.Tensor) -> None:
     _check_packed(call, name, tensor, torch.float32 if factors else torch.bool)
 
 
-@role("gate", "shift", "scale")
+@role_of("gate", "shift", "scale")
 def _modulator(call: Call, name: str, modulator: torch.Tensor | float) -> None:
     """Without `frames`, the first modulator that is neither one for all tokens nor one for each says how many
     groups of tokens there are."""
@@ -291,7 +298,7 @@ def _modulator(call: Call, name: str, modulator: torch.Tensor | float) -> None:
     _check_channels(name, modulator)
 
 
-@role("weight", "bias", "q_weight", "k_weight")
+@role_of("weight", "bias", "q_weight", "k_weight")
 def _per_channel(call: Call, name: str, vector: torch.Tensor) -> None:
     what = "[dim]" if call.lead == "qkv" else "[C]"
     _check_shape(name, vector, what, (call.x.shape[-1],))
@@ -299,7 +306,7 @@ def _per_channel(call: Call, name: str, vector: torch.Tensor) -> None:
     _check_channels(name, vector)
 
 
-@role("cos", "sin")
+@role_of("cos", "sin")
 def _angles(call: Call, name: str, angles: torch.Tensor) -> None:
     tokens, dim = call.x.shape[1], call.x.shape[4]
     if dim % 2:
@@ -316,13 +323,13 @@ def _angles(call: Call, name: str, angles: torch.Tensor) -> None:
     _check_packed(call, name, angles, torch.float32)
 
 
-@role("eps")
+@role_of("eps")
 def _eps(call: Call, name: str, eps: float) -> None:
     if not eps >= 0:
         raise refusal(name, "at least 0", eps)
 
 
-@role("num_videos")
+@role_of("num_videos")
 def _num_videos(call: Call, name: str, num_videos: int) -> None:
     if not 1 <= num_videos <= MAX_VIDEOS:
         raise refusal(name, f"1 to {MAX_VIDEOS}", num_videos)
@@ -330,7 +337,7 @@ def _num_videos(call: Call, name: str, num_videos: int) -> None:
         raise refusal("video_of_row", f"[B] = [{call.rows}] for num_videos = {num_videos}", "None")
 
 
-@role("video_of_row")
+@role_of("video_of_row")
 def _video_of_row(call: Call, name: str, videos: torch.Tensor) -> None:
     by_video = call.given.get("reuse", call.given.get("coefficients"))
     if "num_videos" not in call.given and by_video is None:  # nothing that differs by video
@@ -341,7 +348,7 @@ def _video_of_row(call: Call, name: str, videos: torch.Tensor) -> None:
         _check_range(name, videos, call.given["num_videos"] if by_video is None else int(by_video.shape[0]))
 
 
-@role("state")
+@role_of("state")
 def _state(call: Call, name: str, state: torch.Tensor) -> None:
     _float64(call, name, state)
     if state.dim() != 2 or state.shape[1] <= BASE_COLUMNS:
@@ -350,14 +357,14 @@ def _state(call: Call, name: str, state: torch.Tensor) -> None:
     _check_shape("sums", call.x, "[num_videos, columns]", size)
 
 
-@role("thresholds")
+@role_of("thresholds")
 def _thresholds(call: Call, name: str, thresholds: torch.Tensor) -> None:
     _float64(call, name, thresholds)
     if thresholds.dim() != 1 or thresholds.shape[0] == 0:
         raise refusal(name, "[entries] with at least one entry", thresholds.shape)
 
 
-@role("rates")
+@role_of("rates")
 def _rates(call: Call, name: str, rates: torch.Tensor) -> None:
     _float64(call, name, rates)
     thresholds = call.given["thresholds"]
@@ -365,27 +372,27 @@ def _rates(call: Call, name: str, rates: torch.Tensor) -> None:
         raise refusal(name, f"{list(thresholds.shape)} as thresholds", rates.shape)
 
 
-@role("num_steps")
+@role_of("num_steps")
 def _num_steps(call: Call, name: str, num_steps: int) -> None:
     if num_steps < 1:
         raise refusal(name, "at least 1", num_steps)
 
 
-@role("step")
+@role_of("step")
 def _step(call: Call, name: str, step: int) -> None:
     num_steps = call.given["num_steps"]
     if not 1 <= step <= num_steps:
         raise refusal(name, f"1..num_steps = 1..{num_steps}", step)
 
 
-@role("site")
+@role_of("site")
 def _site(call: Call, name: str, site: int) -> None:
     sites = call.given["state"].shape[1] - BASE_COLUMNS
     if not 0 <= site < sites:
         raise refusal(name, f"0..{sites - 1}, since state has {sites} previous factors", site)
 
 
-@role("out", "norm_out")
+@role_of("out", "norm_out")
 def _output(call: Call, name: str, tensor: torch.Tensor) -> None:
     if call.lead != "qkv":
         _check_tokens(call, name, tensor, call.kept_rows(tensor) if call.lead == "x_out" else call.rows)
@@ -394,6 +401,13 @@ def _output(call: Call, name: str, tensor: torch.Tensor) -> None:
     _check_shape(name, tensor, "[B, N, heads * dim]", (rows, tokens, heads * dim))
     _check_like(call, name, tensor)
     _check_channels(name, tensor)
+
+
+#: By schema, the checks of its arguments in their order, that of the lead first.
+_PLANS = {
+    schema: [(name, ROLES[name]) for name in (names[0], *ROLES) if name in names and name in ROLES]
+    for schema, names in NAMES.items()
+}
 
 
 def _check_type(name: str, kind: str, value: Any) -> None:
@@ -408,14 +422,14 @@ def _check_type(name: str, kind: str, value: Any) -> None:
         for item in value:
             _check_type(name, of, item)
     elif kind == "int" and not isinstance(value, torch.SymInt):
-        if not isinstance(value, int):
+        if not hasattr(value, "__index__"):
             raise TypeError(f"{name}: expected an integer, got {value!r}")
         if not -(2**63) <= value < 2**63:
             raise refusal(name, "an integer of 64 bits", value)
-    elif kind == "float" and not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
+    elif kind == "float" and not hasattr(value, "__float__"):
         raise TypeError(f"{name}: expected a number, got {value!r}")
-    elif kind == "bool" and not isinstance(value, (bool, torch.SymBool)):
-        raise TypeError(f"{name}: expected True or False, got {value!r}")
+    elif kind == "bool":
+        require_bool(name, value)
 
 
 def _check_shape(name: str, tensor: torch.Tensor, what: str, size: tuple[int, ...], of: str = "") -> None:

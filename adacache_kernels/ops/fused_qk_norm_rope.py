@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from .._checks import require_bool
 from ._dispatch import call
 
 
@@ -43,5 +44,6 @@ def fused_qk_norm_rope(
 
     Source: rotary embedding (arXiv 2104.09864) after query-key norm (arXiv 2010.04245), as in Open-Sora 1.2.
     """
+    require_bool("interleaved", interleaved)
     call("fused_qk_norm_rope", qkv, q_weight, k_weight, cos, sin, interleaved, eps)
     return qkv

@@ -50,7 +50,7 @@ def gated_residual_meter(
         metric: "l1", "l2" or "cosine": the distance that `decide` will take. "l1" leaves out the squares.
         residual_scale: float32 [B, N], any strides: the kept value is residual_scale * residual. Given if and
             only if residual is float8; overwritten with max|r| / 448 of each token (1 where that is nearly
-            0).
+            0; unchanged if C is 0).
         x_rows: int32 [B]: x has any number of rows, and row b of the batch is row x_rows[b] of x.
         residual_rows: int32 [B], no row twice: the same for residual and residual_scale.
         out: [B, N, C] for x_out, may be x itself (not with x_rows); None allocates.

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import torch
 
-from .._checks import require_tensor
+from .._checks import require_bool, require_tensor
 from ._dispatch import call
 
 
@@ -52,6 +52,7 @@ def temporal_attention(
     Source: the temporal attention of Latte (arXiv 2401.03048) and Open-Sora 1.2.
     """
     require_tensor("qkv", qkv)
+    require_bool("interleaved", interleaved)
     if scale is None:
         scale = qkv.shape[-1] ** -0.5 if qkv.dim() and qkv.shape[-1] else 1.0
     heads = (q_weight, k_weight, cos, sin, interleaved)

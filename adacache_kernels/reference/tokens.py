@@ -74,6 +74,8 @@ def store_cache(
     if scale is None:
         store_rows(residual, rows, new)
         return
+    if not new.shape[-1]:  # without channels there is nothing to scale
+        return
     stored, scales = quantized(new)
     store_rows(residual.view(torch.uint8), rows, stored.view(torch.uint8))
     store_rows(scale, rows, scales)
@@ -83,7 +85,7 @@ def quantized(new: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Round [B, N, C] to float8 with a scale per token, so that its largest value becomes the largest
     float8."""
     values = new.float()
-    largest = values.abs().amax(-1) if values.shape[-1] else values.new_zeros(values.shape[:-1])
+    largest = values.abs().amax(-1)
     negligible = largest < FLOAT8_NEGLIGIBLE
     one = torch.ones_like(largest)
     scale = torch.where(negligible, one, largest * (1 / FLOAT8_LARGEST))

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 
 import adacache_kernels
 from adacache_kernels import BACKENDS, OPS, _backend, backend_report, build_info, simulate, use_backend
+from adacache_kernels._backend import choose_backend
 from adacache_kernels._schemas import SCHEMAS
 
 
@@ -116,6 +118,62 @@ def test_use_backend_nests_and_ends_with_an_error() -> None:
             fail_with_cpu_forced()
         assert _backend._forced.get() == "reference"
     assert _backend._forced.get() == before
+
+
+def test_use_backend_holds_for_its_own_thread() -> None:
+    """Two threads whose `with` blocks overlap leave nothing forced, and do not see each other's backend."""
+    inside, leave = threading.Barrier(2), threading.Event()
+    seen: dict[str, str] = {}
+
+    def force(backend: str, first_out: bool) -> None:
+        with use_backend(backend):
+            inside.wait(10)
+            if not first_out:
+                leave.wait(10)
+            seen[backend] = choose_backend("cpu", "reuse_residual")
+        leave.set()
+        seen[f"{backend} after"] = choose_backend("cpu", "reuse_residual")
+
+    before = choose_backend("cpu", "reuse_residual")
+    threads = [threading.Thread(target=force, args=each) for each in (("reference", True), ("cpu", False))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert seen == {"reference": "reference", "cpu": "cpu", "reference after": before, "cpu after": before}
+    assert choose_backend("cpu", "reuse_residual") == before
+
+
+def test_a_thread_does_not_inherit_the_backend() -> None:
+    before, seen = choose_backend("cpu", "reuse_residual"), []
+    with use_backend("reference"):
+        thread = threading.Thread(target=lambda: seen.append(choose_backend("cpu", "reuse_residual")))
+        thread.start()
+        thread.join(20)
+    assert seen == [before]
+
+
+def test_compiled_code_follows_the_backend() -> None:
+    """`use_backend` around a compiled function takes effect, and ends."""
+    ran: list[bool] = []  # whether a graph calls the compiled op
+
+    def spy(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        calls_op = any("adacache" in str(node.target) for node in graph.graph.nodes)
+
+        def run(*arguments: Any) -> Any:
+            ran.append(calls_op)
+            return graph(*arguments)
+
+        return run
+
+    torch.compiler.reset()
+    x = torch.randn(1, 6, 8)
+    compiled = torch.compile(lambda x: adacache_kernels.reuse_residual(x, x), fullgraph=True, backend=spy)
+    for backend in ("cpu", "reference", "cpu"):
+        with use_backend(backend):
+            assert torch.equal(compiled(x), x + x)
+    compiled(x)
+    assert ran == [True, False, True, choose_backend("cpu", "reuse_residual") == "cpu"]
 
 
 def test_report_covers_every_op_device_and_backend() -> None:
