@@ -1,5 +1,5 @@
-"""Fused ops for residual caching in video diffusion transformers: they meter how much residuals change, reuse
-them, and decide.
+"""Fused ops for residual caching in video diffusion transformers: measure how much residuals change, decide
+when to compute, reuse.
 
 Tensors come first, the rest by keyword. N = T*S tokens, frame-major: token n is frame n // S, place n % S.
 """

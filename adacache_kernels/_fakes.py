@@ -1,4 +1,4 @@
-"""What tracing needs of the ops: their arguments by name, their outputs, fake kernels."""
+"""For tracing: the ops' arguments by name, their outputs, and fake kernels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The decision rule on NumPy arrays, and schedules simulated with it: the very code that the ops run, without
+"""The decision rule on NumPy arrays, and schedules simulated with it. Same compiled code as the ops, without
 torch tensors."""
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Doubles = numpy.typing.NDArray[numpy.float64]
 
 
 def initial_state(num_videos: int, sites: int = 1, *, rule: str = "published") -> Doubles:
-    """Make the state of a request of which no step has run: float64 [num_videos, 10 + sites].
+    """Return the state of a request before its first step: float64 [num_videos, 10 + sites].
 
     The columns are named by `state_columns(sites)`. Raises ValueError for counts below 1 and unknown rules.
     """
@@ -97,7 +97,7 @@ def simulate(
 
     Args:
         distances: [num_videos, N, N]; entry [v, i, j], i < j, is the undivided distance between the residuals
-            of steps i and j (0-based). Other entries are not looked at.
+            of steps i and j (0-based). Other entries are not read.
         motion: [num_videos, N], the motion of each step's residual.
         thresholds, rates: [codebooks, entries].
         rule: "published" or "paper".
@@ -134,7 +134,7 @@ def simulate(
 def _engine() -> Any:
     library = libraries()["engine"]
     if not library.loaded:
-        raise RuntimeError(f"the compiled engine is not there: {library.reason}")
+        raise RuntimeError(f"the compiled engine is missing: {library.reason}")
     from . import _engine as module
 
     return module

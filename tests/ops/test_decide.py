@@ -259,7 +259,7 @@ def good_call() -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("what", bad_inputs())
+@pytest.mark.parametrize("what", bad_inputs(), ids=lambda what: what.replace(" ", "_"))
 def test_bad_input_names_the_argument(backend: str, device: torch.device, what: str) -> None:
     with device:  # where the factory functions make their tensors
         name, changes = bad_inputs()[what]
