@@ -111,8 +111,10 @@ class Call:
     def kept_rows(self, tensor: torch.Tensor) -> int:
         """The rows of a cache: any number where an index picks them."""
         if self.op == "stack_residual_meter":
-            return int(self.given["x_in"].shape[0]) if self.given["rows"] is not None else self.rows
-        return self.rows if self.given.get("residual_rows") is None else int(tensor.shape[0])
+            index, tensor = self.given["rows"], self.given["x_in"]
+        else:
+            index = self.given.get("residual_rows")
+        return self.rows if index is None else tensor.shape[0] if tensor.dim() else 0
 
 
 #: The check of each argument that has one, in the order in which they run.
@@ -120,7 +122,7 @@ ROLES: dict[str, Callable[[Call, str, Any], None]] = {}
 
 
 def role_of(*names: str) -> Callable[[Callable[[Call, str, Any], None]], Callable[[Call, str, Any], None]]:
-    """Make the decorated check that of the arguments with these names."""
+    """Register a check for the arguments with these names."""
 
     def register(function: Callable[[Call, str, Any], None]) -> Callable[[Call, str, Any], None]:
         ROLES.update(dict.fromkeys(names, function))
@@ -205,7 +207,7 @@ def _kept_tokens(call: Call, name: str, tensor: torch.Tensor) -> None:
 def _cache(call: Call, name: str, residual: torch.Tensor) -> None:
     if call.lead == name:
         return _lead_tokens(call, name, residual)
-    size = (call.kept_rows(residual) if residual.dim() else 0, *call.x.shape[1:])
+    size = (call.kept_rows(residual), *call.x.shape[1:])
     _check_shape(name, residual, "[B, N, C]", size, call.lead)
     read_only = call.op == "reuse_residual"
     accepted = (*(DTYPES if read_only else (call.x.dtype,)), FLOAT8)
@@ -235,8 +237,7 @@ def _factors(call: Call, name: str, factors: Sequence[torch.Tensor]) -> None:
     for factor in factors:
         if factor.dtype != factors[0].dtype:
             raise refusal(name, "one dtype", f"{factors[0].dtype} and {factor.dtype}")
-        rows = call.kept_rows(factors[0]) if factors[0].dim() else 0
-        _check_tokens(call, name, factor, rows, factor.dtype)
+        _check_tokens(call, name, factor, call.kept_rows(factors[0]), factor.dtype)
 
 
 @role_of("rows", "residual_rows")

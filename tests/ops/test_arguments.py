@@ -74,6 +74,21 @@ def test_a_value_of_another_type(backend: str, device: torch.device, op: str, na
         run(op, call | {name: value})
 
 
+@pytest.mark.parametrize("op", OPS)
+def test_a_tensor_without_dimensions(backend: str, device: torch.device, op: str) -> None:
+    call = any_call(op, device)
+    for name, kind, _ in ARGUMENTS[op]:
+        if "Optional[Tensor]" in kind or kind == "Tensor":
+            dtype = call[name].dtype if isinstance(call.get(name), torch.Tensor) else torch.int32
+            # A float8 cache has a scale; without dimensions it is the scale that is wrong.
+            float8 = (
+                {"residual": call["residual"].to(torch.float8_e4m3fn)} if name == "residual_scale" else {}
+            )
+            tensor = torch.zeros((), dtype=torch.float32 if float8 else dtype, device=device)
+            with pytest.raises(ValueError, match=f"^{name}: expected"):
+                run(op, call | float8 | {name: tensor})
+
+
 def test_numpy_numbers_are_numbers(backend: str, device: torch.device) -> None:
     import numpy
 
