@@ -357,8 +357,8 @@ MUTATIONS = [
     # Python.
     Mutation(
         "one output may lie over the other",
-        "adacache_kernels/_arguments.py",
-        "        before[name] = output\n",
+        "adacache_kernels/_checks.py",
+        "        others[name] = tensor\n",
         "",
         "argument checks",
     ),

@@ -30,10 +30,6 @@ from adacache_kernels.triton.extrapolate_residual import extrapolate_residual_ke
 from adacache_kernels.triton.gated_residual import gated_residual_kernel
 from adacache_kernels.triton.gated_residual_meter import gated_residual_meter_kernel
 from adacache_kernels.triton.launch import PER_FRAME, PER_TOKEN, SHARED, Tiling, tiling, whole_token_tiling
-from adacache_kernels.triton.linear_gated_residual_meter import (
-    linear_gated_residual_meter_kernel,
-    product_tiling,
-)
 from adacache_kernels.triton.residual_meter import residual_meter_kernel
 from adacache_kernels.triton.reuse_residual import reuse_residual_kernel
 from adacache_kernels.triton.stack_residual_meter import stack_residual_meter_kernel
@@ -41,7 +37,7 @@ from adacache_kernels.triton.sums import combine_sums_kernel
 
 SIZES = {"fp32": 4, "bf16": 2, "fp16": 2}
 #: Numbers of something; strides may pass 2^31.
-COUNTS = ("rows", "frames", "places", "tokens", "channels", "inner", "x_total", "residual_total", "total")
+COUNTS = ("rows", "frames", "places", "tokens", "channels", "x_total", "residual_total", "total")
 COUNTS += ("num_videos", "blocks", "columns")
 #: Pointers whose type is not that of the stream.
 OTHER_POINTERS = {
@@ -63,7 +59,6 @@ OTHER_POINTERS = {
 POINTERS = (
     "x",
     "y",
-    "a",
     "gate",
     "shift",
     "scale",
@@ -101,7 +96,6 @@ class Compiled:
     flushes: int  # instructions that take subnormal numbers for 0: float8 is widened by way of them
     layout_conversions: int  # 0: each element is read and written by one and the same thread
     barriers: int
-    tensor_core_products: int
     float32_values: int  # in the kernel as written; libdevice has its own
 
 
@@ -173,10 +167,6 @@ def meter_cases(dtype: str, size: int, strides: tuple[int, ...], squares: bool, 
             constants = whole | {"LATE": True} | absent()
             name_of_stack = f"{name} float8 rows in place C={channels}"
             yield Case(stack_residual_meter_kernel, name_of_stack, dtype, constants, float8, tile.warps)
-    if len(strides) <= 2:
-        product = product_tiling(size)
-        constants = product.constants | measured | {"GATE": SHARED} | absent("x_rows", "residual_rows")
-        yield Case(linear_gated_residual_meter_kernel, name, dtype, constants, {}, product.warps)
 
 
 def stream_cases(dtype: str, size: int, full: bool) -> Iterator[Case]:
@@ -285,7 +275,6 @@ def compile_case(case: Case, architecture: int) -> Compiled:
         len(re.findall(r"\.ftz\b", ptx)),
         compiled.asm["ttgir"].count("ttg.convert_layout"),
         len(re.findall(r"\bbar(?:rier)?\.sync", ptx)),
-        len(re.findall(r"^\s*(?:@\S+\s+)?(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)", ptx, re.MULTILINE)),
         len(re.findall(r"\bf32\b", compiled.asm["ttir"])),
     )
 

@@ -24,6 +24,10 @@ from adacache.runtime.wrapped_block import OWNER, WrappedBlock
 from adacache.runtime.wrapped_forward import WrappedForward
 from adacache.sites import ModelSites
 
+NOT_COMPILED = (
+    "AdaCache decides in Python which blocks run, so the whole model cannot be one graph; compile its blocks "
+    "(model.compile_repeated_blocks(fullgraph=True) in diffusers, or block.compile() for each)"
+)
 _UNDER_WAY: ContextVar[_Running | None] = ContextVar("adacache_forward", default=None)
 
 
@@ -300,4 +304,4 @@ def _with_arguments(
 
 def _uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, which `torch.compile` runs as it is; what it calls may be compiled."""
-    return torch.compiler.disable(function, recursive=False)
+    return torch.compiler.disable(function, recursive=False, reason=NOT_COMPILED)

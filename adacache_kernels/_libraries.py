@@ -1,6 +1,6 @@
-"""Finds and loads the compiled libraries, and tells what was built and why anything is missing.
+"""Loads the compiled libraries, and reports what was built and why anything is missing.
 
-Loading registers schemas and kernels with torch; it touches no GPU and opens no CUDA context.
+Loading registers schemas and kernels with torch; it opens no CUDA context.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NOT_BUILT = "the compiled part was not built: run `python setup.py build_ext --
 class Library:
     """One compiled part of the package.
 
-    `reason` is empty if it is loaded, and otherwise says in a sentence why not.
+    `reason` is empty if it is loaded, else a sentence that says why not.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Library:
 def libraries() -> dict[str, Library]:
     """The compiled parts by name: "cpu", "cuda" (op libraries), "engine". Loads them on the first call.
 
-    Never raises for a part that is missing or does not load: its `reason` tells.
+    Never raises for a part that is missing or does not load: see its `reason`.
     """
     return {"cpu": _load_cpu(), "cuda": _load_cuda(), "engine": _load_engine()}
 
