@@ -70,20 +70,22 @@ void residual_meter_case(const TokenShape& shape) {
               k.motion);
 }
 
+template <class T>
+void all_ops(int64_t number, const TokenShape& shape) {
+  current_case = describe("gated_residual_meter", number, shape, dtype_of<T>);
+  gated_residual_meter_case<T>(shape);
+  current_case = describe("stack_residual_meter", number, shape, dtype_of<T>);
+  stack_residual_meter_case<T>(shape);
+  current_case = describe("residual_meter", number, shape, dtype_of<T>);
+  residual_meter_case<T>(shape);
+}
+
 }  // namespace
 
 void meter_cases(int64_t cases) {
+  for_each_empty_case([](auto element, const TokenShape& shape) { all_ops<decltype(element)>(-1, shape); });
   for (int64_t i = 0; i < cases; ++i)
-    with_random_dtype([&](auto element) {
-      using T = decltype(element);
-      const TokenShape shape = random_shape(80);
-      current_case = describe("gated_residual_meter", i, shape, dtype_of<T>);
-      gated_residual_meter_case<T>(shape);
-      current_case = describe("stack_residual_meter", i, shape, dtype_of<T>);
-      stack_residual_meter_case<T>(shape);
-      current_case = describe("residual_meter", i, shape, dtype_of<T>);
-      residual_meter_case<T>(shape);
-    });
+    with_random_dtype([&](auto element) { all_ops<decltype(element)>(i, random_shape(80)); });
 }
 
 }  // namespace adacache::host
