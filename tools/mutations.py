@@ -279,8 +279,8 @@ MUTATIONS = [
     Mutation(
         "sums of all videos go to each on a GPU",
         "csrc/core/block.h",
-        "      if (id != video) continue;\n",
-        "",
+        "    if (id == video) sum += ",
+        "    if (id >= 0) sum += ",
         "bodies",
     ),
     Mutation(
@@ -329,8 +329,8 @@ MUTATIONS = [
     Mutation(
         "every video gets all sums in Triton",
         "adacache_kernels/triton/sums.py",
-        "        mine = tl.where(owner == video, blocks, 0)",
-        "        mine = tl.where(owner >= 0, blocks, 0)",
+        "            mine = mine & (owner == video)",
+        "            mine = mine & (owner >= 0)",
         "triton gated_residual_meter",
     ),
     Mutation(

@@ -70,6 +70,41 @@ void residual_meter_case(const TokenShape& shape) {
               k.motion);
 }
 
+// Few rows of many blocks and many rows of few: rows may outnumber the threads by far.
+void video_sums_case(int64_t rows, int64_t blocks_per_row, int64_t videos, bool wrong) {
+  current_case = "video_sums of " + std::to_string(rows) + " rows, " + std::to_string(blocks_per_row) +
+                 " blocks of each, " + std::to_string(videos) + " videos";
+  constexpr int columns = first_motion_column + 2, threads = 256;
+  const bool all_columns = once_in(2);
+  std::vector<int32_t> video_of_row;
+  if (videos > 0)
+    for (int64_t row = 0; row < rows; ++row)
+      video_of_row.push_back(static_cast<int32_t>(pick(0, videos - 1)));
+  if (wrong) video_of_row.back() = static_cast<int32_t>(videos);
+  videos = std::max<int64_t>(videos, 1);
+  std::vector<double> partials(rows * columns * blocks_per_row);
+  std::vector<double> expected(videos * columns, wrong ? nan : 0.0), sums(videos * columns, -1.0);
+  std::normal_distribution<double> normal;
+  for (size_t i = 0; i < partials.size(); ++i) {
+    const int64_t row = static_cast<int64_t>(i) / (columns * blocks_per_row);
+    const int64_t video = video_of_row.empty() ? 0 : video_of_row[row];
+    partials[i] = normal(generator);
+    if (video < videos) expected[video * columns + i / blocks_per_row % columns] += partials[i];
+  }
+  const VideoSums p{partials.data(), video_of_row.empty() ? nullptr : video_of_row.data(),
+                    sums.data(),     rows,
+                    blocks_per_row,  videos,
+                    columns,         all_columns};
+  launch(in_any_order(videos * columns), threads, video_sums_shared_bytes(threads),
+         [&](HostBlock& block) { video_sums_body(block, p); });
+  for (size_t i = 0; i < sums.size(); ++i) {
+    const double want = measured(static_cast<int>(i % columns), all_columns) ? expected[i] : nan;
+    expect(same(sums[i], want) || std::fabs(sums[i] - want) <= 1e-9,
+           "sums[" + std::to_string(i) + "] is " + std::to_string(sums[i]) + ", expected " +
+               std::to_string(want));
+  }
+}
+
 template <class T>
 void all_ops(int64_t number, const TokenShape& shape) {
   current_case = describe("gated_residual_meter", number, shape, dtype_of<T>);
@@ -83,6 +118,13 @@ void all_ops(int64_t number, const TokenShape& shape) {
 }  // namespace
 
 void meter_cases(int64_t cases) {
+  for (const int64_t videos : {0, 1, 3}) {
+    video_sums_case(5000, 1, videos, false);
+    video_sums_case(2, 3000, videos, false);
+    video_sums_case(300, 5, videos, videos > 0);
+    video_sums_case(3, 0, videos, videos > 0);
+    video_sums_case(0, 4, videos, false);
+  }
   for_each_empty_case([](auto element, const TokenShape& shape) { all_ops<decltype(element)>(-1, shape); });
   for (int64_t i = 0; i < cases; ++i)
     with_random_dtype([&](auto element) { all_ops<decltype(element)>(i, random_shape(80)); });
