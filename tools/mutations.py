@@ -279,8 +279,8 @@ MUTATIONS = [
     Mutation(
         "sums of all videos go to each on a GPU",
         "csrc/core/block.h",
-        "    if (id == video) sum += ",
-        "    if (id >= 0) sum += ",
+        "partial[i] = id[i] == video ? *from[i] : 0.0;",
+        "partial[i] = id[i] >= 0 ? *from[i] : 0.0;",
         "bodies",
     ),
     Mutation(
