@@ -61,7 +61,7 @@ class Launch:
 
 
 def shared_of_meter(threads: int, vectors: int) -> int:
-    """Of csrc/core/block.h, for one stride over frames, with history and motion sums of each thread."""
+    """Of csrc/cuda/bodies/block.h, for one stride over frames, with history and motion sums of each thread."""
     warps = threads // 32
     return threads * vectors * 16 + 2 * threads * 4 + warps * 9 * 8 + warps * 16
 

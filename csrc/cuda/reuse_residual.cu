@@ -1,5 +1,6 @@
 // reuse_residual on CUDA.
 #include "block.cuh"
+#include "bodies/reuse_residual.h"
 
 namespace adacache::cuda {
 

@@ -1,7 +1,7 @@
 // gated_residual, reuse_residual and extrapolate_residual against plain loops.
-#include "../../csrc/core/extrapolate_residual.h"
-#include "../../csrc/core/gated_residual.h"
-#include "../../csrc/core/reuse_residual.h"
+#include "../../csrc/cuda/bodies/extrapolate_residual.h"
+#include "../../csrc/cuda/bodies/gated_residual.h"
+#include "../../csrc/cuda/bodies/reuse_residual.h"
 #include "host_tensors.h"
 
 namespace adacache::host {

@@ -11,7 +11,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "../../csrc/core/gated_residual_meter.h"
+#include "../../csrc/cuda/bodies/gated_residual_meter.h"
 #include "host_block.h"
 
 namespace adacache::host {

@@ -1,6 +1,6 @@
 // gated_residual_meter, stack_residual_meter and residual_meter against plain loops, where the residual is
 // kept in x's dtype.
-#include "../../csrc/core/residual_meter.h"
+#include "../../csrc/cuda/bodies/residual_meter.h"
 #include "host_meters.h"
 
 namespace adacache::host {
@@ -9,17 +9,17 @@ namespace {
 constexpr int threads = 32;
 
 // As in csrc/cuda: single elements are always measured in full.
-template <class P, class Single, class All, class L1>
-Sums run_walk(const P& p, const MeterCase& k, const Plan& plan, const Single& single, const All& all,
-              const L1& l1) {
+template <class T, class P>
+Sums run_walk(const P& p, const MeterCase& k, const Plan& plan) {
+  constexpr int wide = vector_width<T>;
   return run_meter(k.shape, k.motion, k.all_columns, plan, meter_walk_shared_bytes(p, plan), k.videos,
                    k.video_of_row, [&](HostBlock& block, double* partials) {
                      if (plan.width == 1)
-                       single(block, p, plan, partials);
+                       meter_body<T, 1, true>(block, p, plan, partials);
                      else if (k.all_columns)
-                       all(block, p, plan, partials);
+                       meter_body<T, wide, true>(block, p, plan, partials);
                      else
-                       l1(block, p, plan, partials);
+                       meter_body<T, wide, false>(block, p, plan, partials);
                    });
 }
 
@@ -29,12 +29,7 @@ void gated_residual_meter_case(const TokenShape& shape) {
   const GatedResidualMeter p = scene.parameters();
   Plan plan = plan_of(p, threads);
   vary(plan, shape, p.motion, true);
-  constexpr int wide = vector_width<T>;
-  check_twice(scene, [&] {
-    return run_walk(p, scene.k, plan, gated_residual_meter_body<T, 1, true, HostBlock>,
-                    gated_residual_meter_body<T, wide, true, HostBlock>,
-                    gated_residual_meter_body<T, wide, false, HostBlock>);
-  });
+  check_twice(scene, [&] { return run_walk<T>(p, scene.k, plan); });
 }
 
 template <class T>
@@ -43,12 +38,7 @@ void stack_residual_meter_case(const TokenShape& shape) {
   const StackResidualMeter p = scene.parameters();
   Plan plan = plan_of(p, threads);
   vary(plan, shape, p.motion, frames_divisible(p));
-  constexpr int wide = vector_width<T>;
-  check_twice(scene, [&] {
-    return run_walk(p, scene.k, plan, stack_residual_meter_body<T, 1, true, HostBlock>,
-                    stack_residual_meter_body<T, wide, true, HostBlock>,
-                    stack_residual_meter_body<T, wide, false, HostBlock>);
-  });
+  check_twice(scene, [&] { return run_walk<T>(p, scene.k, plan); });
 }
 
 template <class T>
@@ -61,10 +51,7 @@ void residual_meter_case(const TokenShape& shape) {
                         shape,    k.motion,   k.all_columns, dtype_of<T>};
   Plan plan = plan_of(p, threads);
   vary(plan, shape, p.motion, true);
-  constexpr int wide = vector_width<T>;
-  const Sums sums =
-      run_walk(p, k, plan, residual_meter_body<T, 1, true, HostBlock>,
-               residual_meter_body<T, wide, true, HostBlock>, residual_meter_body<T, wide, false, HostBlock>);
+  const Sums sums = run_walk<T>(p, k, plan);
   const auto known = [](int64_t) { return true; };
   expect_sums(sums, expected_sums(shape, k.motion, k.all_columns, k.videos, k.video_of_row, known, r, old),
               k.motion);

@@ -5,8 +5,8 @@
 // CUDA's own; the tests run a block on the host.
 #pragma once
 
-#include "decide.h"
-#include "meter.h"
+#include "../../core/decide.h"
+#include "../../core/meter.h"
 #include "walk.h"
 
 namespace adacache {

@@ -6,7 +6,7 @@
 #endif
 #include <type_traits>
 
-#include "numeric.h"
+#include "../../core/numeric.h"
 
 // For loops over registers, which only constants can index; and for short ones that are not worth more code.
 #if defined(__CUDA_ARCH__)
