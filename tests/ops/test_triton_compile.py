@@ -21,11 +21,9 @@ KERNELS = {
     "decide_kernel",
     "extrapolate_residual_kernel",
     "gated_residual_kernel",
-    "gated_residual_meter_kernel",
     "linear_gated_residual_meter_kernel",
-    "residual_meter_kernel",
+    "meter_kernel",
     "reuse_residual_kernel",
-    "stack_residual_meter_kernel",
 }
 
 
