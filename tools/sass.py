@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,13 +67,15 @@ def disassembler(nvcc: str | None) -> str:
 
 def hot_code(objects: list[Path], tool: str) -> list[HotCode]:
     """Of all kernels in these object files, for each architecture they are compiled for."""
-    found = []
-    for file in objects:
+
+    def disassembled(file: Path) -> str:
         done = subprocess.run([tool, "-sass", str(file)], capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"{tool} -sass {file} fails: {done.stderr.strip()[-500:]}")
-        found += parse(done.stdout)
-    return found
+        return done.stdout
+
+    with ThreadPoolExecutor(os.cpu_count()) as jobs:
+        return [kernel for text in jobs.map(disassembled, objects) for kernel in parse(text)]
 
 
 def parse(text: str) -> list[HotCode]:

@@ -16,7 +16,7 @@ _L1 = tl.constexpr(METRICS["l1"])
 _L2 = tl.constexpr(METRICS["l2"])
 
 
-# Triton passes floats as float32. Those that a policy fixes are constexpr; `elements` is passed as its 64 bits:
+# Triton passes floats as float32. Those that a policy fixes are constexpr; `elements` is passed as its bits:
 # a constexpr would be compiled again for each size of the video.
 @triton.jit(
     do_not_specialize=[
