@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ._build import libraries
+from ._build import libraries, uncovered_gpu
 
 __all__ = ["BACKENDS", "OPS", "BackendChoice", "backend_report", "use_backend"]
 
@@ -76,7 +76,11 @@ def backend_report() -> list[BackendChoice]:
 def choose_backend(device: str, op: str) -> str:
     """Name the backend of `op` for tensors on this type of device; called by every op, so it is a look-up."""
     if _forced is None:
-        return _chosen.get((device, op), "reference")
+        chosen = _chosen.get((device, op), "reference")
+        # torch.compile cannot trace the query of the GPUs.
+        if chosen == "cuda" and not torch.compiler.is_compiling() and uncovered_gpu():
+            return "triton" if ("triton", device, op) in _runnable else "reference"
+        return chosen
     if (_forced, device, op) in _runnable or _forced == "reference":
         return _forced
     if device == "meta":
@@ -123,15 +127,20 @@ def _report(op: str, device: str) -> BackendChoice:
     if _forced is not None and ((_forced, device, op) in _runnable or _forced == "reference"):
         backend, preferred = _forced, f"{_forced} was asked for"
     else:
-        backend = next(name for name in _PREFERENCE[device] if not _missing(name, op))
+        backend = next(name for name in _PREFERENCE[device] if not _out(name, op))
         preferred = f"{backend} comes first"
     others = {}
     for name in BACKENDS:
         if name != backend:
             others[name] = (
-                (_missing(name, op) or preferred) if _takes(name, device) else f"takes no {device} tensors"
+                (_out(name, op) or preferred) if _takes(name, device) else f"takes no {device} tensors"
             )
     return BackendChoice(op, device, backend, others)
+
+
+def _out(backend: str, op: str) -> str | None:
+    """As `_missing`, on the GPUs of this machine."""
+    return _missing(backend, op) or (uncovered_gpu() if backend == "cuda" else None)
 
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
