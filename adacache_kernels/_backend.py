@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ._libraries import libraries
+from ._libraries import libraries, uncovered_gpu
 from ._schemas import OPS as _OPS
 
 __all__ = ["BACKENDS", "OPS", "BackendChoice", "backend_report", "use_backend"]
@@ -66,7 +66,11 @@ def choose_backend(device: str, op: str) -> str:
     """Name the backend of `op` for tensors on this type of device. Every op calls it: a look-up."""
     forced = _forced.get()
     if forced is None:
-        return _chosen.get((device, op), "reference")
+        chosen = _chosen.get((device, op), "reference")
+        # torch.compile cannot trace the query of the GPUs.
+        if chosen == "cuda" and not torch.compiler.is_compiling() and uncovered_gpu():
+            return "triton" if ("triton", device, op) in _runnable else "reference"
+        return chosen
     if (forced, device, op) in _runnable or forced == "reference":
         return forced
     if device == "meta":
@@ -114,15 +118,20 @@ def _report(op: str, device: str) -> BackendChoice:
     if forced is not None and ((forced, device, op) in _runnable or forced == "reference"):
         backend, preferred = forced, f"{forced} is forced"
     else:
-        backend = next(name for name in _PREFERENCE[device] if not _missing(name, op))
+        backend = next(name for name in _PREFERENCE[device] if not _out(name, op))
         preferred = f"{backend} comes first"
     others = {}
     for name in BACKENDS:
         if name != backend:
             others[name] = (
-                (_missing(name, op) or preferred) if _takes(name, device) else f"takes no {device} tensors"
+                (_out(name, op) or preferred) if _takes(name, device) else f"takes no {device} tensors"
             )
     return BackendChoice(op, device, backend, others)
+
+
+def _out(backend: str, op: str) -> str | None:
+    """As `_missing`, on the GPUs of this machine."""
+    return _missing(backend, op) or (uncovered_gpu() if backend == "cuda" else None)
 
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None

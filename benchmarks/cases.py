@@ -389,7 +389,7 @@ CASES = [
         passes=5,
         checks=("bits", "bits", "sums"),
         gpu_goals={"share_of_copy_rate": 0.90, "times_eager": 4, "times_compiled": 1.5},
-        kernel="gated_residual_meter<bf16, 8, false>",
+        kernel="meter<GatedResidualMeter, bf16, 8, false>",
     ),
     Case(
         "gated_residual_meter per frame",
@@ -400,7 +400,7 @@ CASES = [
         passes=5,
         checks=("bits", "bits", "sums"),
         gpu_goals={"share_of_copy_rate": 0.90},
-        kernel="gated_residual_meter<bf16, 8, false>",
+        kernel="meter<GatedResidualMeter, bf16, 8, false>",
     ),
     Case(
         "gated_residual_meter cosine",
@@ -411,7 +411,7 @@ CASES = [
         passes=5,
         checks=("bits", "bits", "sums"),
         gpu_goals={"share_of_copy_rate": 0.90},
-        kernel="gated_residual_meter<bf16, 8, true>",
+        kernel="meter<GatedResidualMeter, bf16, 8, true>",
     ),
     Case(
         "gated_residual_meter float8",
@@ -422,7 +422,7 @@ CASES = [
         passes=3,
         float8_passes=2,
         checks=("bits", "bits", "bits", "sums"),
-        kernel="gated_residual_meter_float8<bf16, 1>",
+        kernel="float8_meter<GatedResidualMeter, bf16, 1>",
     ),
     Case(
         "stack_residual_meter",
@@ -433,7 +433,7 @@ CASES = [
         passes=4,
         checks=("bits", "sums"),
         outs=(),
-        kernel="stack_residual_meter<bf16, 8, false>",
+        kernel="meter<StackResidualMeter, bf16, 8, false>",
     ),
     Case(
         "residual_meter",
@@ -444,7 +444,7 @@ CASES = [
         passes=2,
         checks=("sums",),
         outs=(),
-        kernel="residual_meter<bf16, 8, false>",
+        kernel="meter<ResidualMeter, bf16, 8, false>",
     ),
     Case(
         "reuse_residual",

@@ -17,6 +17,7 @@ import torch
 import adacache_kernels
 from adacache_kernels import BACKENDS, OPS, _backend, backend_report, build_info, simulate, use_backend
 from adacache_kernels._backend import choose_backend
+from adacache_kernels._libraries import covers
 from adacache_kernels._schemas import SCHEMAS
 
 
@@ -222,6 +223,48 @@ def test_a_wrong_variable_still_lets_the_report_run() -> None:
     code = "import adacache_kernels as a; print(len(a.backend_report()))"
     run = in_a_process(code, ADACACHE_BACKEND="gpu")
     assert int(run.stdout) == 2 * len(OPS), run.stderr
+
+
+@pytest.mark.parametrize(
+    ("architectures", "capability", "runs"),
+    [
+        (["80", "86", "120+PTX"], (8, 0), True),
+        (["80", "86", "120+PTX"], (8, 9), True),  # code of an older minor version
+        (["80", "86", "120+PTX"], (7, 5), False),
+        (["80", "86", "120+PTX"], (9, 0), False),  # neither code nor PTX of older ones
+        (["80", "86", "120+PTX"], (13, 0), True),  # PTX
+        (["90+PTX"], (8, 9), False),
+        (["90a"], (9, 0), True),
+        (["100a"], (10, 3), False),
+        (["100f"], (10, 3), True),
+        (["103"], (10, 0), False),
+    ],
+)
+def test_which_gpus_the_cuda_library_covers(
+    architectures: list[str], capability: tuple[int, int], runs: bool
+) -> None:
+    assert covers(architectures, capability) is runs
+
+
+def test_a_gpu_that_the_cuda_library_does_not_cover_gets_triton() -> None:
+    code = """
+import torch
+from adacache_kernels import _backend, _libraries, backend_report
+_libraries._recorded = lambda: {"cuda": {"architectures": ["80", "90"]}}
+_backend._missing = lambda backend, op=None: None
+_backend._chosen["cuda", "reuse_residual"] = "cuda"
+_backend._runnable.add(("triton", "cuda", "reuse_residual"))
+torch.cuda.is_available = lambda: True
+torch.cuda.device_count = lambda: 2
+torch.cuda.get_device_capability = lambda index: [(9, 0), (7, 5)][index]
+print(_backend.choose_backend("cuda", "reuse_residual"))
+choice = next(choice for choice in backend_report() if choice.device == "cuda")
+print(choice.backend, choice.others["cuda"])
+"""
+    assert in_a_process(code).stdout.splitlines() == [
+        "triton",
+        "triton it is built for sm_80, sm_90, and cuda:1 is sm_75",
+    ]
 
 
 @pytest.mark.parametrize("package", ["adacache_kernels", "adacache"])

@@ -22,10 +22,8 @@ KERNELS = {
     "decide_kernel",
     "extrapolate_residual_kernel",
     "gated_residual_kernel",
-    "gated_residual_meter_kernel",
-    "residual_meter_kernel",
+    "meter_kernel",
     "reuse_residual_kernel",
-    "stack_residual_meter_kernel",
 }
 
 
