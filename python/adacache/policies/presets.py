@@ -89,8 +89,12 @@ def _calibrated(path: Path, num_steps: int | None) -> AdaCache:
         raise ValueError(f"policy: not a file that `adacache calibrate` wrote: {error}") from error
     if num_steps not in (None, values["num_steps"]):
         raise ValueError(f"num_steps: {path} was calibrated for {values['num_steps']} steps, got {num_steps}")
+    block = values.get("metric_block")
     return AdaCache(
-        codebook=values["codebook"], metric_part=values.get("metric_part"), metric=values.get("metric", "l1")
+        codebook=values["codebook"],
+        metric_blocks=None if block is None else [block],
+        metric_part=values.get("metric_part"),
+        metric=values.get("metric", "l1"),
     )
 
 
@@ -108,7 +112,7 @@ def check_pairs(value: Any, name: str) -> dict[float, int]:
 
 _CALIBRATION = fields(
     {"num_steps": whole(1), "codebook": check_pairs},
-    {"metric_part": optional(text()), "metric": text(*METRICS)},
+    {"metric_block": optional(whole(0)), "metric_part": optional(text()), "metric": text(*METRICS)},
     others=anything,
 )
 _MOTION = fields(
