@@ -46,7 +46,7 @@ def returns_nothing(num_steps: int | None) -> None:
         ("demo --out {file}", "out: cannot create the folder"),
         ("calibrate {subject} --share nan", "--share: expected a number above 0 and at most 1, got nan"),
         ("calibrate {subject} --share 1.5", "--share: expected a number above 0 and at most 1, got 1.5"),
-        ("calibrate {subject} --share .01", r"share: expected at least 5 of 30 steps \(0.167\), got 0.01"),
+        ("calibrate {subject} --share .01", r"share: expected at least 6 of 30 steps \(0.2\), got 0.01"),
         ("calibrate {subject} --error 0", "--error: expected a number above 0, got 0.0"),
         ("calibrate {subject} --error inf", "--error: expected a number above 0, got inf"),
         ("calibrate {subject} --like open-sora/medium", "policy: expected one of"),
@@ -72,7 +72,7 @@ def returns_nothing(num_steps: int | None) -> None:
         ("calibrate no_such_module:x", "No module named 'no_such_module'"),
         (
             "calibrate test_commands:none",
-            "model: expected a function of the module test_commands, got 'none'",
+            "a function of the module test_commands, got 'none'",
         ),
         ("calibrate test_commands:not_a_function", "model: expected a function of the module"),
         ("calibrate test_commands:returns_nothing", "model: expected a Subject and a list of prompts"),

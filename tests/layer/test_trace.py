@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import adacache
+import numpy as np
 import pytest
 from adacache.models.stdit3 import STDiT3
 from models import CODEBOOK, denoise, inputs
@@ -84,6 +85,15 @@ def test_wrong_fields_are_named(
     path.write_text(json.dumps(values))
     with pytest.raises(ValueError, match=rf"trace: not a saved trace: .*t\.json: {message}"):
         adacache.Trace.load(path)
+
+
+@pytest.mark.parametrize(
+    "steps", [[1, 1.9], [1, 2.0], [1, True], [True], ["1"], "123", [], 7, None, [1, None]], ids=str
+)
+def test_replay_takes_whole_steps_only(steps: Any) -> None:
+    with pytest.raises(ValueError, match=r"^trace(\[\d\])?: expected "):
+        adacache.Replay(steps)
+    assert adacache.Replay(np.array([1, 3])).computed == [[1, 3]]
 
 
 def test_series_of_what_was_not_measured(trace: adacache.Trace) -> None:

@@ -67,7 +67,9 @@ def record(
         policy.schedules.clear()
         outputs.append(run(subject, policy, prompt, seed)[0])
         # A pipeline with two transformers, or one that generates a long video in parts, has several requests.
-        recordings += [schedule.recording() for schedule in policy.schedules[:1]]
+        if not policy.schedules:
+            raise RuntimeError("generate: expected calls of the model, got none")
+        recordings.append(policy.schedules[0].recording())
     policy.schedules.clear()
     together = recordings[0]
     for recording in recordings[1:]:
@@ -80,6 +82,8 @@ def run(subject: Subject, policy: Any, prompt: Any, seed: int) -> tuple[Tensor, 
     handle = enable(subject.model, policy, num_steps=subject.num_steps)
     try:
         output = subject.generate(prompt, seed)
+        if not isinstance(output, Tensor):
+            refuse("generate", "a tensor", output)
         return output, len(handle.trace.computed_steps)
     finally:
         disable(subject.model)

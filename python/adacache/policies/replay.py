@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from adacache.checks import array, whole
 from adacache.policies.base import MetricSite, StackInfo, check_steps
 from adacache.trace import Trace
 
@@ -31,7 +32,8 @@ class Replay:
             self.computed = [trace.steps_of(video) for video in range(trace.num_videos)]
         else:
             self.num_steps = None
-            self.computed = [[int(step) for step in trace]]
+            steps = list(trace) if isinstance(trace, Iterable) else trace
+            self.computed = [array(whole(1), least=1)(steps, "trace")]
         for steps in self.computed:
             if not steps or steps[0] != 1 or steps != sorted(set(steps)):
                 raise ValueError(f"trace: expected computed steps that rise from 1, got {steps}")
