@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 pytest.importorskip("sklearn", reason="the handwritten digits come with scikit-learn")
 
 from adacache.digits import load, noise, with_null
 from adacache.digits.captions import CHANNELS, TOKENS, encode
+from adacache.models.config import SHAPE, read_config
 from adacache.models.stdit3 import STDiT3Config
 from train import CHECKPOINT, LOG, Options, export, load_checkpoint, main, start, train
 
@@ -111,7 +114,7 @@ def test_export_is_loaded_strictly_and_holds_the_average(tmp_path: Path) -> None
     state = train(start(options(steps=5)), tmp_path, progress=False)
     weights, config, _ = export(tmp_path, tmp_path / "shipped", every=2)
     model = load(weights)
-    assert STDiT3Config.from_json(config) == model.config == TINY
+    assert read_config(config) == model.config == TINY
     assert next(model.parameters()).dtype == torch.float32
     for name, value in model.state_dict().items():
         assert torch.equal(value, state.average[name].half().float()), name
@@ -132,6 +135,36 @@ def test_bad_weights_are_named(tmp_path: Path) -> None:
         load(weights)
     STDiT3Config(**(vars(TINY) | {"hidden_size": 64})).to_json(config)
     with pytest.raises(ValueError, match=r"do not fit the model: .*expected .*64.*got .*32"):
+        load(weights)
+
+
+def test_configs_are_checked(tmp_path: Path) -> None:
+    assert set(SHAPE) == set(STDiT3Config.__dataclass_fields__)
+    path = tmp_path / "config.json"
+    path.write_text('{"depth": 3, "patch_size": [1, 4, 4], "architectures": ["STDiT3"]}')
+    assert read_config(path) == STDiT3Config(depth=3, patch_size=(1, 4, 4))
+    for content, message in {
+        '{"depth": 1e9}': r"config.json: depth: expected a whole number in 1..1024, got 1000000000.0",
+        '{"depth": true}': "depth: expected a whole number",
+        '{"patch_size": [1, 2]}': "patch_size: expected a list of 3 items",
+        '{"qk_norm": 1}': "qk_norm: expected true or false, got 1",
+        "[1]": "expected an object",
+    }.items():
+        path.write_text(content)
+        with pytest.raises(ValueError, match=message):
+            read_config(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.float8_e4m3fn])
+def test_weights_have_to_be_floating_point(tmp_path: Path, dtype: torch.dtype) -> None:
+    train(start(options(steps=1)), tmp_path, progress=False)
+    weights, _, _ = export(tmp_path, tmp_path)
+    state = load_file(weights)
+    name = next(iter(state))
+    save_file({**state, name: state[name].to(dtype)}, weights)
+    with pytest.raises(
+        ValueError, match=rf"{re.escape(name)}: expected the type F64 or F32 or F16 or BF16, got"
+    ):
         load(weights)
 
 

@@ -186,7 +186,7 @@ def test_file_is_taken_by_enable(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="was calibrated for 16 steps, got 20"):
         adacache.enable(model, path, num_steps=20)
     path.write_text("{}")
-    with pytest.raises(ValueError, match="is no file that `adacache calibrate` wrote"):
+    with pytest.raises(ValueError, match="not a file that `adacache calibrate` wrote"):
         adacache.enable(model, path, num_steps=STEPS)
 
 
@@ -211,7 +211,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["calibrate", *given]) == 0
     printed = capsys.readouterr().out
     assert "on 2 held-out prompts" in printed
-    assert "at even distances" in printed
+    assert "evenly spaced" in printed
     found = json.loads(out.read_text())
     assert found["num_steps"] == STEPS
     assert set(found["held_out"]["chosen"]) == {
@@ -225,7 +225,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert adacache.preset(out, STEPS).codebook == dict(found["codebook"])
     assert main(["calibrate", "test_calibrate:small_subject", "--count", "9"]) == 2
     assert "expected at least 13" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="model: expected the directory"):
+    with pytest.raises(ValueError, match="model: expected the folder"):
         subject_of("no such thing")
 
 
