@@ -1,4 +1,5 @@
-"""Loops of pipelines: several calls per step, several loops per call, schedulers that are not the pipeline's."""
+"""Loops of pipelines: several calls per step, several loops per call, schedulers that are not the
+pipeline's."""
 
 from __future__ import annotations
 

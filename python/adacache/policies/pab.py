@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from adacache.policies.base import Action, Decider, Keep, Plan, Step, What, check_count, check_steps
+from adacache.checks import whole
+from adacache.policies.base import Action, Decider, Keep, Plan, Step, What, check_steps
 from adacache.sites import ModelSites
 
 SLOW = {"spatial_attention": 2, "temporal_attention": 4, "cross_attention": 6, "attention": 2}
@@ -39,7 +40,7 @@ class PAB:
         if not self.ranges:
             raise ValueError("ranges: expected at least one {sub-layer: range}, got an empty one")
         for part, count in self.ranges.items():
-            check_count(f"ranges[{part!r}]", count)
+            whole(1)(count, f"ranges[{part!r}]")
         if len(self.window) != 2 or not 0 <= self.window[0] < self.window[1]:
             raise ValueError(f"window: expected timesteps 0 <= lo < hi, got {self.window!r}")
 

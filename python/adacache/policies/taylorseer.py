@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adacache.checks import whole
 from adacache.policies.base import (
     Action,
     Decider,
     Keep,
     Plan,
     Step,
-    check_count,
     check_dtype,
     check_steps,
     check_storage,
@@ -47,11 +47,9 @@ class TaylorSeer:
     cache_dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
-        check_count("interval", self.interval)
-        check_count("order", self.order, 0)
-        check_count("first", self.first)
-        if self.order >= MOST_FACTORS:
-            raise ValueError(f"order: expected 0..{MOST_FACTORS - 1}, got {self.order}")
+        whole(1)(self.interval, "interval")
+        whole(0, MOST_FACTORS - 1)(self.order, "order")
+        whole(1)(self.first, "first")
         check_dtype(self.cache_dtype)
         if self.cache_dtype == torch.float8_e4m3fn:
             raise ValueError("cache_dtype: factors of a forecast cannot be float8_e4m3fn")
