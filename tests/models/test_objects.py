@@ -359,7 +359,7 @@ def test_bad_options_of_a_request(options: dict[str, Any], message: str) -> None
     [
         ({"codebook": None}, "codebook: expected"),
         ({"codebook": [0.1, 2]}, "codebook: expected"),
-        ({"codebook": {0.1: 2}, "metric_blocks": (0.5,)}, "metric_blocks: expected whole numbers, got 0.5"),
+        ({"codebook": {0.1: 2}, "metric_blocks": (0.5,)}, "metric_blocks: expected a whole number, got 0.5"),
         ({"codebook": {0.1: 2}, "metric_blocks": 1}, "metric_blocks: expected"),
         ({"codebook": {0.1: 2}, "metric_part": 3}, "metric_part: expected"),
         ({"codebook": {0.1: 2}, "motion": {}}, "motion: expected"),
