@@ -127,10 +127,12 @@ class Decider:
     Attributes:
         keeps: what is kept at which sites; ranges of blocks must not overlap.
         watches: the sites whose residual is measured.
+        needs_timestep: `Step.timestep` is read from the device.
     """
 
     keeps: Mapping[Site, Keep] = {}
     watches: Mapping[Site, Watch] = {}
+    needs_timestep = False
 
     def plan(self, step: Step) -> Plan:
         """The plan of a step, requested before it runs. Must not wait for the device."""

@@ -197,7 +197,7 @@ class Request:
                 self.store.forget_first()
             self._computed.append([False] * self.decisions)
             self._timesteps.append(facts.timestep)
-            timestep = facts.read_timestep() if getattr(self.policy, "needs_timestep", False) else None
+            timestep = facts.read_timestep() if self.decider.needs_timestep else None
             self.plan = self.decider.plan(Step(self.step, self.num_steps, timestep))
             if not any(keep.what is What.RESIDUAL for keep in self.decider.keeps.values()):
                 self.note_computed([True] * self.decisions)
@@ -220,8 +220,7 @@ class Request:
         """Per decision, what a call of this branch does at a site.
 
         A branch that has nothing valid to reuse computes: it never ran, or it was left out at the last
-            computed
-        step.
+        computed step.
 
         Args:
             planned: the site that the plan names; kept: the site under which its tensors are kept.
@@ -310,7 +309,3 @@ class Request:
             measurements=[] if self._decider is None else self._decider.records(),
             cache_bytes=self.store.bytes,
         )
-
-    def describe(self) -> dict[str, Any]:
-        """The settings and the progress, for messages."""
-        return {"policy": self.policy.describe(), "step": self.step, "num_steps": self.num_steps}
