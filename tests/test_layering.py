@@ -39,7 +39,8 @@ SOURCES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def imported(module: str, source: str) -> set[str]:
-    """The modules of the package that a module imports anywhere, also in functions and under TYPE_CHECKING."""
+    """The modules of the package that a module imports anywhere, also in functions and under
+    TYPE_CHECKING."""
     package = module if SOURCES[module].name == "__init__.py" else module.rpartition(".")[0]
     found: set[str] = set()
     for node in ast.walk(ast.parse(source)):

@@ -1,5 +1,5 @@
-"""One forward call under way: its segments, and what they reuse and keep. Fused programs and wrapped blocks run
-on it alike."""
+"""One forward call under way: its segments, and what they reuse and keep. Fused programs and wrapped blocks
+run on it alike."""
 
 from __future__ import annotations
 
@@ -164,10 +164,7 @@ class Forward:
             out: of the stream's shape; may be the stream before the segment.
         """
         x = self.before[stream]
-        coefficients = None
-        if Action.FORECAST in self._actions:
-            assert self.segment.planned is not None
-            coefficients = self.request.plan.coefficients[self.segment.planned]
+        coefficients = self.request.coefficients(self.segment.planned, self._actions)
         for part in self._stored_parts():
             x = self.store.apply(
                 self._key(stream, part),
@@ -180,7 +177,8 @@ class Forward:
         return x
 
     def _stored_parts(self) -> list[str]:
-        """Keys of what is kept of the segment: one for all blocks, or one per sub-layer in the order they run."""
+        """Keys of what is kept of the segment: one for all blocks, or one per sub-layer in the order they
+        run."""
         if not self.segment.by_sublayer:
             return [""]
         positions = range(self.segment.site.first, self.segment.site.last)

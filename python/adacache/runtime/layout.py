@@ -26,5 +26,6 @@ def from_video(x: Tensor, layout: str, frames: int) -> Tensor:
 
 
 def to_measure(x: Tensor, layout: str, batch: int) -> Tensor:
-    """Tokens as the meter takes them: frame-major, the rows of a video together. [B*S, T, C] stays as it is."""
+    """Tokens as the meter takes them: frame-major, the rows of a video together. [B*S, T, C] stays as it
+    is."""
     return x if layout == "temporal" else to_video(x, layout, batch)

@@ -210,8 +210,8 @@ class Request:
     def actions(self, branch: Branch, planned: Site, kept: Site) -> list[Action]:
         """Per decision, what a call of this branch does at a site.
 
-        A branch that has nothing valid to reuse computes: it never ran, or it was left out at the last computed
-        step.
+        A branch that has nothing valid to reuse computes: it never ran, or it was left out at the last
+        computed step.
 
         Args:
             planned: the site that the plan names; kept: the site under which its tensors are kept.
@@ -224,6 +224,19 @@ class Request:
             Action.COMPUTE if mine < 1 or mine < latest else action
             for action, mine, latest in zip(actions, own, newest, strict=True)
         ]
+
+    def coefficients(self, planned: Site | None, actions: Sequence[Action]) -> Tensor | None:
+        """Of the forecast at a site, float32 [decisions, factors]; (1, 0, ...) where a decision is to reuse.
+        None: nothing is forecast."""
+        if planned is None or Action.FORECAST not in actions:
+            return None
+        given = self.plan.coefficients[planned]
+        if Action.REUSE not in actions:
+            return given
+        reuse = to_device(torch.tensor([[action is Action.REUSE] for action in actions]), given.device)
+        plain = torch.zeros_like(given)
+        plain[:, 0] = 1.0
+        return torch.where(reuse, plain, given)
 
     def split(self, branch: Branch, actions: Sequence[Action], device: torch.device) -> Split:
         """The rows of a branch's batch that compute and those that do not."""

@@ -114,7 +114,8 @@ class WrappedBlock:
         return positional, {name: left[name] for name in kwargs}
 
     def run_uncompiled(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Runs the block without compiled code, which may have inlined its children before they were wrapped."""
+        """Runs the block without compiled code, which may have inlined its children before they were
+        wrapped."""
         return _call_uncompiled()(self.core, *args, **kwargs)
 
     def wrap_children(self, names: Iterable[str], owner: Any) -> None:

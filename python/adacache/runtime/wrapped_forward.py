@@ -1,9 +1,8 @@
 """A forward call of a model whose blocks are wrapped.
 
-Blocks that compute run unchanged. In a segment that reuses, blocks return their input, and the last one adds the
-kept residual. Where only some rows of the batch compute, they are gathered before the segment's first block and
-scattered after its last.
-"""
+Blocks that compute run unchanged. In a segment that reuses, blocks return their input, and the last one adds
+the kept residual. Where only some rows of the batch compute, they are gathered before the segment's first
+block and scattered after its last. """
 
 from __future__ import annotations
 
@@ -31,8 +30,8 @@ class WrappedForward(Forward):
 
     Attributes:
         spared: whether the model was called with the spec's `reuse_arguments`.
-        unknown_output: class of a block that returns a tensor which is none of its arguments, so that it cannot
-            be skipped.
+        unknown_output: class of a block that returns a tensor which is none of its arguments, so that it
+            cannot be skipped.
     """
 
     def __init__(self, owner: object, spec: ModelSpec, call: Call):
