@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import Any, Protocol
@@ -53,11 +53,16 @@ class Keep:
 class Watch:
     """A residual that is measured against the one kept from an earlier step.
 
-    Attributes:
-        metric: "l1", "l2" or "cosine".
-        strides: frame strides of the motion sums.
-        until: None: each measured residual becomes the next old one; a kept site: only those of the
-            videos that compute this site at the step do.
+        Attributes:
+            metric: "l1", "l2" or "cosine".
+            strides: frame strides of the motion sums.
+    <<<<<<< HEAD
+            until: None: each measured residual becomes the next old one; a kept site: only those of the
+                videos that compute this site at the step do.
+    =======
+            until: None: each measured residual becomes the next old one; a kept site: only those of the videos
+                that compute this site at the step do.
+    >>>>>>> h-policies
     """
 
     metric: str = "l1"
@@ -79,8 +84,9 @@ class Plan:
     """What one step does at each kept site. A site that is not named computes.
 
     Attributes:
-        actions: per site, one action per video.
-        coefficients: per site that forecasts, float32 [videos, factors] on the model's device.
+        actions: per site, one action per video. An OUTPUT is computed for all videos if any computes it.
+        coefficients: per site that forecasts, float32 [videos, factors] on the model's device; the rows of
+            videos that do not forecast are not used.
     """
 
     actions: Mapping[Site, Sequence[Action]] = field(default_factory=dict)
@@ -186,6 +192,21 @@ def check_dtype(dtype: torch.dtype | None) -> None:
     if dtype is not None and dtype not in STORAGE_DTYPES:
         accepted = [str(one) for one in STORAGE_DTYPES]
         raise ValueError(f"cache_dtype: expected one of {accepted} or None, got {dtype!r}")
+
+
+def dtype_name(dtype: torch.dtype | None) -> str | None:
+    """Such as "float16", for traces."""
+    return None if dtype is None else str(dtype).removeprefix("torch.")
+
+
+def check_parts(name: str, parts: Any) -> tuple[str, ...]:
+    """The names of sub-layers in an iterable. Raises ValueError if there is none, or another value."""
+    if isinstance(parts, str) or not isinstance(parts, Iterable):
+        raise ValueError(f"{name}: expected names of sub-layers, got {parts!r}")
+    found = tuple(parts)
+    if not found or not all(isinstance(part, str) for part in found):
+        raise ValueError(f"{name}: expected at least one name of a sub-layer, got {list(found)}")
+    return found
 
 
 def check_storage(storage: str, sites: ModelSites) -> None:

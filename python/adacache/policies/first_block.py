@@ -20,6 +20,11 @@ from adacache.policies.base import (
     Watch,
     check_dtype,
     check_steps,
+<<<<<<< HEAD
+=======
+    dtype_name,
+    positive,
+>>>>>>> h-policies
 )
 from adacache.sites import ModelSites, Site
 
@@ -57,7 +62,11 @@ class FirstBlock:
         return FirstBlockDecider(self, sites, num_videos)
 
     def describe(self) -> dict[str, Any]:
-        return {"policy": "FirstBlock", "threshold": self.threshold}
+        return {
+            "policy": "FirstBlock",
+            "threshold": self.threshold,
+            "cache_dtype": dtype_name(self.cache_dtype),
+        }
 
 
 class FirstBlockDecider(Decider):

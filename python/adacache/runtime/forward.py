@@ -1,5 +1,9 @@
 """One forward call under way: its segments, and what they reuse and keep. Fused programs and wrapped blocks
+<<<<<<< HEAD
 run  on it alike."""
+=======
+run on it alike."""
+>>>>>>> h-policies
 
 from __future__ import annotations
 
@@ -165,10 +169,7 @@ class Forward:
             out: of the stream's shape; may be the stream before the segment.
         """
         x = self.before[stream]
-        coefficients = None
-        if Action.FORECAST in self._actions:
-            assert self.segment.planned is not None
-            coefficients = self.request.plan.coefficients[self.segment.planned]
+        coefficients = self.request.coefficients(self.segment.planned, self._actions)
         for part in self._stored_parts():
             x = self.store.apply(
                 self._key(stream, part),

@@ -233,6 +233,19 @@ class Request:
             for action, mine, latest in zip(actions, own, newest, strict=True)
         ]
 
+    def coefficients(self, planned: Site | None, actions: Sequence[Action]) -> Tensor | None:
+        """Of the forecast at a site, float32 [decisions, factors]; (1, 0, ...) where a decision is to reuse.
+        None: nothing is forecast."""
+        if planned is None or Action.FORECAST not in actions:
+            return None
+        given = self.plan.coefficients[planned]
+        if Action.REUSE not in actions:
+            return given
+        reuse = to_device(torch.tensor([[action is Action.REUSE] for action in actions]), given.device)
+        plain = torch.zeros_like(given)
+        plain[:, 0] = 1.0
+        return torch.where(reuse, plain, given)
+
     def split(self, branch: Branch, actions: Sequence[Action], device: torch.device) -> Split:
         """The rows of a branch's batch that compute and those that do not."""
         return Split([actions[video] is Action.COMPUTE for video in branch.videos], device)
