@@ -1,25 +1,39 @@
-"""Adaptive caching for video diffusion transformers: residuals are kept, measured and reused while they last.
+"""Caching for video diffusion transformers: residuals are kept, measured, and reused while they change
+little.
 
 handle = adacache.enable(model, "open-sora/fast", num_steps=30)
 ...                                   # generate as before
 handle.trace.computed_steps
-adacache.disable(model)               # the model is as it was
+adacache.disable(model)               # the model is restored
 """
 
-from adacache.adapters import known_models
-from adacache.handle import Handle, disable, enable
-from adacache.pipelines import PipelineHandle
-from adacache.policies import AdaCache, MotionRegularization, Replay, preset, preset_names
-from adacache.request import Request
+from adacache.adapters.registry import known_models
+from adacache.api import disable, enable
+from adacache.handle import Handle
+from adacache.integrations.pipelines import PipelineHandle
+from adacache.policies import (
+    PAB,
+    AdaCache,
+    FirstBlock,
+    MotionRegularization,
+    Replay,
+    TaylorSeer,
+    preset,
+    preset_names,
+)
+from adacache.runtime.request import Request
 from adacache.trace import Trace
 
 __all__ = [
+    "PAB",
     "AdaCache",
+    "FirstBlock",
     "Handle",
     "MotionRegularization",
     "PipelineHandle",
     "Replay",
     "Request",
+    "TaylorSeer",
     "Trace",
     "disable",
     "enable",

@@ -1,65 +1,110 @@
-"""Puts functions before the methods of one object, by giving it a subclass of its own class, and takes them
-off.
+"""Wraps methods of single objects by assigning a subclass of their own class.
 
-Replacing `forward` on an instance is what offloading and other hook libraries do too, and they undo each
-other's work; a subclass lies above all of them, whoever came first (as `torch.distributed.fully_shard` does
-it).
+A replaced instance `forward` is undone by offloading and other hook libraries, which replace it too. A
+subclass composes with all of them in any order (`torch.distributed.fully_shard` does the same). All objects
+of one class
+with the same wrapped methods share one subclass, which compares equal to the original class: lookups in
+registries keyed by class succeed. Copies and pickles of a wrapped object are plain.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copyreg
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
+_METHODS = "_adacache_methods"
 _BASE = "_adacache_base"
+_NEW_OF_CLASS = getattr(copyreg, "__newobj__")  # noqa: B009
+_NEW = getattr(copyreg, "_reconstructor")  # noqa: B009
+STATE = "_adacache"
+"""Prefix of the attributes that wrapping leaves on an object; copies do not get them."""
 
 
-def interpose(thing: Any, **methods: Callable[..., Any]) -> None:
-    """Replaces methods of one object; `methods[name]` takes (plain, thing, *args, **kwargs), where `plain` is
-    the unbound method of its class."""
-    base = type(thing)
-    replaced = {name: _method(getattr(base, name), method) for name, method in methods.items()}
-    own = {
+def interpose(thing: Any, methods: Mapping[str, Callable[..., Any]], *, copies: bool = False) -> None:
+    """Wraps methods of one object.
+
+    Args:
+        methods: methods[name] is called with (plain, thing, *args, **kwargs), where `plain` is the unbound
+            method of the object's class.
+        copies: copies of the object are wrapped too; the methods must then be functions.
+    """
+    thing.__dict__[_METHODS] = methods
+    base: Any = type(thing)
+    # OptimizedModule forwards attribute assignment to the model that it compiled.
+    object.__setattr__(thing, "__class__", _subclass(base, tuple(sorted(methods)), copies))
+
+
+def restore(thing: Any) -> bool:
+    """Unwraps an object. False if its class was changed since: then the wrapped methods only call the plain
+    ones, but the subclass stays."""
+    thing.__dict__.pop(_METHODS, None)
+    base = type(thing).__dict__.get(_BASE)
+    if base is not None:
+        object.__setattr__(thing, "__class__", base)
+    return not any(_BASE in kind.__dict__ for kind in type(thing).__mro__)
+
+
+def is_interposed(thing: Any) -> bool:
+    """Whether methods of the object are wrapped now."""
+    return _METHODS in thing.__dict__
+
+
+def plain_class(thing: Any) -> type:
+    """The class of an object, without the subclass of `interpose`."""
+    kind = type(thing)
+    return kind.__dict__.get(_BASE, kind)
+
+
+@functools.cache
+def _subclass(base: type, names: tuple[str, ...], copies: bool) -> type:
+    body: dict[str, Any] = {name: _method(name, getattr(base, name)) for name in names}
+    body |= {
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
         _BASE: base,
     }
-    _set_class(thing, type(base.__name__, (base,), replaced | own))
+    if not copies:
+        body["__reduce_ex__"] = _reduce
+    return _transparent(type(base))(base.__name__, (base,), body)
 
 
-def restore(thing: Any) -> None:
-    """Gives an object its class back.
+@functools.cache
+def _transparent(metaclass: type) -> type:
+    """A metaclass whose classes compare equal to the class that they wrap."""
 
-    Raises:
-        RuntimeError: its class was changed again since; that has to be undone first.
-    """
-    base = type(thing).__dict__.get(_BASE)
-    if base is None:
-        raise RuntimeError(
-            f"model: the class of {type(thing).__name__} was changed after AdaCache was enabled; undo that "
-            "first"
-        )
-    _set_class(thing, base)
+    def equal(kind: Any, other: Any) -> Any:
+        return other is kind or other is kind.__dict__.get(_BASE)
+
+    def hashed(kind: Any) -> int:
+        return hash(kind.__dict__[_BASE]) if _BASE in kind.__dict__ else type.__hash__(kind)
+
+    return type(metaclass.__name__, (metaclass,), {"__eq__": equal, "__hash__": hashed})
 
 
-def _set_class(thing: Any, kind: type) -> None:
-    # What torch.compile wraps hands the setting of its own attributes on to the model.
-    object.__setattr__(thing, "__class__", kind)
-
-
-def plain_class(thing: Any) -> type:
-    """The class of an object without what `interpose` put before it."""
-    kind = type(thing)
-    return kind.__dict__.get(_BASE, kind)
-
-
-def _method(plain: Callable[..., Any], replacement: Callable[..., Any]) -> Callable[..., Any]:
+def _method(name: str, plain: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(plain)  # inspect.signature then shows the plain arguments, which pipelines read
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return replacement(plain, self, *args, **kwargs)
+        methods = self.__dict__.get(_METHODS)
+        if methods is None:
+            return plain(self, *args, **kwargs)
+        return methods[name](plain, self, *args, **kwargs)
 
-    method.__name__ = plain.__name__
-    method.__doc__ = plain.__doc__
-    # inspect.signature, which pipelines ask for argument names, then tells what the plain method takes.
-    method.__wrapped__ = plain  # type: ignore[attr-defined]
     return method
+
+
+def _reduce(self: Any, protocol: Any) -> Any:
+    """`__reduce_ex__` of a wrapped object: copies and pickles have the plain class and no AdaCache state."""
+    own: Any = next(kind for kind in type(self).__mro__ if _BASE in kind.__dict__)
+    create, arguments, *rest = super(own, self).__reduce_ex__(protocol)
+    wrapped, plain = type(self), plain_class(self)
+    if create is _NEW_OF_CLASS and arguments == (wrapped,):
+        # pickle refuses __newobj__ with a class that is not the object's own.
+        create, arguments = _NEW, (plain, object, None)
+    else:
+        arguments = tuple(plain if argument is wrapped else argument for argument in arguments)
+    if rest and isinstance(rest[0], dict):
+        rest[0] = {key: value for key, value in rest[0].items() if not key.startswith(STATE)}
+    return create, arguments, *rest

@@ -6,18 +6,11 @@ from collections.abc import Iterator
 
 import adacache
 import pytest
-import torch
 from adacache.models.stdit3 import STDiT3
 from models import golden_model
+from op_threads import one_thread
 
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors this small only lose time to a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+__all__ = ["one_thread"]
 
 
 @pytest.fixture(scope="session")
@@ -29,5 +22,5 @@ def shared_model() -> STDiT3:
 def model(shared_model: STDiT3) -> Iterator[STDiT3]:
     """The recorded network, given back without AdaCache whatever a test did."""
     yield shared_model
-    if "forward" in shared_model.__dict__:
+    if any(name.startswith("_adacache") for name in shared_model.__dict__):
         adacache.disable(shared_model)

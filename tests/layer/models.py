@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from adacache.models.stdit3 import Modulation, STDiT3, STDiT3Config, add_residual, gated
+from adacache.models.modulation import gated
+from adacache.models.stdit3 import Modulation, STDiT3, STDiT3Config, add_residual
 from torch import Tensor
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -51,10 +53,9 @@ def denoise(
     """A plain loop with guidance in one batch."""
     z = values["z"]
     for i in range(num_steps):
-        t = torch.full((2 * z.shape[0],), (1 - i / num_steps) * 1000)
-        out = model(
-            torch.cat((z, z)), t, values["y"], values["mask"], fps=24.0, height=64, width=96, **conditions
-        )
+        t = torch.full((2 * z.shape[0],), (1 - i / num_steps) * 1000, device=z.device)
+        settings = {"fps": 24.0, "height": 64, "width": 96, **conditions}
+        out = model(torch.cat((z, z)), t, values["y"], values["mask"], **settings)
         conditional, unconditional = out[:, :4].chunk(2)
         z = z + (unconditional + guidance * (conditional - unconditional)) / num_steps
     return z
@@ -75,7 +76,7 @@ def denoise_slowly(
     distances: list[tuple[int, float]] = []
     last, rate = 0, 1
     for step in range(1, num_steps + 1):
-        t = torch.full((2,), (1 - (step - 1) / num_steps) * 1000)
+        t = torch.full((2,), (1 - (step - 1) / num_steps) * 1000, device=z.device)
         tokens, conditioning = model.embed(torch.cat((z, z)), t, fps=24.0, height=64, width=96)
         if step == last + rate or step in (1, num_steps - 1, num_steps):
             before, residuals = kept, _Recorder()
@@ -107,10 +108,11 @@ class _Recorder:
         self.all: list[Tensor] = []
 
     def __call__(
-        self, part: str, x: Tensor, y: Tensor, gate: Tensor | None, norm: Modulation | None
+        self, part: str, x: Tensor, y: Callable[[], Tensor], gate: Tensor | None, norm: Modulation | None
     ) -> tuple[Tensor, Tensor | None]:
-        self.all.append(y if gate is None else gated(y, gate))
-        return add_residual(part, x, y, gate, norm)
+        output = y()
+        self.all.append(output if gate is None else gated(output, gate))
+        return add_residual(part, x, lambda: output, gate, norm)
 
 
 def relative_error(a: Tensor, b: Tensor) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 import adacache
 import pytest
 import torch
-from adacache.adapters.stdit3 import STDiT3Adapter
+from adacache.adapters.stdit3 import STDIT3
 from adacache.models.stdit3 import STDiT3
 from models import CODEBOOK, denoise, inputs
 
@@ -63,7 +63,7 @@ def _rate_before(trace: adacache.Trace, step: int) -> int:
 def test_setting_errors(model: STDiT3, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         adacache.enable(model, adacache.AdaCache(codebook=CODEBOOK, **settings), num_steps=30)
-    assert "forward" not in model.__dict__
+    assert not any(name.startswith("_adacache") for name in model.__dict__)
 
 
 @pytest.mark.parametrize(
@@ -142,8 +142,9 @@ def test_presets() -> None:
 
 def test_middle_block_is_measured_by_default() -> None:
     with torch.device("meta"):
-        stack = STDiT3Adapter().stack(STDiT3())
-    assert [site.block for site in adacache.AdaCache(codebook=CODEBOOK).sites(stack)] == [13]
+        sites = STDIT3.sites(STDiT3())
+    watched = adacache.AdaCache(codebook=CODEBOOK).watched(sites)
+    assert [sites.name(site) for site in watched] == ["temporal_blocks.13.temporal_attention"]
 
 
 def test_replay(model: STDiT3) -> None:

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from model_cases import COGVIDEOX, LATTE, Case, Values, randn
+from model_cases import COGVIDEOX, COGVIDEOX_SIZE, LATTE, Case, Values, randn
 from model_cases import LATTE_OF_ONE_LIST as TWIN
 from pipeline_cases import SMALL, PipelineCase, flow, two_embeddings, two_masks
 from torch import Tensor, nn
@@ -319,19 +319,7 @@ COGVIDEOX_OF_VIDEOSYS = RealCase(
     _build(
         f"{_VIDEOSYS}.cogvideox_transformer_3d",
         "CogVideoXTransformer3DModel",
-        num_attention_heads=2,
-        attention_head_dim=16,
-        in_channels=4,
-        out_channels=4,
-        time_embed_dim=8,
-        text_embed_dim=12,
-        num_layers=4,
-        sample_width=4,
-        sample_height=4,
-        sample_frames=9,
-        patch_size=2,
-        max_text_seq_length=5,
-        use_rotary_positional_embeddings=True,
+        **COGVIDEOX_SIZE,
     ),
     COGVIDEOX.inputs,
     module=f"{_VIDEOSYS}.cogvideox_transformer_3d",

@@ -10,6 +10,7 @@ from typing import Any
 import adacache
 import pytest
 import torch
+from adacache.adapters.generic import generic_spec
 from model_cases import CASES, LATTE_OF_ONE_LIST, TWINS, Case, denoise_slowly, fit, relative_error
 from torch import Tensor
 
@@ -51,7 +52,7 @@ def test_computing_always_changes_no_bit(case: Case) -> None:
     assert torch.equal(case.denoise(model, values, 9), plain)
 
 
-@pytest.mark.parametrize("cache", ["stack", "sublayer"])
+@pytest.mark.parametrize("cache", ["stack", "block"])
 def test_schedule_is_that_of_the_rule_written_out(case: Case, cache: str) -> None:
     model, values = case.model(), case.values()
     expected, computed, distances = denoise_slowly(case, model, values, STEPS, case.codebook, BLOCK)
@@ -86,7 +87,7 @@ def test_videos_of_a_batch_decide_for_themselves(case: Case) -> None:
             singles.append(case.denoise(model, case.rows(batch, video), STEPS))
         schedules.append(handle.trace.computed_steps)
     assert len({tuple(steps) for steps in schedules}) > 1, "the videos must differ for this to show anything"
-    for cache in ("stack", "sublayer"):
+    for cache in ("stack", "block"):
         with enabled(model, replace(policy, cache=cache)) as handle:
             together = case.denoise(model, batch, STEPS)
         assert [handle.trace.steps_of(video) for video in range(3)] == schedules
@@ -183,7 +184,7 @@ def test_found_by_structure_gives_the_same(case: Case, monkeypatch: pytest.Monke
     with enabled(model, schedule) as handle:
         assert handle.known
         expected = case.denoise(model, values, STEPS)
-    monkeypatch.setattr("adacache.handle.adapter_for", adacache.adapters.GenericAdapter)
+    monkeypatch.setattr("adacache.handle.spec_for", lambda model: (generic_spec(model), False))
     with enabled(model, schedule) as handle:
         assert not handle.known
         assert relative_error(case.denoise(model, values, STEPS), expected) < case.tolerance

@@ -25,4 +25,4 @@ CHECKED = [
     )
 ]
 
-pytestmark = pytest.mark.filterwarnings("ignore:AdaCache. no adapter knows Unknown")
+pytestmark = pytest.mark.filterwarnings("ignore:AdaCache. Unknown is not a known model")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 import pytest
-import torch
 from hypothesis import HealthCheck, settings
 from op_backends import backend, device, op_namespace, pytest_generate_tests
+from op_threads import one_thread
 
-__all__ = ["backend", "device", "op_namespace", "pytest_generate_tests"]
+__all__ = ["backend", "device", "one_thread", "op_namespace", "pytest_generate_tests"]
 
 ASKED = os.environ.get("ADACACHE_PROPERTY") or "40"
 settings.register_profile(
@@ -28,12 +27,3 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "tests/property" in item.path.as_posix():
             item.add_marker(pytest.mark.property)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors this small only lose time to a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)

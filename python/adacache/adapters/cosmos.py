@@ -1,4 +1,4 @@
-"""Cosmos (arXiv 2501.03575): all three sub-layers gated, each gate from its norm."""
+"""Cosmos (arXiv 2501.03575): three gated sub-layers; each norm returns its gate."""
 
 from __future__ import annotations
 
@@ -6,15 +6,21 @@ from typing import Any
 
 from torch import Tensor
 
-from adacache.adapters.blocks import Arguments, BlockAdapter, Seen, Watched
+from adacache.adapters.spec import Arguments, BlockList, GatedResidual, ModelSpec, Outputs
 
 
-def gated_attention(block: Any, seen: Seen, given: Arguments) -> Tensor:
-    gate: Tensor = seen["norm1"][1]
-    return gate * seen["attn1"]
+def gated_attention(block: Any, outputs: Outputs, given: Arguments) -> Tensor:
+    gate: Tensor = outputs["norm1"][1]
+    return gate * outputs["attn1"]
 
 
-class CosmosAdapter(BlockAdapter):
-    classes = ("CosmosTransformer3DModel",)
-    shared = ("image_rotary_emb",)
-    parts = (Watched("attention", "transformer_blocks", ("norm1", "attn1"), gated_attention),)
+COSMOS = ModelSpec(
+    classes=("CosmosTransformer3DModel",),
+    lists=(
+        BlockList(
+            "transformer_blocks", outputs={"attention": "attn1", "cross_attention": "attn2", "mlp": "ff"}
+        ),
+    ),
+    shared=("image_rotary_emb",),
+    residuals=(GatedResidual("attention", "transformer_blocks", ("norm1", "attn1"), gated_attention),),
+)

@@ -1,57 +1,62 @@
-"""Models that no adapter knows: their block lists are found by structure, and whole blocks are measured."""
+"""Models without a declaration: block lists are found by structure, streams by their shapes, and whole blocks
+are  measured."""
 
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 from torch import nn
 
-from adacache.adapters.blocks import BlockAdapter, BlockList
+from adacache.adapters.spec import BlockList, ModelSpec, argument_names
 from adacache.interpose import plain_class
+from adacache.sites import BLOCK
+
+TIMESTEPS = ("timestep", "timesteps", "t", "time", "sigma")
+"""Names that forwards give to the timestep."""
 
 
-class GenericAdapter(BlockAdapter):
-    """An adapter made for one model.
+def generic_spec(model: nn.Module) -> ModelSpec:
+    """A declaration made for one model.
 
     Raises:
-        ValueError: the model has no list of blocks, or its forward takes nothing that could be the latents
-            and the timestep.
+        ValueError: the model has no list of blocks, or its forward has no argument for the timestep.
     """
-
-    default_part = "block"
-    video_last = None
-
-    def __init__(self, model: nn.Module):
-        self.classes = (plain_class(model).__name__,)
-        self.lists = tuple(BlockList(name) for name in block_lists(model))
-        where = f"{plain_class(model).__module__}.{plain_class(model).__qualname__}"
-        if not self.lists:
-            raise ValueError(
-                f"model: found no list of blocks in {where}: expected a torch.nn.ModuleList of at least two "
-                "modules of one class"
-            )
-        names = list(inspect.signature(type(model).forward).parameters)[1:]
-        timesteps = [name for name in names if name in ("timestep", "timesteps", "t", "time", "sigma")]
-        if not names or not timesteps:
-            raise ValueError(
-                f"model: the forward of {where} takes {names}, none of which is called timestep or t"
-            )
-        self.latents, self.timestep = names[0], timesteps[0]
-        block = getattr(model, self.lists[0].name)[0]
-        arguments = list(inspect.signature(block.forward).parameters)
-        second = [name for name in arguments[1:] if "hidden_states" in name][:1]
-        self.streams = (arguments[0], *second)
+    kind: Any = plain_class(model)
+    where = f"{kind.__module__}.{kind.__qualname__}"
+    lists = tuple(BlockList(name) for name in block_lists(model))
+    if not lists:
+        raise ValueError(
+            f"model: found no list of blocks in {where}: expected a torch.nn.ModuleList of at least two "
+            "modules of one class"
+        )
+    names = list(inspect.signature(kind.forward).parameters)[1:]
+    timesteps = [name for name in names if name in TIMESTEPS]
+    if not timesteps:
+        raise ValueError(
+            f"model: the forward of {where} takes {names}; expected one of {list(TIMESTEPS)} among them"
+        )
+    return ModelSpec(
+        classes=(kind.__name__,),
+        lists=lists,
+        latents=names[0],
+        timestep=timesteps[0],
+        default_part=BLOCK,
+        streams_by_shape=True,
+    )
 
 
 def block_lists(model: nn.Module) -> list[str]:
-    """Names of the lists of blocks of a model, in the order they were defined: lists of at least two modules
-    of one class that hold parameters of their own; of several, those with the most parameters a block."""
-    sizes = {}
+    """Names of the lists of blocks of a model, in the order of definition: lists of at least two modules of
+    one class that have parameters and take at least two arguments; of several, those with the most parameters
+    per block."""
+    sizes: dict[str, int] = {}
     for name, child in model.named_children():
-        if (
-            isinstance(child, nn.ModuleList)
-            and len(child) > 1
-            and len({plain_class(one) for one in child}) == 1
-        ):
+        if isinstance(child, nn.ModuleList) and len(child) > 1 and _are_blocks(list(child)):
             sizes[name] = sum(p.numel() for p in child[0].parameters())
     return [name for name, size in sizes.items() if size * 4 >= max(sizes.values()) > 0]
+
+
+def _are_blocks(modules: list[Any]) -> bool:
+    kinds = {plain_class(getattr(one, "_orig_mod", one)) for one in modules}
+    return len(kinds) == 1 and len(argument_names(modules[0])) > 1

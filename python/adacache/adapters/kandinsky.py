@@ -6,22 +6,25 @@ from typing import Any
 
 from torch import Tensor
 
-from adacache.adapters.blocks import Arguments, BlockAdapter, BlockList, Seen, Watched
+from adacache.adapters.spec import Arguments, BlockList, GatedResidual, ModelSpec, Outputs
 
 
-def gated_attention(block: Any, seen: Seen, given: Arguments) -> Tensor:
-    gate = seen["visual_modulation"].unsqueeze(1).chunk(9, dim=-1)[2]
-    return gate.float() * seen["self_attention"].float()
+def gated_attention(block: Any, outputs: Outputs, given: Arguments) -> Tensor:
+    gate = outputs["visual_modulation"].unsqueeze(1).chunk(9, dim=-1)[2]
+    return gate.float() * outputs["self_attention"].float()
 
 
-class Kandinsky5Adapter(BlockAdapter):
-    classes = ("Kandinsky5Transformer3DModel",)
-    lists = (BlockList("visual_transformer_blocks"),)
-    streams = ("visual_embed",)
-    shared = ("sparse_params",)
-    frame_axis = 1
-    parts = (
-        Watched(
+_CHILDREN = {"attention": "self_attention", "cross_attention": "cross_attention", "mlp": "feed_forward"}
+
+KANDINSKY_5 = ModelSpec(
+    classes=("Kandinsky5Transformer3DModel",),
+    lists=(BlockList("visual_transformer_blocks", outputs=_CHILDREN),),
+    streams=("visual_embed",),
+    shared=("sparse_params",),
+    frame_axis=1,
+    residuals=(
+        GatedResidual(
             "attention", "visual_transformer_blocks", ("visual_modulation", "self_attention"), gated_attention
         ),
-    )
+    ),
+)

@@ -1,4 +1,4 @@
-"""Mochi 1: video and text streams; the gate, under a tanh, sits inside a norm of the attention's output."""
+"""Mochi 1: video and text streams; the gate, under a tanh, is inside a norm of the attention's output."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from typing import Any
 
 from torch import Tensor
 
-from adacache.adapters.blocks import Arguments, BlockAdapter, Seen, Watched
+from adacache.adapters.spec import Arguments, BlockList, GatedResidual, ModelSpec, Outputs
 
 
-def gated_attention(block: Any, seen: Seen, given: Arguments) -> Tensor:
-    attention: Tensor = seen["norm2"]
+def gated_attention(block: Any, outputs: Outputs, given: Arguments) -> Tensor:
+    attention: Tensor = outputs["norm2"]
     return attention
 
 
-class MochiAdapter(BlockAdapter):
-    classes = ("MochiTransformer3DModel",)
-    streams = ("hidden_states", "encoder_hidden_states")
-    shared = ("image_rotary_emb",)
-    parts = (Watched("attention", "transformer_blocks", ("norm2",), gated_attention),)
-
-    def frames(self, model: Any, given: Arguments) -> int:
-        return int(given["hidden_states"].shape[2])
+MOCHI = ModelSpec(
+    classes=("MochiTransformer3DModel",),
+    lists=(BlockList("transformer_blocks", outputs={"attention": "attn1", "mlp": "ff"}),),
+    streams=("hidden_states", "encoder_hidden_states"),
+    shared=("image_rotary_emb",),
+    residuals=(GatedResidual("attention", "transformer_blocks", ("norm2",), gated_attention),),
+    frames=lambda model, given: int(given["hidden_states"].shape[2]),
+)

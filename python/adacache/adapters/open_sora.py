@@ -1,5 +1,4 @@
-"""Open-Sora's STDiT3 as in its own repository (`opensora`, 1.2 and 1.3) and in `videosys`; ours has an
-adapter of its own."""
+"""STDiT3 of the Open-Sora repository (`opensora`, 1.2 and 1.3) and of `videosys`."""
 
 from __future__ import annotations
 
@@ -8,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adacache.adapters.blocks import Arguments, BlockAdapter, BlockList, Rows, Seen, Watched
+from adacache.adapters.spec import Arguments, BlockList, GatedResidual, ModelSpec, Outputs
+from adacache.rows import Split
 
 
-def gated_attention(block: Any, seen: Seen, given: Arguments) -> Tensor:
-    """gate * attention as [B, T*S, C], of the frames that x_mask excludes with the gate at timestep 0."""
+def gated_attention(block: Any, outputs: Outputs, given: Arguments) -> Tensor:
+    """gate * attention as [B, T*S, C]; frames that x_mask excludes have the gate at timestep 0."""
     x, frames = given["x"], given["T"]
-    y = seen["attn"]
+    y = outputs["attn"]
     if y.ndim == 5:
         y = y.flatten(1, 2).flatten(0, 1)  # 1.3 attends in windows of [B, H, W, T, C]
     y = y.unflatten(0, (x.shape[0], -1))
@@ -32,24 +32,32 @@ def gated_attention(block: Any, seen: Seen, given: Arguments) -> Tensor:
     return residual.reshape(x.shape[0], frames * residual.shape[2], -1)
 
 
-class OpenSoraAdapter(BlockAdapter):
-    classes = ("STDiT3",)
-    lists = (BlockList("spatial_blocks", "spatial"), BlockList("temporal_blocks", "temporal"))
-    alternating = True
-    streams = ("x",)
-    latents = "x"
-    parts = (
-        Watched("temporal_attention", "temporal_blocks", ("attn",), gated_attention),
-        Watched("spatial_attention", "spatial_blocks", ("attn",), gated_attention),
-    )
-    default_part = "temporal_attention"
+def select(name: str, value: Any, split: Split, given: Arguments) -> Any:
+    """Packed captions: those of all rows one after the other in y [1, sum of lengths, C]."""
+    lengths = given.get("mask")
+    if name not in ("y", "y_null", "mask") or value is None or not isinstance(lengths, list):
+        return None
+    if name == "mask":
+        return [lengths[row] for row in split.computing]
+    pieces = value.split(lengths, dim=1)
+    return torch.cat([pieces[row] for row in split.computing], dim=1)
 
-    def select(self, name: str, value: Any, rows: Rows, given: Arguments) -> Any:
-        lengths = given.get("mask")
-        if name in ("y", "y_null", "mask") and value is not None and isinstance(lengths, list):
-            # Captions of all rows stand one after the other in y [1, sum of lengths, C].
-            if name == "mask":
-                return [lengths[row] for row in rows.rows]
-            pieces = value.split(lengths, dim=1)
-            return torch.cat([pieces[row] for row in rows.rows], dim=1)
-        return super().select(name, value, rows, given)
+
+_CROSS = {"cross_attention": "cross_attn", "mlp": "mlp"}
+
+OPEN_SORA = ModelSpec(
+    classes=("STDiT3",),
+    lists=(
+        BlockList("spatial_blocks", "spatial", outputs={"spatial_attention": "attn", **_CROSS}),
+        BlockList("temporal_blocks", "temporal", outputs={"temporal_attention": "attn", **_CROSS}),
+    ),
+    alternating=True,
+    streams=("x",),
+    latents="x",
+    residuals=(
+        GatedResidual("temporal_attention", "temporal_blocks", ("attn",), gated_attention),
+        GatedResidual("spatial_attention", "spatial_blocks", ("attn",), gated_attention),
+    ),
+    default_part="temporal_attention",
+    select=select,
+)

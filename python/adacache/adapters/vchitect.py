@@ -1,5 +1,5 @@
-"""Vchitect 2.0 as in `videosys`: frames lie in the batch of blocks that attend in space, in time and to the
-text at once. The model takes one video a call."""
+"""Vchitect 2.0 of `videosys`: the batch of its blocks holds the frames. The model takes one video per
+call."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from typing import Any
 
 from torch import Tensor
 
-from adacache.adapters.blocks import Arguments, BlockAdapter, BlockList, Seen, Watched
+from adacache.adapters.spec import Arguments, BlockList, GatedResidual, ModelSpec, Outputs
 
 
-def gated_attention(block: Any, seen: Seen, given: Arguments) -> Tensor:
-    gate: Tensor = seen["norm1"][1]
-    return gate.unsqueeze(1) * seen["attn"][0]
+def gated_attention(block: Any, outputs: Outputs, given: Arguments) -> Tensor:
+    gate: Tensor = outputs["norm1"][1]
+    return gate.unsqueeze(1) * outputs["attn"][0]
 
 
-class VchitectAdapter(BlockAdapter):
-    classes = ("VchitectXLTransformerModel",)
-    lists = (BlockList("transformer_blocks", fold="spatial"),)
-    streams = ("hidden_states", "encoder_hidden_states")
-    video_last = True
-    shared = ("freqs_cis",)
-    frame_axis = 1
-    parts = (Watched("attention", "transformer_blocks", ("norm1", "attn"), gated_attention),)
+VCHITECT = ModelSpec(
+    classes=("VchitectXLTransformerModel",),
+    lists=(BlockList("transformer_blocks", layout="spatial", outputs={"attention": "attn", "mlp": "ff"}),),
+    streams=("hidden_states", "encoder_hidden_states"),
+    reversed_streams=True,
+    shared=("freqs_cis",),
+    frame_axis=1,
+    residuals=(GatedResidual("attention", "transformer_blocks", ("norm1", "attn"), gated_attention),),
+)

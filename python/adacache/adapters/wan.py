@@ -2,48 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
-from adacache.adapters.blocks import Arguments, BlockAdapter, BlockList, Seen, Watched
+from adacache.adapters.spec import Arguments, BlockList, GatedResidual, ModelSpec, Outputs
 
 
-def gated_attention(block: Any, seen: Seen, given: Arguments) -> Tensor:
-    """attention * gate in float32, the gate from the block's table and the timestep embedding: one per row
+def gated_attention(block: Any, outputs: Outputs, given: Arguments) -> Tensor:
+    """attention * gate in float32. The gate is in the block's table plus the timestep embedding: one per row
     [B, 6, C], or per token [B, N, 6, C] (Wan 2.2 with a given image) or [B, 6, N, C] (SkyReels)."""
     time, table = given["temb"], block.scale_shift_table[:, 2:3]
     by_token = time.ndim == 4 and time.shape[1] != 6
     gate = time[:, :, 2] if by_token else time[:, 2] if time.ndim == 4 else time[:, 2:3]
-    return seen["attn1"] * (table + gate.float())
+    return outputs["attn1"] * (table + gate.float())
 
 
-class WanAdapter(BlockAdapter):
-    classes: tuple[str, ...] = (
-        "WanTransformer3DModel",
-        "ChronoEditTransformer3DModel",
-        "SkyReelsV2Transformer3DModel",
-    )
-    lists = (BlockList("blocks"),)
-    shared = ("rotary_emb", "attention_mask")
-    parts = (Watched("attention", "blocks", ("attn1",), gated_attention),)
+def gated_attention_of_new_tokens(block: Any, outputs: Outputs, given: Arguments) -> Tensor:
+    """That of the generated frames, whose tokens come last."""
+    return gated_attention(block, outputs, given)[:, -given["original_context_length"] :]
 
 
-class ControlledWanAdapter(WanAdapter):
-    """VACE and Animate: what controls the video is added between the blocks, at reused steps too."""
+_BLOCKS = (BlockList("blocks", outputs={"attention": "attn1", "cross_attention": "attn2", "mlp": "ffn"}),)
 
-    classes = ("WanVACETransformer3DModel", "WanAnimateTransformer3DModel")
-    between = True
-
-
-def gated_attention_of_new_tokens(block: Any, seen: Seen, given: Arguments) -> Tensor:
-    """That of the frames that are made, whose tokens stand last."""
-    return gated_attention(block, seen, given)[:, -given["original_context_length"] :]
-
-
-class HeliosAdapter(BlockAdapter):
-    """Helios: Wan's blocks over the tokens of earlier frames and of those that are made."""
-
-    classes = ("HeliosTransformer3DModel",)
-    lists = (BlockList("blocks"),)
-    parts = (Watched("attention", "blocks", ("attn1",), gated_attention_of_new_tokens),)
+WAN = ModelSpec(
+    classes=("WanTransformer3DModel", "ChronoEditTransformer3DModel", "SkyReelsV2Transformer3DModel"),
+    lists=_BLOCKS,
+    shared=("rotary_emb", "attention_mask"),
+    residuals=(GatedResidual("attention", "blocks", ("attn1",), gated_attention),),
+)
+# What controls the video is added between the blocks, at reused steps too.
+CONTROLLED_WAN = replace(
+    WAN, classes=("WanVACETransformer3DModel", "WanAnimateTransformer3DModel"), between=True
+)
+# Wan's blocks over the tokens of earlier frames and of generated ones.
+HELIOS = ModelSpec(
+    classes=("HeliosTransformer3DModel",),
+    lists=_BLOCKS,
+    residuals=(GatedResidual("attention", "blocks", ("attn1",), gated_attention_of_new_tokens),),
+)

@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adacache.checks import optional, text, whole
-from adacache.policies import AdaCache, MetricSite, StackInfo
-from adacache.policies.adacache import measurable_strides
-from adacache.policies.base import check_steps
-from adacache.request import Call
+from adacache.policies import AdaCache, Keep, Plan, Step, Sums, Watch
+from adacache.policies.base import Decider, Kept, check_steps
+from adacache.sites import ModelSites, Site
 
 Doubles = NDArray[np.float64]
 
@@ -60,9 +59,9 @@ class Recording:
 
     def computed_by(self, thresholds: Any, rates: Any, **regularisation: Any) -> NDArray[np.bool_]:
         """The same for many codebooks of one length, bool [codebooks, V, N]."""
-        from adacache_kernels import engine
+        from adacache_kernels import simulate
 
-        return engine.simulate(self.distances, self.motion, thresholds, rates, **regularisation)[0]
+        return simulate.simulate(self.distances, self.motion, thresholds, rates, **regularisation)[0]
 
     def errors(self, computed: NDArray[np.bool_]) -> Doubles:
         """Relative output error of each video for schedules [..., V, N]: [..., V].
@@ -72,13 +71,12 @@ class Recording:
         """
         steps = np.arange(self.num_steps)
         source = np.maximum.accumulate(np.where(computed, steps, 0), axis=-1)
-        sensitivity = np.full(self.num_steps, 1 / self.num_steps)
-        if self.sensitivity is not None:
-            sensitivity = self.sensitivity
+        known = 1 / self.num_steps if self.sensitivity is None else self.sensitivity
+        sensitivity = np.broadcast_to(known, computed.shape)
         # Coefficients of the residuals in that sum: +sensitivity where a residual is used, - at its own step.
-        counts = np.broadcast_to(-sensitivity, computed.shape).copy()
+        counts = -sensitivity
         index = np.indices(computed.shape, sparse=True)[:-1]
-        np.add.at(counts, (*index, source), np.broadcast_to(sensitivity, computed.shape))
+        np.add.at(counts, (*index, source), sensitivity)
         squares = np.einsum("...vi,vij,...vj->...v", counts, self.products, counts, optimize=True)
         errors: Doubles = np.sqrt(np.maximum(squares, 0))
         return errors
@@ -101,11 +99,10 @@ class Record:
     metric_block: int | None = None
     metric_part: str | None = None
     tokens: int = TOKENS
-    cache: str = "stack"
-    cache_dtype: torch.dtype | None = None
-    per_video: bool = True
-    schedules: list[RecordSchedule] = field(default_factory=list)
+    deciders: list[RecordDecider] = field(default_factory=list)
     """One per request, in order."""
+
+    per_video = True
 
     def __post_init__(self) -> None:
         whole(1)(self.tokens, "tokens")
@@ -118,58 +115,54 @@ class Record:
         blocks = None if self.metric_block is None else [self.metric_block]
         return AdaCache(codebook={1.0: 1}, metric_blocks=blocks, metric_part=self.metric_part)
 
-    def sites(self, stack: StackInfo) -> tuple[MetricSite, ...]:
-        return self.measured.sites(stack)[:1]
-
-    def check(self, num_steps: int, stack: StackInfo) -> None:
+    def check(self, sites: ModelSites, num_steps: int) -> None:
         check_steps(num_steps)
-        self.sites(stack)
+        self._site(sites)
+
+    def _site(self, sites: ModelSites) -> Site:
+        return self.measured.watched(sites)[0]
 
     def start(
-        self, num_steps: int, num_videos: int, stack: StackInfo, device: torch.device
-    ) -> RecordSchedule:
-        self.schedules.append(RecordSchedule(self.sites(stack), num_videos, self.tokens))
-        return self.schedules[-1]
+        self, sites: ModelSites, num_steps: int, num_videos: int, device: torch.device
+    ) -> RecordDecider:
+        self.deciders.append(RecordDecider(sites.stack, self._site(sites), num_videos, self.tokens))
+        return self.deciders[-1]
 
     def describe(self) -> dict[str, Any]:
         return {"policy": "Record", "metric_block": self.metric_block, "metric_part": self.metric_part}
 
 
-class RecordSchedule:
+class RecordDecider(Decider):
     """The state of `Record` for one request."""
 
-    strides: tuple[int, ...] = (1,)
-    metric = "l1"
-
-    def __init__(self, sites: tuple[MetricSite, ...], num_videos: int, tokens: int):
-        self.sites = sites
+    def __init__(self, stack: Site, site: Site, num_videos: int, tokens: int):
+        self.keeps = {stack: Keep()}
+        self.watches = {site: Watch(strides=(1,))}
+        self._stack, self._site = stack, site
         self._num_videos = num_videos
         self._tokens = tokens
         self._frames = 1
-        self._kept: dict[str, list[Tensor]] = {"metric": [], "stack": []}
+        self._rows = 1
+        self._metric: list[Tensor] = []
+        self._residuals: list[Tensor] = []
 
-    def computes(self, step: int) -> list[bool]:
-        return [True] * self._num_videos
+    def plan(self, step: Step) -> Plan:
+        return Plan()
 
-    def measured(self, site: int, step: int, sums: Tensor, *, frames: int, elements: float) -> None:
-        self._frames = frames
+    def observe(self, step: Step, site: Site, sums: Sums) -> None:
+        self._frames, self._rows = sums.frames, sums.rows
 
-    def measurements(self) -> list[dict[str, Any]]:
-        return []
+    def finished(self, step: Step, kept: Kept) -> None:
+        """Takes samples of the kept residuals."""
+        metric, residual = kept.watched(self._site), kept.residual(self._stack)
+        assert metric is not None
+        self._metric.append(self._sample(metric))
+        if residual is not None:
+            self._residuals.append(self._sample(residual))
 
-    def observe(self, call: Call, caches: dict[Any, Tensor]) -> None:
-        """Samples the residuals that a call stored in the caches."""
-        if call.branch != 0:
-            return
-        rows = len(call.computing)
-        for name in self._kept:
-            found = [cache for key, cache in caches.items() if key[:2] in ((name, 0), (0, name))]
-            if found:
-                self._kept[name].append(self._sample(found[0], rows))
-
-    def _sample(self, residual: Tensor, rows: int) -> Tensor:
+    def _sample(self, residual: Tensor) -> Tensor:
         """Some positions of all frames: [rows, T, positions, C] float32 on the host."""
-        channels, frames = residual.shape[-1], self._frames
+        channels, frames, rows = residual.shape[-1], self._frames, self._rows
         if residual.shape[0] == rows:
             r = residual.reshape(rows, frames, -1, channels)
         else:  # rows of positions, each with its frames
@@ -185,16 +178,16 @@ class RecordSchedule:
         Raises:
             RuntimeError: no step ran in the request.
         """
-        if not self._kept["metric"]:
+        if not self._metric:
             raise RuntimeError("recording: no step ran in the request")
 
-        def by_video(name: str) -> Tensor:
+        def by_video(samples: list[Tensor]) -> Tensor:
             # [N, rows, ...] -> [V, N, rows of a video, T, positions, C]
-            return torch.stack(self._kept[name]).unflatten(1, (-1, self._num_videos)).movedim(2, 0)
+            return torch.stack(samples).unflatten(1, (-1, self._num_videos)).movedim(2, 0)
 
-        metric = by_video("metric")
-        # Residuals cached block by block: the measured block represents the stack.
-        stack = by_video("stack") if len(self._kept["stack"]) == len(self._kept["metric"]) else metric
+        metric = by_video(self._metric)
+        # Residuals stored by block: the measured block represents the stack.
+        stack = by_video(self._residuals) if len(self._residuals) == len(self._metric) else metric
         return Recording(*compare(metric), inner_products(stack))
 
 
@@ -208,7 +201,7 @@ def compare(residuals: Tensor) -> tuple[Doubles, Doubles]:
         difference = (r[:, i + 1 :] - r[:, i : i + 1]).abs().sum((2, 3, 4), dtype=torch.float64)
         distances[:, i, i + 1 :] = difference / size[:, i : i + 1]
     motion = torch.zeros((videos, steps), dtype=torch.float64)
-    if measurable_strides((1,), r.shape[3]):
+    if r.shape[3] > 1:
         later, earlier = r[:, :, :, 1:], r[:, :, :, :-1]
         motion = (later - earlier).abs().sum((2, 3, 4), dtype=torch.float64)
         motion /= (later.abs() + earlier.abs()).sum((2, 3, 4), dtype=torch.float64)

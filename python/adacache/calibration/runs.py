@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from adacache.api import disable, enable
 from adacache.calibration.recording import Doubles, Record, Recording
 from adacache.checks import refuse, text, whole
-from adacache.handle import disable, enable
 from adacache.policies import AdaCache, Replay
 
 PARTS = 5
@@ -64,13 +64,13 @@ def record(
     """One full run per prompt: the recording and the outputs."""
     outputs, recordings = [], []
     for prompt, seed in zip(prompts, seeds, strict=True):
-        policy.schedules.clear()
+        policy.deciders.clear()
         outputs.append(run(subject, policy, prompt, seed)[0])
         # A pipeline with two transformers, or one that generates a long video in parts, has several requests.
-        if not policy.schedules:
+        if not policy.deciders:
             raise RuntimeError("generate: expected calls of the model, got none")
-        recordings.append(policy.schedules[0].recording())
-    policy.schedules.clear()
+        recordings.append(policy.deciders[0].recording())
+    policy.deciders.clear()
     together = recordings[0]
     for recording in recordings[1:]:
         together = together + recording
@@ -130,7 +130,7 @@ def probe(
     sensitivity = np.zeros(steps)
     for part, some in zip(parts, reused, strict=True):
         sensitivity[part] = measured_ratio(some, np.ones(steps))
-    sensitivity[parts[-1][-1] :] = sensitivity[parts[-1][-1]]
+    sensitivity[parts[-1][-1] :] = sensitivity[parts[-1][-1]]  # parts of a single step were left out
     sensitivity *= measured_ratio(np.concatenate(reused), sensitivity)
     return replace(recording, sensitivity=sensitivity)
 
@@ -157,16 +157,23 @@ def judge(
     prompts: Sequence[Any],
     seeds: Sequence[int],
     outputs: Sequence[Tensor],
+    known_even: dict[tuple[int, int], float],
 ) -> Outcome:
-    """Runs a codebook on held-out prompts and compares with their full runs."""
+    """Runs a codebook on held-out prompts and compares with their full runs.
+
+    Args:
+        known_even: errors of evenly spaced steps by seed and number of steps, for the next codebook.
+    """
     computed = recording.computed(policy)
     steps, errors, even_errors = [], [], []
     for prompt, seed, full in zip(prompts, seeds, outputs, strict=True):
         output, count = run(subject, policy, prompt, seed)
         steps.append(count)
         errors.append(difference(output, full))
-        even = replay(even_schedule(subject.num_steps, count))
-        even_errors.append(difference(run(subject, even, prompt, seed)[0], full))
+        if (seed, count) not in known_even:
+            even = replay(even_schedule(subject.num_steps, count))
+            known_even[seed, count] = difference(run(subject, even, prompt, seed)[0], full)
+        even_errors.append(known_even[seed, count])
     error, even_error = float(np.mean(errors)), float(np.mean(even_errors))
     return Outcome(
         float(computed.sum(axis=1).mean()),

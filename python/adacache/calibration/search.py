@@ -169,11 +169,11 @@ def calibrate(
 
     kept, outputs = record(subject, held_out, seeds[len(prompts) :], recorder)
     kept = replace(kept, sensitivity=recording.sensitivity)
-    found = {}
+    found, known_even = {}, dict[tuple[int, int], float]()
     scaled = scale(kept, known, float(kept.computed(chosen).mean()))
     for name, policy in (("chosen", chosen), ("known", known), ("scaled", scaled)):
         real = replace(recorder.measured, codebook=policy.codebook)
-        outcome = judge(subject, real, kept, held_out, seeds[len(prompts) :], outputs)
+        outcome = judge(subject, real, kept, held_out, seeds[len(prompts) :], outputs, known_even)
         found[name] = outcome
         say(
             f"{name}, on {len(held_out)} held-out prompts: {outcome.steps:.1f} computed steps "

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 import adacache_kernels
+from adacache.api import disable, enable
 from adacache.checks import whole
 from adacache.commands.report import (
     Clip,
@@ -32,7 +33,6 @@ from adacache.commands.report import (
 from adacache.commands.table import print_table
 from adacache.digits import FPS, FRAMES, SIZE, encode, load, noise, parse, sampler, with_null
 from adacache.files import check_writable
-from adacache.handle import disable, enable
 from adacache.models.rectified_flow import RectifiedFlow
 from adacache.models.stdit3 import STDiT3
 from adacache.policies import AdaCache, Policy, preset

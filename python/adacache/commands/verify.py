@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 import adacache_kernels
+from adacache.api import disable, enable
 from adacache.checks import anything, array, fields, flag, number, text, whole
 from adacache.files import MEBIBYTE, read_json
-from adacache.handle import disable, enable
 from adacache.models.config import SHAPE, config_of
 from adacache.models.rectified_flow import guided_velocity
 from adacache.models.stdit3 import STDiT3, STDiT3Config

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+
+from adacache.models.stdit3 import STDiT3
 
 Progress = Callable[[Iterable[int]], Iterable[int]]
 
@@ -81,7 +83,7 @@ class RectifiedFlow:
         """Videos (latents) from noise.
 
         Args:
-            model: an STDiT3; if AdaCache is enabled on it, this call is one request of V videos.
+            model: an `STDiT3`; if AdaCache is enabled on it, this call is one request of V videos.
             z: [V, C, T, H, W] noise, at the frames in `keep` the given latent.
             y: [2V, 1, L, channels] captions, conditional rows first.
             mask: [V or 2V, L] of valid caption tokens.
@@ -96,8 +98,6 @@ class RectifiedFlow:
         Raises:
             ValueError: y does not have 2V rows, or num_steps < 1.
         """
-        from adacache.handle import request_for
-
         if self.num_steps < 1:
             raise ValueError(f"num_steps: expected at least 1, got {self.num_steps}")
         if y.shape[0] != 2 * z.shape[0]:
@@ -110,7 +110,8 @@ class RectifiedFlow:
             conditions["x_mask"] = generated.repeat(2, 1)
         times = [*self.timesteps(height=height, width=width, latent_frames=z.shape[2]), 0.0]
         steps: Iterable[int] = range(self.num_steps)
-        with request_for(model, num_steps=self.num_steps, num_videos=z.shape[0]):
+        generation = cast(STDiT3, model).generation
+        with generation(num_steps=self.num_steps, num_videos=z.shape[0]):
             for i in steps if progress is None else progress(steps):
                 velocity = guided_velocity(model, z, times[i], y, self.guidance_scale, **conditions)
                 moved = z + velocity * ((times[i] - times[i + 1]) / 1000.0)

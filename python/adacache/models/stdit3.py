@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -21,15 +22,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import adacache_kernels
+from adacache.models.modulation import gated, modulate
 
 Modulation = tuple[Tensor, Tensor]
 """shift and scale of a layer norm, each [B, 1|T, C]."""
 
-AddResidual = Callable[[str, Tensor, Tensor, Tensor | None, Modulation | None], tuple[Tensor, Tensor | None]]
-"""(part, x, y, gate, norm) -> x + gate * y and its modulated layer norm, which the next sub-layer takes.
+AddResidual = Callable[
+    [str, Tensor, Callable[[], Tensor], Tensor | None, Modulation | None], tuple[Tensor, Tensor | None]
+]
+"""(part, x, y, gate, norm) -> x + gate * y() and its modulated layer norm, which the next sub-layer takes.
 
-part is one of `PARTS`, gate [B, 1|T, C] or None for an ungated residual; without `norm` the second result is
-None."""
+part is one of `PARTS`; y runs the sub-layer; gate is [B, 1|T, C] or None for an ungated residual; without
+`norm`  the second result is None."""
 
 NORM_EPS = 1e-6
 LONGEST_FUSED_CLIP = 64
@@ -125,15 +129,16 @@ def records_gradients(*tensors: Tensor | None) -> bool:
 
 
 def add_residual(
-    part: str, x: Tensor, y: Tensor, gate: Tensor | None, norm: Modulation | None
+    part: str, x: Tensor, y: Callable[[], Tensor], gate: Tensor | None, norm: Modulation | None
 ) -> tuple[Tensor, Tensor | None]:
-    """x + gate * y and its modulated layer norm, for x, y [B, N, C]; see `AddResidual`."""
-    if records_gradients(x, y, gate):
-        x = x + (y if gate is None else gated(y, gate))
+    """x + gate * y() and its modulated layer norm, for x, y() [B, N, C]; see `AddResidual`."""
+    output = y()
+    if records_gradients(x, output, gate):
+        x = x + (output if gate is None else gated(output, gate))
         return x, None if norm is None else norm_modulate(x, norm)
     if norm is None:
-        return adacache_kernels.gated_residual(x, y, gate), None
-    return adacache_kernels.gated_residual_norm(x, y, gate, *norm, eps=NORM_EPS)
+        return adacache_kernels.gated_residual(x, output, gate), None
+    return adacache_kernels.gated_residual_norm(x, output, gate, *norm, eps=NORM_EPS)
 
 
 def norm_modulate(x: Tensor, norm: Modulation, rows: Tensor | None = None) -> Tensor:
@@ -142,21 +147,6 @@ def norm_modulate(x: Tensor, norm: Modulation, rows: Tensor | None = None) -> Te
         return adacache_kernels.layer_norm_modulate(x, *norm, eps=NORM_EPS, x_rows=rows)
     x = x if rows is None else x[rows]
     return modulate(F.layer_norm(x, x.shape[-1:], eps=NORM_EPS), *norm)
-
-
-def gated(y: Tensor, gate: Tensor) -> Tensor:
-    """gate * y for y [B, T*S, C] and gate [B, 1|T, C]."""
-    if gate.shape[1] == 1:
-        return gate * y
-    return (gate[:, :, None] * y.unflatten(1, (gate.shape[1], -1))).flatten(1, 2)
-
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x * (1 + scale) + shift for x [B, T*S, C] and shift, scale [B, 1|T, C]."""
-    if shift.shape[1] == 1:
-        return x * (1 + scale) + shift
-    frames = x.unflatten(1, (shift.shape[1], -1))
-    return (frames * (1 + scale[:, :, None]) + shift[:, :, None]).flatten(1, 2)
 
 
 class RMSNorm(nn.Module):
@@ -330,12 +320,18 @@ class STDiT3Block(nn.Module):
         Returns:
             x [B, T*S, C], and its norm if `following` is given.
         """
-        y = self.attn(normed, conditioning.frames, angles)
-        x, _ = add(self.attention_part, x, y, modulation.attention_gate, None)
-        assert conditioning.captions is not None
-        y = self.cross_attn(x, conditioning.captions, conditioning.caption_mask)
-        x, normed_mlp = add("cross_attention", x, y, None, modulation.mlp_norm)
-        return add("mlp", x, self.mlp(normed_mlp), modulation.mlp_gate, following)
+
+        def attend() -> Tensor:
+            return cast(Tensor, self.attn(normed, conditioning.frames, angles))
+
+        after_attention, _ = add(self.attention_part, x, attend, modulation.attention_gate, None)
+
+        def attend_to_captions() -> Tensor:
+            captions, mask = conditioning.captions, conditioning.caption_mask
+            return cast(Tensor, self.cross_attn(after_attention, captions, mask))
+
+        x, normed_mlp = add("cross_attention", after_attention, attend_to_captions, None, modulation.mlp_norm)
+        return add("mlp", x, lambda: self.mlp(normed_mlp), modulation.mlp_gate, following)
 
     def modulation(self, conditioning: Conditioning) -> BlockModulation:
         """[B, 1, C] each, or [B, T, C] when some frames are given (x_mask) and take the modulation of
@@ -512,28 +508,44 @@ class STDiT3(nn.Module):
             ValueError: naming the argument of a wrong shape.
         """
         tokens, conditioning = self.embed(x, timestep, x_mask, fps, height, width)
-        conditioning = self.with_captions(conditioning, y, mask)
-        return self.unembed(self.run_stack(tokens, conditioning), conditioning)
+        return self.unembed(self.run_stack(tokens, conditioning, y, mask), conditioning)
 
     def run_stack(
         self,
         tokens: Tensor,
         conditioning: Conditioning,
+        y: Tensor,
+        mask: Tensor | Sequence[int] | None = None,
+    ) -> Tensor:
+        """All blocks, for tokens [B, N, C]; see `forward` for y and mask. Caching replaces this method."""
+        return self.run_blocks(tokens, self.with_captions(conditioning, y, mask))
+
+    def generation(self, *, num_steps: int, num_videos: int) -> AbstractContextManager[Any]:
+        """Encloses the loop of a sampler over all steps of some videos. Caching replaces this method."""
+        return nullcontext()
+
+    def run_blocks(
+        self,
+        tokens: Tensor,
+        conditioning: Conditioning,
         add_at: Callable[[int], AddResidual] = lambda position: add_residual,
         rows: Tensor | None = None,
+        first: int = 0,
+        last: int | None = None,
     ) -> Tensor:
-        """The block stack.
+        """The blocks [first, last) in the order they run; None: to the last one.
 
         Args:
             tokens: [B, N, C].
             conditioning: of the rows that run.
-            add_at: how the block at a position of the stack forms and adds its residuals.
-            rows: int32 [b], the rows of tokens that run; `add_at(0)` takes its first x from them. None: all.
+            add_at: how the block at a position forms and adds its residuals.
+            rows: int32 [b], the rows of tokens that run; `add_at(first)` gets the whole batch as its first x.
+                None: all.
 
         Returns:
             [b, N, C].
         """
-        blocks = list(self.stack(conditioning))
+        blocks = list(self.stack(conditioning))[first:last]
         modulations = [block.modulation(conditioning) for block, _ in blocks]
         following = [*(modulation.attention_norm for modulation in modulations[1:]), None]
         normed: Tensor | None = norm_modulate(tokens, modulations[0].attention_norm, rows)
@@ -545,7 +557,7 @@ class STDiT3(nn.Module):
                 modulations[position],
                 conditioning,
                 angles,
-                add_at(position),
+                add_at(first + position),
                 following[position],
             )
         return tokens
@@ -581,7 +593,9 @@ class STDiT3(nn.Module):
         dtype = self.x_embedder.proj.weight.dtype
         height = 8.0 * x.shape[3] if height is None else _number(height)
         width = 8.0 * x.shape[4] if width is None else _number(width)
-        fps = torch.as_tensor(24.0 if fps is None else fps, device=x.device).reshape(-1)
+        if not isinstance(fps, Tensor):  # filled on the device: a copy of a number would block the host
+            fps = torch.full((1,), 24.0 if fps is None else fps, device=x.device)
+        fps = fps.to(x.device).reshape(-1)
         if fps.shape[0] not in (1, batch):
             raise ValueError(f"fps: expected a number, [1] or [B] = [{batch}], got {list(fps.shape)}")
 

@@ -1,18 +1,29 @@
-"""Policies: per video and step, what is computed and what is reused."""
+"""Policies: per step, site and video, what is computed, reused or forecast. One file per method."""
 
 from adacache.policies.adacache import AdaCache, MotionRegularization
-from adacache.policies.base import MetricSite, Policy, Schedule, StackInfo
+from adacache.policies.base import Action, Decider, Keep, Plan, Policy, Step, Sums, Watch, What
+from adacache.policies.first_block import FirstBlock
+from adacache.policies.pab import PAB
 from adacache.policies.presets import preset, preset_names
 from adacache.policies.replay import Replay
+from adacache.policies.taylorseer import TaylorSeer
 
 __all__ = [
+    "PAB",
+    "Action",
     "AdaCache",
-    "MetricSite",
+    "Decider",
+    "FirstBlock",
+    "Keep",
     "MotionRegularization",
+    "Plan",
     "Policy",
     "Replay",
-    "Schedule",
-    "StackInfo",
+    "Step",
+    "Sums",
+    "TaylorSeer",
+    "Watch",
+    "What",
     "preset",
     "preset_names",
 ]

@@ -1,12 +1,13 @@
-"""AdaCache and motion regularisation (arXiv 2411.02397): the settings, and the schedule they make for one
-request.
+"""AdaCache and motion regularization (MoReg, arXiv 2411.02397).
 
-The rule itself is `adacache_kernels.decide`; here it is only fed and read, without stopping the device.
+The rule itself is `adacache_kernels.decide`, which runs on the device. The decider passes it the sums of the
+watched sites and reads back a host copy of its state, without synchronizing.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +16,25 @@ import torch
 from torch import Tensor
 
 import adacache_kernels
-from adacache.policies.base import MetricSite, StackInfo, check_blocks, check_steps, forced
+from adacache.policies.base import (
+    Action,
+    Decider,
+    Keep,
+    Plan,
+    Step,
+    Sums,
+    Watch,
+    check_blocks,
+    check_dtype,
+    check_steps,
+    check_storage,
+    forced,
+)
+from adacache.sites import ModelSites, Site
 
 RULES = ("published", "paper")
 METRICS = ("l1", "l2", "cosine")
-CACHES = ("stack", "sublayer")
-CACHE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn)
+CACHES = ("stack", "block", "sublayer")
 
 
 @dataclass(frozen=True)
@@ -47,10 +61,13 @@ class MotionRegularization:
     gradient_weight: float = 10.0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.strides, Sequence):
+            raise ValueError(f"strides: expected a sequence of whole numbers, got {self.strides!r}")
         object.__setattr__(self, "strides", tuple(self.strides))
         if not self.strides or any(not isinstance(s, int) or s < 1 for s in self.strides):
             raise ValueError(f"strides: expected whole numbers of at least 1, got {list(self.strides)}")
-        if len(self.window) != 2 or {type(edge) for edge in self.window} not in ({int}, {float}):
+        edges = {type(edge) for edge in self.window} if isinstance(self.window, tuple | list) else set()
+        if len(edges) != 1 or not edges < {int, float} or len(self.window) != 2:
             raise ValueError(
                 f"window: expected two steps (int) or two fractions (float), got {self.window!r}"
             )
@@ -81,26 +98,28 @@ class MotionRegularization:
 
 @dataclass(frozen=True)
 class AdaCache:
-    """Computes a step when the codebook says so: the smaller the distance, the longer the residuals are
+    """AdaCache: the smaller the distance of a residual to the last computed one, the longer residuals are
     reused.
 
     Attributes:
-        codebook: {threshold: rate}, thresholds ascending; the first threshold above the distance gives the
-            number of steps to the next computed one; past all of them, the last rate.
-        metric_blocks: blocks whose residual is measured (running mean over them); None: the middle one.
-        metric_part: the residual, one of the model's parts: "temporal_attention", "spatial_attention",
+        codebook: {threshold: rate}, thresholds ascending. The first threshold above the distance gives
+            the rate: the number of steps to the next computed one. Past all thresholds, the last rate
+            applies.
+        metric_blocks: numbers of the blocks whose residual is measured (running mean over them); None: the
+            middle block.
+        metric_part: the sub-layer that is measured, such as "temporal_attention", "spatial_attention",
             "cross_attention", "mlp" or "cross_attention_mlp" (both in one, as the published code caches them)
-            of STDiT3; "attention" of models that attend to all tokens at once; "block" (the residual of a
-            whole block) of all others too; None: the model's (temporal) self-attention.
-        motion: motion regularisation, or None.
-        rule: "published" makes the very decisions of the published code; "paper" follows the paper's
-            equations (mean absolute distance over the steps gone by, signed motion gradient, no power).
+            of STDiT3, "attention" of models with joint attention, "block" (the residual of a whole block) of
+            every model; None: the model's (temporal) self-attention.
+        motion: motion regularization, or None.
+        rule: "published" makes the decisions of the published code; "paper" follows the paper's equations
+            (mean absolute distance per elapsed step, signed motion gradient, no power).
         metric: "l1", "l2" or "cosine".
-        per_video: each video of a batch is decided on its own; False: once for all rows, as published.
-        cache: "stack" keeps one residual of the whole stack, "sublayer" one per sub-layer, as published (one
-            per block in other models than STDiT3).
-        cache_dtype: storage of the kept residuals: float32, bfloat16, float16 or, for the stack's,
-            float8_e4m3fn with a scale for each token; None: the tokens' dtype.
+        per_video: each video of a batch has its own decision; False: one decision for all rows, as published.
+        cache: what is stored: "stack" (one residual of the whole stack), "block" (one per block) or
+            "sublayer" (one per sub-layer as published; models with a fused program only).
+        cache_dtype: dtype of the stored residuals: float32, bfloat16, float16 or float8_e4m3fn (with a scale
+            per token); None: the dtype of the tokens.
     """
 
     codebook: Mapping[float, int]
@@ -114,44 +133,55 @@ class AdaCache:
     cache_dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "codebook", dict(self.codebook))
         check_codebook(self.codebook)
+        object.__setattr__(self, "codebook", dict(self.codebook))
         if self.metric_blocks is not None:
+            if not isinstance(self.metric_blocks, tuple | list | range):
+                raise ValueError(
+                    f"metric_blocks: expected a sequence of block numbers or None, got {self.metric_blocks!r}"
+                )
             object.__setattr__(self, "metric_blocks", tuple(self.metric_blocks))
+        if not isinstance(self.motion, MotionRegularization | None):
+            raise ValueError(f"motion: expected a MotionRegularization or None, got {self.motion!r}")
+        if not isinstance(self.per_video, bool):
+            raise ValueError(f"per_video: expected True or False, got {self.per_video!r}")
         for name, accepted in (("rule", RULES), ("metric", METRICS), ("cache", CACHES)):
             if getattr(self, name) not in accepted:
                 raise ValueError(f"{name}: expected one of {list(accepted)}, got {getattr(self, name)!r}")
-        if self.cache_dtype is not None and self.cache_dtype not in CACHE_DTYPES:
+        check_dtype(self.cache_dtype)
+        if self.cache_dtype == torch.float8_e4m3fn and self.cache == "sublayer":
             raise ValueError(
-                f"cache_dtype: expected one of {[str(d) for d in CACHE_DTYPES]}, got {self.cache_dtype}"
+                "cache_dtype: float8_e4m3fn needs cache='stack' or cache='block', got cache='sublayer'"
             )
-        if self.cache_dtype == torch.float8_e4m3fn and self.cache != "stack":
-            raise ValueError(f"cache_dtype: float8_e4m3fn needs cache='stack', got cache={self.cache!r}")
 
-    def sites(self, stack: StackInfo) -> tuple[MetricSite, ...]:
+    def watched(self, sites: ModelSites) -> tuple[Site, ...]:
         """The measured sites in the order they run.
 
         Raises:
             ValueError: the model has no such block or sub-layer.
         """
-        part = stack.default_part if self.metric_part is None else self.metric_part
-        if part not in stack.parts:
-            raise ValueError(f"metric_part: expected one of {list(stack.parts)}, got {part!r}")
-        blocks = (max(0, stack.depth // 2 - 1),) if self.metric_blocks is None else self.metric_blocks
-        check_blocks(blocks, stack.depth)
-        return tuple(MetricSite(block, kind, part) for block in blocks for kind in stack.kinds[part])
+        part = sites.default_part if self.metric_part is None else self.metric_part
+        if part not in sites.parts:
+            raise ValueError(f"metric_part: expected one of {list(sites.parts)}, got {part!r}")
+        blocks = (max(0, sites.depth // 2 - 1),) if self.metric_blocks is None else self.metric_blocks
+        check_blocks(blocks, sites.depth)
+        found = tuple(sites.residuals(blocks, part))
+        if not found:
+            raise ValueError(f"metric_blocks: blocks {list(blocks)} have no {part!r} to measure")
+        return found
 
-    def check(self, num_steps: int, stack: StackInfo) -> None:
+    def check(self, sites: ModelSites, num_steps: int) -> None:
         check_steps(num_steps)
-        self.sites(stack)
+        self.watched(sites)
+        check_storage(self.cache, sites)
         if self.motion is not None:
             self.motion.steps(num_steps)
 
     def start(
-        self, num_steps: int, num_videos: int, stack: StackInfo, device: torch.device
-    ) -> AdaCacheSchedule:
-        self.check(num_steps, stack)
-        return AdaCacheSchedule(self, num_steps, num_videos, self.sites(stack), device)
+        self, sites: ModelSites, num_steps: int, num_videos: int, device: torch.device
+    ) -> AdaCacheDecider:
+        self.check(sites, num_steps)
+        return AdaCacheDecider(self, sites, num_steps, num_videos, device)
 
     def describe(self) -> dict[str, Any]:
         motion = None
@@ -172,70 +202,83 @@ class AdaCache:
         }
 
 
-class AdaCacheSchedule:
-    """AdaCache at work on one request: the state of the rule lives on the device, a copy follows it to the
-    host."""
+class AdaCacheDecider(Decider):
+    """AdaCache's state for one request: it is on the device, and a copy of it follows to the host."""
 
     def __init__(
-        self,
-        policy: AdaCache,
-        num_steps: int,
-        num_videos: int,
-        sites: tuple[MetricSite, ...],
-        device: torch.device,
+        self, policy: AdaCache, sites: ModelSites, num_steps: int, num_videos: int, device: torch.device
     ):
-        self.policy = policy
-        self.num_steps = num_steps
-        self.sites = sites
         motion = policy.motion
-        first, last = (1, num_steps) if motion is None else motion.steps(num_steps)
+        watched = policy.watched(sites)
+        strides = (1,) if motion is None else tuple(motion.strides)
+        self.keeps = {sites.stack: Keep(storage=policy.cache, dtype=policy.cache_dtype)}
+        self.watches = {site: Watch(policy.metric, strides) for site in watched}
+        self._stack = sites.stack
+        self._names = {site: sites.name(site) for site in watched}
+        self._index = {site: i for i, site in enumerate(watched)}
+        self._unmeasured = False
+        self._warned = False
         self._rule: dict[str, Any] = {
             "num_steps": num_steps,
             "thresholds": _sent(list(policy.codebook), device),
             "rates": _sent(list(policy.codebook.values()), device),
             "metric": policy.metric,
             "rule": policy.rule,
-            "window": (first, last),
+            "window": (1, num_steps) if motion is None else motion.steps(num_steps),
             "scale": 0.0 if motion is None else motion.scale,
             "power": 1.0 if motion is None else motion.power,
             "divisor": 1.0 if motion is None else motion.divisor,
             "gradient_weight": 0.0 if motion is None else motion.gradient_weight,
         }
-        self._state = adacache_kernels.initial_state(num_videos, len(sites), rule=policy.rule, device=device)
-        self._columns = adacache_kernels.state_columns(len(sites))
+        self._state = adacache_kernels.initial_state(
+            num_videos, len(watched), rule=policy.rule, device=device
+        )
+        self._columns = adacache_kernels.state_columns(len(watched))
         self._host = _HostCopy(self._state)
-        self._copies: list[tuple[int, int, _HostCopy]] = []
+        self._copies: list[tuple[Site, int, _HostCopy]] = []
 
-    @property
-    def strides(self) -> tuple[int, ...]:
-        return (1,) if self.policy.motion is None else tuple(self.policy.motion.strides)
+    def plan(self, step: Step) -> Plan:
+        if self._unmeasured and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"AdaCache: the model did not run {list(self._names.values())} at a computed step, so "
+                "nothing "
+                "was measured; until it does, every step is computed",
+                stacklevel=2,
+            )
+        next_step = self._host.read()[:, self._columns.index("next_step")].tolist()
+        everything = self._unmeasured or forced(step.number, step.num_steps)
+        actions = [
+            Action.COMPUTE if everything or int(due) == step.number else Action.REUSE for due in next_step
+        ]
+        self._unmeasured = Action.COMPUTE in actions
+        return Plan({self._stack: actions})
 
-    @property
-    def metric(self) -> str:
-        return self.policy.metric
-
-    def computes(self, step: int) -> list[bool]:
-        next_step = self._host.read()[:, self._columns.index("next_step")]
-        return [forced(step, self.num_steps) or int(due) == step for due in next_step.tolist()]
-
-    def measured(self, site: int, step: int, sums: Tensor, *, frames: int, elements: float) -> None:
-        strides = measurable_strides(self.strides, frames)
-        # A clip too short for any stride has no motion to measure, and is not regularised.
-        rule = self._rule if strides else {**self._rule, "scale": 0.0}
+    def observe(self, step: Step, site: Site, sums: Sums) -> None:
+        self._unmeasured = False
+        # A clip too short for every stride has no motion to measure and is not regularized.
+        rule = self._rule if sums.strides else {**self._rule, "scale": 0.0}
         adacache_kernels.decide(
-            sums, self._state, step=step, site=site, frames=frames, strides=strides, elements=elements, **rule
+            sums.values,
+            self._state,
+            step=step.number,
+            site=self._index[site],
+            frames=sums.frames,
+            strides=sums.strides,
+            elements=sums.elements,
+            **rule,
         )
         self._host = _HostCopy(self._state)
-        if step > 1:
-            self._copies.append((site, step, self._host))
+        if step.number > 1:
+            self._copies.append((site, step.number, self._host))
 
-    def measurements(self) -> list[dict[str, Any]]:
+    def records(self) -> list[dict[str, Any]]:
         names = ("distance", "motion", "factor", "rate", "nonfinite")
         records = []
         for site, step, copy in self._copies:
             columns = dict(zip(self._columns, copy.read().T.tolist(), strict=True))
             decided = [int(last) == step for last in columns["last_step"]]
-            record: dict[str, Any] = {"step": step, "site": str(self.sites[site])}
+            record: dict[str, Any] = {"step": step, "site": self._names[site]}
             for name in names:
                 record[name] = [
                     value if own and math.isfinite(value) else None
@@ -248,13 +291,13 @@ class AdaCacheSchedule:
 
 
 def _sent(values: Sequence[float], device: torch.device) -> Tensor:
-    """A float64 tensor that reaches the device on its own: one made there would make the host wait."""
+    """A float64 tensor built on the host and copied asynchronously: building it on the GPU would
+    synchronize."""
     return torch.tensor(values, dtype=torch.float64).to(device, non_blocking=True)
 
 
 class _HostCopy:
-    """A snapshot of a small device tensor that arrives on the host on its own; `read` waits for it if it
-    must."""
+    """An asynchronous host copy of a small device tensor; `read` waits for it if it has not arrived."""
 
     def __init__(self, tensor: Tensor):
         if tensor.is_cuda:
@@ -272,14 +315,11 @@ class _HostCopy:
         return self._values
 
 
-def measurable_strides(strides: Sequence[int], frames: int) -> tuple[int, ...]:
-    """The strides that fit into a clip of so many latent frames."""
-    return tuple(stride for stride in strides if stride < frames)
-
-
 def check_codebook(codebook: Mapping[float, int]) -> None:
     """Raises ValueError unless the codebook has ascending positive thresholds and whole rates of at least
     1."""
+    if not isinstance(codebook, Mapping):
+        raise ValueError(f"codebook: expected a mapping {{threshold: rate}}, got {codebook!r}")
     if not codebook:
         raise ValueError("codebook: expected at least one {threshold: rate}, got an empty one")
     thresholds = list(codebook)

@@ -1,106 +1,216 @@
-"""What a policy is asked, and what it is told about the model."""
+"""The policy protocol: what a caching method keeps, what it watches, and its plan for each step."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from adacache.sites import ModelSites, Site
+
+STORAGE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn)
+
+
+class Action(IntEnum):
+    """What a step does at a site, for one video."""
+
+    COMPUTE = 0
+    REUSE = 1
+    FORECAST = 2
+
+
+class What(Enum):
+    """What is kept at a site, or watched there."""
+
+    RESIDUAL = "residual"
+    OUTPUT = "output"
+
 
 @dataclass(frozen=True)
-class StackInfo:
-    """A model's block stack as a policy sees it."""
+class Keep:
+    """What is kept at a site at each computed step.
 
-    depth: int
-    """Blocks (block pairs, where spatial and temporal blocks alternate)."""
-    parts: tuple[str, ...]
-    """Sub-layers whose residual can be measured."""
-    kinds: dict[str, tuple[str, ...]]
-    """Per part, the kinds of block of a pair that have it, in the order they run."""
-    default_part: str = "temporal_attention"
-    """What is measured unless the policy says otherwise."""
+    Attributes:
+        what: RESIDUAL of a range of blocks, or OUTPUT of a sub-layer.
+        storage: of a range: "stack" (one tensor), "block" (one per block) or "sublayer" (one per sub-layer).
+        factors: kept tensors: the residual, and its first, second ... divided difference over the steps
+            between two computed ones.
+        dtype: of the kept tensors; None: that of the tokens.
+    """
+
+    what: What = What.RESIDUAL
+    storage: str = "stack"
+    factors: int = 1
+    dtype: torch.dtype | None = None
 
 
 @dataclass(frozen=True)
-class MetricSite:
-    """A place where a residual is measured: one sub-layer of one block."""
+class Watch:
+    """A residual that is measured against the one kept from an earlier step.
 
-    block: int
-    kind: str
-    part: str
+    Attributes:
+        metric: "l1", "l2" or "cosine".
+        strides: frame strides of the motion sums.
+        until: None: each measured residual becomes the next old one; a kept site: only those of the
+            videos that compute this site at the step do.
+    """
 
-    def __str__(self) -> str:
-        return f"{self.kind}_blocks.{self.block}.{self.part}".removeprefix("_")
+    metric: str = "l1"
+    strides: tuple[int, ...] = ()
+    until: Site | None = None
 
 
-class Schedule(Protocol):
-    """A policy at work on one request. Steps count from 1."""
+@dataclass(frozen=True)
+class Step:
+    """A denoising step: its number (from 1) and, if known on the host, its timestep."""
 
-    sites: tuple[MetricSite, ...]
-    """Sites whose residual must be measured at each computed step, in the order they run."""
+    number: int
+    num_steps: int
+    timestep: float | None = None
 
-    def computes(self, step: int) -> list[bool]:
-        """Per video, whether this step runs the block stack. Asked once a step, before anything runs."""
 
-    def measured(self, site: int, step: int, sums: Tensor, *, frames: int, elements: float) -> None:
-        """Takes the metric sums [decisions, columns] of a site at a computed step, without waiting for
-        them."""
+@dataclass(frozen=True)
+class Plan:
+    """What one step does at each kept site. A site that is not named computes.
 
-    def measurements(self) -> list[dict[str, Any]]:
-        """All measurements so far, as records of the trace (waits for the device)."""
+    Attributes:
+        actions: per site, one action per video.
+        coefficients: per site that forecasts, float32 [videos, factors] on the model's device.
+    """
 
-    @property
-    def strides(self) -> tuple[int, ...]:
-        """Frame strides at which motion is measured."""
+    actions: Mapping[Site, Sequence[Action]] = field(default_factory=dict)
+    coefficients: Mapping[Site, Tensor] = field(default_factory=dict)
 
-    @property
-    def metric(self) -> str:
-        """Distance: "l1", "l2" or "cosine"."""
+    def revised(self, later: Plan) -> Plan:
+        """This plan with the actions of `later` in place of its own where both name a site."""
+        return Plan({**self.actions, **later.actions}, {**self.coefficients, **later.coefficients})
+
+
+@dataclass(frozen=True)
+class Sums:
+    """The sums of one watched site at one step.
+
+    Attributes:
+        values: float64 [videos, columns] on the model's device, columns as
+            `adacache_kernels.sum_columns(strides)`.
+        strides: the strides that were measured: those of the watch that fit into the clip.
+        frames: latent frames of the residual.
+        elements: elements of the residual per video.
+        rows: rows of the batch.
+    """
+
+    values: Tensor
+    strides: tuple[int, ...]
+    frames: int
+    elements: float
+    rows: int
+
+
+class Kept(Protocol):
+    """The kept tensors of the measured branch."""
+
+    def residual(self, site: Site) -> Tensor | None:
+        """The residual kept at a range of blocks [B, N, C]; None: it is not stored as one tensor."""
+
+    def watched(self, site: Site) -> Tensor | None:
+        """The residual last measured at a watched site."""
+
+
+class Decider:
+    """A policy's state for one request. Never shared. Methods override what they need.
+
+    Attributes:
+        keeps: what is kept at which sites; ranges of blocks must not overlap.
+        watches: the sites whose residual is measured.
+    """
+
+    keeps: Mapping[Site, Keep] = {}
+    watches: Mapping[Site, Watch] = {}
+
+    def plan(self, step: Step) -> Plan:
+        """The plan of a step, requested before it runs. Must not wait for the device."""
+        raise NotImplementedError
+
+    def observe(self, step: Step, site: Site, sums: Sums) -> Plan | None:
+        """Called after a watched site was measured. May revise the plan for the sites that have not run."""
+        return None
+
+    def finished(self, step: Step, kept: Kept) -> None:
+        """Called after a forward call of the measured branch."""
+
+    def records(self) -> list[dict[str, Any]]:
+        """Measurements so far, as records of the trace (waits for the device)."""
+        return []
 
 
 class Policy(Protocol):
-    """Immutable settings; every request gets a schedule of its own."""
-
-    @property
-    def cache(self) -> str:
-        """What is kept: "stack" (one residual for the whole stack) or "sublayer" (one for each sub-layer)."""
-
-    @property
-    def cache_dtype(self) -> torch.dtype | None:
-        """Storage of the kept residuals; None: the dtype of the tokens."""
+    """Frozen settings of a method. Each request starts a decider of its own."""
 
     @property
     def per_video(self) -> bool:
-        """Whether each video of a batch is decided on its own."""
+        """Whether each video of a batch has its own decision."""
 
-    def check(self, num_steps: int, stack: StackInfo) -> None:
-        """Raises ValueError if these settings do not fit the schedule or the model."""
+    def check(self, sites: ModelSites, num_steps: int) -> None:
+        """Raises ValueError if the settings do not fit the model or the schedule."""
 
-    def start(self, num_steps: int, num_videos: int, stack: StackInfo, device: torch.device) -> Schedule:
-        """The schedule of a new request; `num_videos` is 1 where one decision holds for the whole batch."""
+    def start(self, sites: ModelSites, num_steps: int, num_videos: int, device: torch.device) -> Decider:
+        """The decider of a new request; `num_videos` is 1 where one decision holds for the whole batch.
+
+        Raises:
+            ValueError: the settings do not fit the model or the schedule.
+        """
 
     def describe(self) -> dict[str, Any]:
         """The settings, for the trace."""
 
 
 def forced(step: int, num_steps: int) -> bool:
-    """The first and the last two steps are always computed (published AdaCache)."""
+    """Whether AdaCache always computes this step: the first and the last two (published code)."""
     return step == 1 or step >= num_steps - 1
 
 
-def check_steps(num_steps: int) -> None:
-    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
-        raise ValueError(f"num_steps: expected a whole number of at least 1, got {num_steps!r}")
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Raises ValueError unless `value` is an int of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")
 
 
-def check_blocks(blocks: Sequence[int], depth: int) -> None:
+def check_steps(num_steps: Any) -> None:
+    """Raises ValueError unless `num_steps` is a number of denoising steps."""
+    check_count("num_steps", num_steps)
+
+
+def check_dtype(dtype: torch.dtype | None) -> None:
+    """Raises ValueError unless kept tensors can have this dtype."""
+    if dtype is not None and dtype not in STORAGE_DTYPES:
+        accepted = [str(one) for one in STORAGE_DTYPES]
+        raise ValueError(f"cache_dtype: expected one of {accepted} or None, got {dtype!r}")
+
+
+def check_storage(storage: str, sites: ModelSites) -> None:
+    """Raises ValueError unless the model can store residuals this way."""
+    if storage not in sites.storage:
+        raise ValueError(f"cache: this model supports {list(sites.storage)}, got {storage!r}")
+
+
+def check_blocks(blocks: Sequence[Any], depth: int) -> None:
+    """Raises ValueError unless these are ascending block numbers of a model of this depth."""
     if not blocks:
         raise ValueError("metric_blocks: expected at least one block, got none")
     for block in blocks:
+        if isinstance(block, bool) or not isinstance(block, int):
+            raise ValueError(f"metric_blocks: expected whole numbers, got {block!r}")
         if not 0 <= block < depth:
             raise ValueError(f"metric_blocks: expected blocks in 0..{depth - 1}, got {block}")
     if list(blocks) != sorted(set(blocks)):
         raise ValueError(f"metric_blocks: expected ascending blocks without repeats, got {list(blocks)}")
+
+
+def positive(name: str, value: Any) -> None:
+    """Raises ValueError unless `value` is a finite number above 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise ValueError(f"{name}: expected a positive number, got {value!r}")

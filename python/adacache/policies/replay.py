@@ -1,4 +1,4 @@
-"""The schedule of an earlier run again, whatever the input."""
+"""Replays the schedule of an earlier run, whatever the input."""
 
 from __future__ import annotations
 
@@ -6,10 +6,19 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from adacache.checks import array, whole
-from adacache.policies.base import MetricSite, StackInfo, check_steps
+from adacache.policies.base import (
+    Action,
+    Decider,
+    Keep,
+    Plan,
+    Step,
+    check_dtype,
+    check_steps,
+    check_storage,
+)
+from adacache.sites import ModelSites
 from adacache.trace import Trace
 
 
@@ -18,10 +27,10 @@ class Replay:
 
     Args:
         trace: a `Trace`, or the 1-based computed steps themselves, for every video.
-        cache, cache_dtype: what is kept, as for `AdaCache`.
+        cache, cache_dtype: what is stored, as for `AdaCache`.
 
     Raises:
-        ValueError: steps that do not rise from 1, or lie outside the schedule (when a request starts).
+        ValueError: the steps do not ascend from 1, or lie outside the schedule (when a request starts).
     """
 
     def __init__(
@@ -37,6 +46,7 @@ class Replay:
         for steps in self.computed:
             if not steps or steps[0] != 1 or steps != sorted(set(steps)):
                 raise ValueError(f"trace: expected computed steps that rise from 1, got {steps}")
+        check_dtype(cache_dtype)
         self.cache = cache
         self.cache_dtype = cache_dtype
 
@@ -44,8 +54,9 @@ class Replay:
     def per_video(self) -> bool:
         return len(self.computed) > 1
 
-    def check(self, num_steps: int, stack: StackInfo) -> None:
+    def check(self, sites: ModelSites, num_steps: int) -> None:
         check_steps(num_steps)
+        check_storage(self.cache, sites)
         if self.num_steps not in (None, num_steps):
             raise ValueError(f"num_steps: the trace has {self.num_steps} steps, got {num_steps}")
         last = max(steps[-1] for steps in self.computed)
@@ -53,34 +64,31 @@ class Replay:
             raise ValueError(f"num_steps: the trace computes step {last}, got a schedule of {num_steps}")
 
     def start(
-        self, num_steps: int, num_videos: int, stack: StackInfo, device: torch.device
-    ) -> ReplaySchedule:
-        self.check(num_steps, stack)
-        if self.num_steps is None:
-            return ReplaySchedule(self.computed * num_videos)
-        if num_videos != len(self.computed):
+        self, sites: ModelSites, num_steps: int, num_videos: int, device: torch.device
+    ) -> ReplayDecider:
+        self.check(sites, num_steps)
+        if self.num_steps is not None and num_videos != len(self.computed):
             raise ValueError(f"num_videos: the trace has {len(self.computed)} videos, got {num_videos}")
-        return ReplaySchedule(self.computed)
+        computed = self.computed * num_videos if self.num_steps is None else self.computed
+        return ReplayDecider(self, sites, computed)
 
     def describe(self) -> dict[str, Any]:
         return {"policy": "Replay", "computed": self.computed, "cache": self.cache}
 
 
-class ReplaySchedule:
-    """A fixed schedule at work on one request; it measures nothing."""
+class ReplayDecider(Decider):
+    """A fixed schedule at work on one request."""
 
-    sites: tuple[MetricSite, ...] = ()
-    strides: tuple[int, ...] = ()
-    metric = "l1"
-
-    def __init__(self, computed: list[list[int]]):
+    def __init__(self, policy: Replay, sites: ModelSites, computed: list[list[int]]):
+        self.keeps = {sites.stack: Keep(storage=policy.cache, dtype=policy.cache_dtype)}
+        self._stack = sites.stack
         self._computed = [set(steps) for steps in computed]
 
-    def computes(self, step: int) -> list[bool]:
-        return [step in steps for steps in self._computed]
-
-    def measured(self, site: int, step: int, sums: Tensor, *, frames: int, elements: float) -> None:
-        raise AssertionError("a replayed schedule measures nothing")
-
-    def measurements(self) -> list[dict[str, Any]]:
-        return []
+    def plan(self, step: Step) -> Plan:
+        return Plan(
+            {
+                self._stack: [
+                    Action.COMPUTE if step.number in steps else Action.REUSE for steps in self._computed
+                ]
+            }
+        )

@@ -1,0 +1,126 @@
+"""Loads the compiled libraries, and reports what was built and why anything is missing.
+
+Loading registers schemas and kernels with torch; it opens no CUDA context.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["Library", "build_info", "libraries"]
+
+_FOLDER = Path(__file__).resolve().parent
+_NOT_BUILT = "the compiled part was not built: run `python setup.py build_ext --inplace` or `pip install .`"
+
+
+@dataclass(frozen=True)
+class Library:
+    """One compiled part of the package.
+
+    `reason` is empty if it is loaded, else a sentence that says why not.
+    """
+
+    name: str
+    file: str
+    loaded: bool
+    reason: str = ""
+
+
+@functools.cache
+def libraries() -> dict[str, Library]:
+    """The compiled parts by name: "cpu", "cuda" (op libraries), "engine". Loads them on the first call.
+
+    Never raises for a part that is missing or does not load: see its `reason`.
+    """
+    return {"cpu": _load_cpu(), "cuda": _load_cuda(), "engine": _load_engine()}
+
+
+def build_info() -> dict[str, Any]:
+    """What was built, with what, and what of it is loaded.
+
+    Keys: `version`, `torch` (built against), `torch_target` (oldest torch served), `compiler`, `cuda`
+    (`built`, `reason`, `nvcc`, `architectures`, ...), `libraries`. Where nothing was built, `libraries`
+    says so and the other keys are absent.
+    """
+    return {**_recorded(), "libraries": {name: asdict(library) for name, library in libraries().items()}}
+
+
+def covers(architectures: Sequence[str], capability: tuple[int, int]) -> bool:
+    """Whether code for `architectures` ("80", "90a", "120+PTX") runs on a GPU of this compute capability."""
+    for architecture in architectures:
+        number = architecture.removesuffix("+PTX")
+        major, minor = int(number.rstrip("af")[:-1]), int(number.rstrip("af")[-1])
+        if number.endswith("a"):
+            runs = capability == (major, minor)
+        else:
+            runs = capability[0] == major and capability[1] >= minor
+        if runs or (architecture.endswith("+PTX") and number.isdigit() and capability >= (major, minor)):
+            return True
+    return False
+
+
+@functools.cache
+def uncovered_gpu() -> str:
+    """Why the CUDA library does not run on a GPU of this machine, "" if it runs on all. Initializes CUDA."""
+    architectures = _recorded().get("cuda", {}).get("architectures", [])
+    if not torch.cuda.is_available():
+        return ""
+    for index in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(index)
+        if not covers(architectures, (major, minor)):
+            built = ", ".join(f"sm_{architecture}" for architecture in architectures)
+            return f"it is built for {built}, and cuda:{index} is sm_{major}{minor}"
+    return ""
+
+
+@functools.cache
+def _recorded() -> dict[str, Any]:
+    path = _FOLDER / "_build_info.json"
+    if not path.is_file():
+        return {}
+    info: dict[str, Any] = json.loads(path.read_text())
+    return info
+
+
+def _load_cpu() -> Library:
+    return _load("cpu", "" if _recorded() else _NOT_BUILT)
+
+
+def _load_cuda() -> Library:
+    recorded = _recorded()
+    if not recorded:
+        return _load("cuda", _NOT_BUILT)
+    if not recorded["cuda"]["built"]:
+        return _load("cuda", f"CUDA was not built: {recorded['cuda']['reason']}")
+    if torch.version.cuda is None:
+        return _load("cuda", f"torch {torch.__version__} is a build without CUDA")
+    return _load("cuda")
+
+
+def _load(name: str, missing: str = "") -> Library:
+    path = _FOLDER / f"_ops_{name}.so"
+    if missing or not path.is_file():
+        return Library(name, path.name, False, missing or f"{path.name} is missing from the installation")
+    try:
+        torch.ops.load_library(str(path))
+    except (OSError, RuntimeError) as error:
+        return Library(name, path.name, False, f"{path.name} did not load: {error}")
+    return Library(name, path.name, True)
+
+
+def _load_engine() -> Library:
+    if not _recorded():
+        return Library("engine", "_engine", False, _NOT_BUILT)
+    try:
+        module = importlib.import_module("adacache_kernels._engine")
+    except ImportError as error:
+        return Library("engine", "_engine", False, f"_engine did not import: {error}")
+    return Library("engine", Path(module.__file__ or "_engine").name, True)

@@ -1,0 +1,192 @@
+// Neighbouring elements that travel in one memory access, for the device bodies.
+#pragma once
+
+#if !defined(__CUDA_ARCH__)
+#include <cassert>
+#endif
+#include <type_traits>
+
+#include "../../core/numeric.h"
+
+// For loops over registers, which only constants can index; and for short ones that are not worth more code.
+#if defined(__CUDA_ARCH__)
+#define ADACACHE_UNROLL _Pragma("unroll")
+#define ADACACHE_NO_UNROLL _Pragma("unroll 1")
+#else
+#define ADACACHE_UNROLL
+#define ADACACHE_NO_UNROLL
+#endif
+
+namespace adacache {
+inline namespace ADACACHE_ISA {
+
+template <class T, int width>
+struct Packed {
+  static constexpr int bytes = sizeof(T) * width;
+  static constexpr int alignment = bytes < 16 ? bytes : 16;
+  static constexpr int per_word = 4 / sizeof(T);
+  static_assert(bytes % 4 == 0, "whole words");
+  // Words, so that the compiler sees one 16-byte access and not eight of two bytes.
+  struct alignas(alignment) Words {
+    uint32_t word[bytes / 4];
+  } words;
+
+  static ADACACHE_HD Packed load(const T* from) {
+    Packed packed;
+#if defined(__CUDA_ARCH__)
+    packed.words = *reinterpret_cast<const Words*>(from);
+#else
+    assert(reinterpret_cast<uintptr_t>(from) % alignment == 0);
+    memcpy(&packed.words, from, bytes);
+#endif
+    return packed;
+  }
+
+  ADACACHE_HD void store(T* to) const {
+#if defined(__CUDA_ARCH__)
+    // Not an assignment of Words: the optimizer may split it into stores of single words.
+    ADACACHE_UNROLL
+    for (int i = 0; i < bytes / 4; i += alignment / 4) store_words(reinterpret_cast<uint32_t*>(to) + i, i);
+#else
+    assert(reinterpret_cast<uintptr_t>(to) % alignment == 0);
+    memcpy(to, &words, bytes);
+#endif
+  }
+
+  // The first `count` elements, wherever they lie; the others are 0 and so add nothing to any sum.
+  static ADACACHE_HD Packed load(const T* from, int count) {
+    float values[width];
+    ADACACHE_UNROLL
+    for (int i = 0; i < width; ++i) values[i] = i < count ? to_float(from[i]) : 0.0f;
+    return of(values);
+  }
+
+  ADACACHE_HD void store(T* to, int count) const {
+    ADACACHE_UNROLL
+    for (int i = 0; i < width; ++i)
+      if (i < count) to[i] = element(i);
+  }
+
+  ADACACHE_HD float get(int i) const {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+    if constexpr (std::is_same_v<T, float8_e4m3>) {
+      uint32_t halves;  // float16 holds all of float8's numbers
+      asm("cvt.rn.f16x2.e4m3x2 %0, %1;"
+          : "=r"(halves)
+          : "h"(static_cast<uint16_t>(words.word[i / 4] >> (i % 4 / 2 * 16))));
+      return to_float(float16{static_cast<uint16_t>(halves >> (i % 2 * 16))});
+    }
+#endif
+    return to_float(element(i));
+  }
+
+  // Rounded to T.
+  static ADACACHE_HD Packed of(const float (&values)[width]) {
+    Packed packed;
+    ADACACHE_UNROLL
+    for (int i = 0; i < bytes / 4; ++i) packed.words.word[i] = word_of(values + i * per_word);
+    return packed;
+  }
+
+ private:
+#if defined(__CUDA_ARCH__)
+  // As many words as one access takes, from the first-th on.
+  __device__ __forceinline__ void store_words(uint32_t* to, int first) const {
+    const uint32_t* word = words.word + first;
+    if constexpr (alignment == 16)
+      asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(word[0]), "r"(word[1]),
+                   "r"(word[2]), "r"(word[3])
+                   : "memory");
+    else if constexpr (alignment == 8)
+      asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(word[0]), "r"(word[1]) : "memory");
+    else
+      asm volatile("st.global.u32 [%0], %1;" ::"l"(to), "r"(word[0]) : "memory");
+  }
+#endif
+
+  ADACACHE_HD T element(int i) const {
+    if constexpr (sizeof(T) == 4) {
+      return bit_cast<T>(words.word[i]);
+    } else {
+      using Bits = decltype(T::bits);
+      return T{static_cast<Bits>(words.word[i / per_word] >> (i % per_word * 8 * sizeof(T)))};
+    }
+  }
+
+  static ADACACHE_HD uint32_t word_of(const float* values) {
+#if defined(__CUDA_ARCH__)
+    uint32_t word;
+    if constexpr (std::is_same_v<T, bfloat16>) {
+      asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(values[1]), "f"(values[0]));
+      return word;
+    } else if constexpr (std::is_same_v<T, float16>) {
+      asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(values[1]), "f"(values[0]));
+      return word;
+    }
+#if __CUDA_ARCH__ >= 890
+    if constexpr (std::is_same_v<T, float8_e4m3>) {
+      uint16_t low, high;
+      asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(low) : "f"(values[1]), "f"(values[0]));
+      asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(high) : "f"(values[3]), "f"(values[2]));
+      return low | static_cast<uint32_t>(high) << 16;
+    }
+#endif
+#endif
+    uint32_t result = 0;
+    ADACACHE_UNROLL
+    for (int i = 0; i < per_word; ++i) {
+      T stored;
+      from_float(values[i], stored);
+      if constexpr (sizeof(T) == 4)
+        result = bit_cast<uint32_t>(stored);
+      else
+        result |= static_cast<uint32_t>(stored.bits) << (i * 8 * sizeof(T));
+    }
+    return result;
+  }
+};
+
+// A single element: any alignment that the type itself has.
+template <class T>
+struct Packed<T, 1> {
+  T element;
+
+  static ADACACHE_HD Packed load(const T* from) { return {*from}; }
+  ADACACHE_HD void store(T* to) const { *to = element; }
+  ADACACHE_HD float get(int) const { return to_float(element); }
+  static ADACACHE_HD Packed of(const float (&values)[1]) {
+    Packed packed;
+    from_float(values[0], packed.element);
+    return packed;
+  }
+};
+
+// Elements per 16-byte access.
+template <class T>
+constexpr int vector_width = 16 / sizeof(T);
+
+// Sums in a fixed order that does not wait for one addition after the other.
+template <int width>
+ADACACHE_HD float sum_of(const float (&values)[width]) {
+  float sums[width];
+  ADACACHE_UNROLL
+  for (int i = 0; i < width; ++i) sums[i] = values[i];
+  ADACACHE_UNROLL
+  for (int half = width / 2; half > 0; half /= 2) ADACACHE_UNROLL
+  for (int i = 0; i < half; ++i) sums[i] += sums[i + half];
+  return sums[0];
+}
+
+}  // namespace ADACACHE_ISA
+
+inline int vector_width_of(DType dtype) { return static_cast<int>(16 / bytes_of(dtype)); }
+
+// Whether every access of `width` elements at this pointer and these strides may be one of a whole vector.
+template <class... Strides>
+bool vectors_are_aligned(const void* data, DType dtype, int width, Strides... strides) {
+  const int64_t bytes = width * bytes_of(dtype);
+  const int64_t alignment = bytes < 16 ? bytes : 16;
+  return reinterpret_cast<uintptr_t>(data) % alignment == 0 && ((strides % width == 0) && ...);
+}
+
+}  // namespace adacache

@@ -1,0 +1,134 @@
+// Which tokens a block of the device bodies visits, and pointers that go with it from token to token.
+#pragma once
+
+#include <type_traits>
+
+#include "../../core/tokens.h"
+#include "packed.h"
+
+namespace adacache {
+
+// Bytes between one token of a walk and the next, in each tensor. Multiplied out on the host: the device then
+// has them in constant memory and not in registers.
+struct Steps {
+  int64_t x, y, gate, out;  // of the stack's residual: x is x_out, y is x_in
+  int64_t residual, residual_scale;
+  int64_t shift, scale, norm;
+};
+
+// How the work of a launch is divided: each row of the batch into segments of frames, each segment into
+// blocks. Chosen from shapes alone and never from the device, because the order of sums depends on it.
+struct Plan {
+  int threads = 0;             // of a block
+  int width = 1;               // elements per memory access
+  int vectors_per_thread = 0;  // of a token whose row is kept in registers; 0: it is read again instead
+  int history = 0;             // frames before the current one whose r is kept in shared memory
+  int per_segment = 0;         // frames of a segment; tokens of a block where frames do not matter
+  int64_t segments = 0;        // of a row
+  int64_t blocks_per_segment = 0;
+  int64_t blocks_per_row = 0;
+  int64_t blocks = 0;
+  Steps steps = {};
+};
+
+inline namespace ADACACHE_ISA {
+
+struct Quotient {
+  int64_t quotient, remainder;
+};
+
+// Of numbers that are not negative. Divisions of 64 bits take a GPU a hundred instructions.
+ADACACHE_HD Quotient divide(int64_t number, int64_t by) {
+  if (((number | by) >> 32) == 0) {
+    const uint32_t quotient = static_cast<uint32_t>(number) / static_cast<uint32_t>(by);
+    return {quotient, static_cast<uint32_t>(number) - quotient * static_cast<uint32_t>(by)};
+  }
+  return {number / by, number % by};
+}
+
+// Tokens at equal distances within a row: one place through the frames, or neighbours within a frame.
+struct Walk {
+  int64_t row;
+  int64_t frame, place;  // of the first token
+  int64_t places;        // in a frame
+  int count;
+
+  ADACACHE_HD int64_t token() const { return frame * places + place; }
+};
+
+// One channel of a tensor at the token at hand.
+template <class T>
+class Cursor {
+ public:
+  ADACACHE_HD Cursor(T* data, const TokenStrides& strides, int64_t row, const Walk& walk, int64_t channel,
+                     const int64_t& step)
+      : at_(data + row * strides.batch + walk.token() * strides.token + channel), step_(step) {}
+
+  // Of a gate, shift or scale.
+  ADACACHE_HD Cursor(const Modulator& modulator, const Walk& walk, int64_t channel, const int64_t& step)
+      : at_(static_cast<T*>(modulator.data) +
+            (modulator.data == nullptr ? 0
+                                       : walk.row * modulator.batch + walk.frame * modulator.frame +
+                                             walk.place * modulator.place + channel)),
+        step_(step) {}
+
+  ADACACHE_HD T* at(int64_t offset) const { return at_ + offset; }
+  ADACACHE_HD T* ahead(int64_t steps, int64_t offset) const { return moved(steps * step_) + offset; }
+  ADACACHE_HD void advance() { at_ = moved(step_); }
+
+ private:
+  ADACACHE_HD T* moved(int64_t bytes) const {
+    using Bytes = std::conditional_t<std::is_const_v<T>, const char, char>;
+    return reinterpret_cast<T*>(reinterpret_cast<Bytes*>(at_) + bytes);
+  }
+
+  T* at_;
+  const int64_t& step_;
+};
+
+// Whole vectors or, where memory does not allow them, their elements one by one: the first `count` of them.
+template <bool whole, int width, class T>
+ADACACHE_HD Packed<T, width> load_vector(const T* from, int count) {
+  if constexpr (whole)
+    return Packed<T, width>::load(from);
+  else
+    return Packed<T, width>::load(from, count);
+}
+
+template <bool whole, class T, int width>
+ADACACHE_HD void store_vector(const Packed<T, width>& values, T* to, int count) {
+  if constexpr (whole)
+    values.store(to);
+  else
+    values.store(to, count);
+}
+
+}  // namespace ADACACHE_ISA
+
+inline int64_t step_of(const TokenStrides& strides, const TokenShape& shape, bool along_frames, DType dtype) {
+  return strides.token * (along_frames ? shape.places : 1) * bytes_of(dtype);
+}
+
+inline int64_t step_of(const Modulator& modulator, bool along_frames, DType dtype) {
+  return (along_frames ? modulator.frame : modulator.place) * bytes_of(dtype);
+}
+
+inline void set_cache_steps(Steps& steps, const Cache& cache, const TokenShape& shape) {
+  steps.residual = step_of(cache.strides, shape, /*along_frames=*/true, cache.dtype);
+  steps.residual_scale = step_of(cache.scale_strides, shape, /*along_frames=*/true, DType::float32);
+}
+
+inline bool vectors_are_aligned(const void* data, const TokenStrides& strides, DType dtype, int width) {
+  return vectors_are_aligned(data, dtype, width, strides.batch, strides.token);
+}
+
+inline bool vectors_are_aligned(const Modulator& modulator, DType dtype, int width) {
+  return modulator.data == nullptr ||
+         vectors_are_aligned(modulator.data, dtype, width, modulator.batch, modulator.frame, modulator.place);
+}
+
+inline bool vectors_are_aligned(const Cache& cache, int width) {
+  return vectors_are_aligned(cache.data, cache.strides, cache.dtype, width);
+}
+
+}  // namespace adacache

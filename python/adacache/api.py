@@ -1,0 +1,127 @@
+"""`enable` and `disable`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from adacache.handle import Handle
+from adacache.integrations.pipelines import ATTRIBUTE as PIPELINE
+from adacache.integrations.pipelines import PipelineHandle, is_pipeline
+from adacache.interpose import STATE, is_interposed
+from adacache.policies import Policy
+
+ATTRIBUTE = f"{STATE}_handle"
+
+
+def enable(
+    model: Any,
+    policy: Policy | str | Path,
+    *,
+    num_steps: int | None = None,
+    rows_per_video: int | None = None,
+) -> Any:
+    """Enables caching; each generation is then one request.
+
+    Args:
+        model: a video diffusion transformer, or a pipeline that has one or two of them (such as diffusers'):
+            of a known class (`adacache.known_models()`), or any that keeps its blocks in `nn.ModuleList`s.
+        policy: settings such as `AdaCache(...)`, the name of a preset (`adacache.preset_names()`), or the
+            path of a file that `adacache calibrate` wrote.
+        num_steps: denoising steps that the sampler runs. None for a pipeline: its scheduler states them.
+        rows_per_video: rows of the batch per video, for calls outside `handle.request()` and pipelines: 2
+            with guidance in one batch, 1 without; None: 2 if the batch is even.
+
+    Pipelines that share a transformer can be enabled with the same settings.
+
+    Returns:
+        A `Handle` with `trace`, `request()` and `sites`; for a pipeline, a `PipelineHandle`.
+
+    Raises:
+        ValueError: no block list is found, an unknown preset, settings that do not fit the model or the
+            schedule, a model that cannot be cached, or caching is enabled already.
+    """
+    if not (isinstance(policy, str | Path) or hasattr(policy, "start")):
+        raise ValueError(
+            "policy: expected settings such as adacache.AdaCache(...), the name of a preset or a path, "
+            f"got {type(policy).__name__}"
+        )
+    if is_pipeline(model):
+        if is_interposed(model):
+            raise ValueError(
+                "model: AdaCache is enabled on it already; call adacache.disable(pipeline) first"
+            )
+
+        def enable_part(part: nn.Module) -> Handle:
+            return _enable_model(part, policy, num_steps, rows_per_video, True)
+
+        return PipelineHandle(model, enable_part, _release)
+    return _enable_model(model, policy, num_steps, rows_per_video, False)
+
+
+def _enable_model(
+    model: nn.Module,
+    policy: Policy | str | Path,
+    num_steps: int | None,
+    rows_per_video: int | None,
+    in_pipeline: bool,
+) -> Handle:
+    wrapper, model = _unwrapped(model)
+    if isinstance(model, nn.Module) and ATTRIBUTE in model.__dict__:
+        shared: Handle = model.__dict__[ATTRIBUTE]
+        if in_pipeline and shared.users and shared.has_settings(policy, num_steps, rows_per_video):
+            shared.users += 1
+            return shared
+        raise ValueError("model: AdaCache is enabled on it already; call adacache.disable(model) first")
+    if num_steps is None and not in_pipeline and isinstance(model, nn.Module):
+        raise ValueError(
+            "num_steps: expected the number of denoising steps, got None (a pipeline would state it)"
+        )
+    _check_parallel(model)
+    handle = Handle(model, policy, num_steps, rows_per_video)
+    handle.install(wrapper)
+    handle.users = 1 if in_pipeline else 0
+    model.__dict__[ATTRIBUTE] = handle
+    return handle
+
+
+def _release(handle: Handle) -> None:
+    """Disables a transformer that no other enabled pipeline uses."""
+    handle.users -= 1
+    if handle.users < 1 and handle.enabled:
+        disable(handle.model)
+
+
+def disable(model: Any) -> None:
+    """Disables caching: the model is restored, bit for bit. The handle's last trace stays readable.
+
+    Raises:
+        ValueError: caching is not enabled on the model or pipeline.
+    """
+    if not isinstance(model, nn.Module) and PIPELINE in getattr(model, "__dict__", {}):
+        model.__dict__[PIPELINE].disable()
+        return
+    _, model = _unwrapped(model)
+    handle = getattr(model, "__dict__", {}).pop(ATTRIBUTE, None)
+    if handle is None:
+        raise ValueError("model: AdaCache is not enabled on it")
+    handle.uninstall()
+
+
+def _unwrapped(model: Any) -> tuple[Any, Any]:
+    """What `torch.compile` has wrapped around a model, or None, and the model."""
+    inner = getattr(model, "_orig_mod", None)
+    return (None, model) if inner is None else (model, inner)
+
+
+def _check_parallel(model: Any) -> None:
+    """Raises ValueError for a model whose tokens are split over processes."""
+    config = getattr(model, "_parallel_config", None)
+    if getattr(config, "context_parallel_config", None) is not None:
+        raise ValueError(
+            "model: context parallelism is enabled on it, which AdaCache does not support: the processes "
+            "would "
+            "decide differently; run it without context parallelism"
+        )

@@ -1,0 +1,1 @@
+"""Caching inside other libraries' pipelines."""

@@ -1,0 +1,110 @@
+"""A forward call of a fused program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+import adacache_kernels
+from adacache.fused import Norm, Program
+from adacache.models.modulation import gated
+from adacache.runtime.forward import Forward, Segment
+from adacache.runtime.outputs import KeptOutput
+from adacache.sites import Site
+
+
+def run_program(forward: Forward, program: Program, model: Any, tokens: Tensor, context: Any) -> Tensor:
+    """Runs the stack of a fused program; `tokens` [B, N, C] may be overwritten."""
+    contexts: dict[int, Any] = {}
+    for segment in forward.call.segments:
+        forward.enter(segment, [tokens])
+        forward.order += range(segment.site.first, segment.site.last)
+        if not forward.split.computing:
+            tokens = forward.reused(out=tokens)
+            forward.due = False
+            continue
+        split, given, x = forward.rows, context, tokens
+        rows = None if split is None else split.index
+        if rows is not None:
+            key = id(split)  # the call holds its splits
+            given = contexts[key] = contexts.get(key) or program.rows(context, rows)
+        for first, last, watched in _pieces(forward, segment):
+            start = x if rows is None or watched is None else x.index_select(0, rows)
+            x = program.blocks(model, x, given, _Emit(forward, program, rows), rows, first, last)
+            rows = None
+            if watched is not None:
+                forward.meter.residual(watched, x - start, split)
+        (tokens,) = forward.leave([x], in_place=True)
+    if not forward.skipped:
+        forward.branch.order = forward.order
+    return tokens
+
+
+def _pieces(forward: Forward, segment: Segment) -> list[tuple[int, int, Site | None]]:
+    """A segment cut at the watched ranges of blocks inside it: (first, last, watched site)."""
+    position, end = segment.site.first, segment.site.last
+    found: list[tuple[int, int, Site | None]] = []
+    for site in sorted(site for site in forward.meter.watches if site.part is None):
+        if position <= site.first and site.last <= end:
+            if position < site.first:
+                found.append((position, site.first, None))
+            found.append((site.first, site.last, site))
+            position = site.last
+    return [*found, (position, end, None)] if position < end else found
+
+
+class _Emit:
+    """`Emit` of one forward call.
+
+    Args:
+        rows: int32 [b], the rows of the first x; None: all.
+    """
+
+    def __init__(self, forward: Forward, program: Program, rows: Tensor | None):
+        self._forward = forward
+        self._eps = program.eps
+        self._rows = rows
+        self._composites = {
+            part: (name, parts) for name, parts in program.composites.items() for part in parts
+        }
+        self._summed: Tensor | None = None
+
+    def __call__(
+        self,
+        position: int,
+        part: str,
+        x: Tensor,
+        y: Callable[[], Tensor],
+        gate: Tensor | None,
+        norm: Norm | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        forward, rows, self._rows = self._forward, self._rows, None
+        kept = forward.kept_outputs.get((position, part))
+        value = y() if kept is None else KeptOutput(forward, kept).run(y)
+        composite, parts = self._composites.get(part, (part, (part,)))
+        own, whole = Site(position, position + 1, part), Site(position, position + 1, composite)
+        watches, stores = forward.meter.watches, forward.segment.by_sublayer
+        if own in watches and not stores:
+            return forward.meter.adding(own, x, value, gate, norm, self._eps, forward.rows, rows)
+        if not stores and whole not in watches:
+            if norm is None or rows is not None:
+                x = adacache_kernels.gated_residual(x, value, gate, x_rows=rows)
+                return x, None if norm is None else self._norm(x, norm)
+            return adacache_kernels.gated_residual_norm(x, value, gate, *norm, eps=self._eps)
+        residual = value if gate is None else gated(value, gate)
+        if own in watches:
+            forward.meter.residual(own, residual, forward.rows)
+        summed = residual if self._summed is None or part == parts[0] else self._summed + residual
+        self._summed = summed
+        if part == parts[-1]:
+            if whole in watches and whole != own:
+                forward.meter.residual(whole, summed, forward.rows)
+            if stores:
+                forward.keep_part(position, composite, summed)
+        x = (x if rows is None else x.index_select(0, rows)) + residual
+        return x, None if norm is None else self._norm(x, norm)
+
+    def _norm(self, x: Tensor, norm: Norm) -> Tensor:
+        return adacache_kernels.layer_norm_modulate(x, *norm, eps=self._eps)

@@ -1,0 +1,287 @@
+"""One generation: its decider, its kept tensors, its guidance branches, and its trace. Never shared."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adacache.policies.base import Action, Decider, Plan, Policy, Step, What, check_count
+from adacache.rows import Split, to_device
+from adacache.runtime.store import Store
+from adacache.sites import ModelSites, Site
+from adacache.trace import Trace
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a forward call shows of itself before it runs.
+
+    Attributes:
+        shape, device: of the latents.
+        timestep: of any shape; a tensor is not read.
+        context: name of the guidance branch, if the pipeline states it.
+        must_compute: the call has side effects, such as keys and values that the model caches itself.
+    """
+
+    shape: tuple[int, ...]
+    device: torch.device
+    timestep: Tensor | float | None = None
+    context: str | None = None
+    must_compute: bool = False
+
+    def read_timestep(self) -> float | None:
+        """The mean timestep; of a device tensor, this synchronizes."""
+        if isinstance(self.timestep, Tensor):
+            # The mean, because the first tokens' timestep is always 0 where an image is given.
+            return float(self.timestep.double().mean())
+        return None if self.timestep is None else float(self.timestep)
+
+
+@dataclass(eq=False)
+class Branch:
+    """One forward call of each step: a guidance branch, or a part of the clip.
+
+    Attributes:
+        index: 0 is the branch that is measured; the others follow its decisions.
+        videos: decision of each row of its batch.
+        video_of_row: the same as int32 [B] on the device; None if there is one decision.
+        order: positions of the blocks that ran at its last computed step; None before the first.
+        chained: positions of blocks whose input was the very output of the block before.
+        kept_at: per kept site, the step at which each decision's rows were kept (0: never).
+    """
+
+    index: int
+    shape: tuple[int, ...] = ()
+    videos: list[int] = field(default_factory=list)
+    video_of_row: Tensor | None = None
+    order: list[int] | None = None
+    chained: set[int] = field(default_factory=set)
+    kept_at: dict[Site, list[int]] = field(default_factory=dict)
+
+    def forget(self) -> None:
+        """Makes the branch compute at its next call."""
+        self.order = None
+        self.chained = set()
+        self.kept_at.clear()
+
+
+class Request:
+    """The state of one generation on one model.
+
+    Args:
+        policy: the settings.
+        sites: of the model.
+        num_steps: steps of the schedule.
+        num_videos: videos in the batch.
+        video_of_row: video of each row of the batch; None: row b belongs to video b % num_videos, as guidance
+            in one batch orders rows (conditional rows first).
+        branches: forward calls per step: 1 with guidance in one batch, 2 with guidance in two calls.
+
+    Raises:
+        ValueError: an argument does not fit, or the policy does not fit the model or the schedule.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        sites: ModelSites,
+        *,
+        num_steps: int,
+        num_videos: int,
+        video_of_row: Sequence[int] | None = None,
+        branches: int = 1,
+    ):
+        check_count("num_videos", num_videos)
+        check_count("branches", branches)
+        if video_of_row is not None:
+            outside = [v for v in video_of_row if not isinstance(v, int) or not 0 <= v < num_videos]
+            if outside:
+                raise ValueError(f"video_of_row: expected videos in 0..{num_videos - 1}, got {outside}")
+        self.policy = policy
+        self.sites = sites
+        self.num_steps = num_steps
+        self.num_videos = num_videos
+        self.branches_per_step = branches
+        self.step = 0
+        self.ended_by: str | None = None
+        self.closed = False
+        self.store = Store()
+        self.plan = Plan()
+        self.output_forms: dict[Any, Any] = {}
+        """Per branch and site, the form of a kept output (see `runtime.outputs`)."""
+        self._video_of_row = None if video_of_row is None else list(video_of_row)
+        self._branches: dict[Hashable, Branch] = {}
+        self._decider: Decider | None = None
+        self._computed: list[list[bool]] = []
+        self._timesteps: list[Tensor | float | None] = []
+
+    @property
+    def decisions(self) -> int:
+        """Rows of the decision state: one per video, or one for all."""
+        return self.num_videos if self.policy.per_video else 1
+
+    @property
+    def decider(self) -> Decider:
+        assert self._decider is not None, "no call has begun"
+        return self._decider
+
+    @property
+    def current_step(self) -> Step:
+        """The step under way, without its timestep."""
+        return Step(self.step, self.num_steps)
+
+    @property
+    def caches(self) -> Store:
+        """The kept tensors; empty (false) after the request has ended."""
+        return self.store
+
+    def fits(self, rows: int) -> bool:
+        """Whether a batch of so many rows can hold this request's videos."""
+        if self._video_of_row is not None:
+            return rows == len(self._video_of_row)
+        return rows % self.num_videos == 0
+
+    def begin_call(self, facts: Facts, new_step: bool, key: Hashable) -> Branch:
+        """Begins a forward call.
+
+        Args:
+            facts: of the call.
+            new_step: whether it is the first call of a step.
+            key: identifies the branch among the calls of a step.
+
+        Raises:
+            RuntimeError: all steps have run, or an error has ended the request.
+            ValueError: the rows do not fit the videos.
+        """
+        if self.ended_by is not None:
+            raise RuntimeError(
+                f"request: ended at step {self.step} by an error ({self.ended_by}); open a new request"
+            )
+        if new_step and self.step >= self.num_steps:
+            raise RuntimeError(
+                f"num_steps: this request was opened for {self.num_steps} steps and all have run; open a new "
+                "request, or enable AdaCache with the number of steps that the sampler runs"
+            )
+        rows = facts.shape[0]
+        if self._video_of_row is not None and len(self._video_of_row) != rows:
+            raise ValueError(
+                f"video_of_row: expected {rows} entries, one per row of the latents, "
+                f"got {len(self._video_of_row)}"
+            )
+        if not self.fits(rows):
+            raise ValueError(
+                f"num_videos: expected a divisor of the {rows} rows of the latents, got {self.num_videos}"
+            )
+        if self._decider is None:
+            with torch.inference_mode(False):
+                self._decider = self.policy.start(self.sites, self.num_steps, self.decisions, facts.device)
+        branch = self._branches.get(key)
+        if branch is None:
+            branch = self._branches[key] = Branch(len(self._branches))
+        if branch.shape != facts.shape:
+            self._reshape(branch, facts)
+        if new_step:
+            self.step += 1
+            self._computed.append([False] * self.decisions)
+            self._timesteps.append(facts.timestep)
+            timestep = facts.read_timestep() if getattr(self.policy, "needs_timestep", False) else None
+            self.plan = self.decider.plan(Step(self.step, self.num_steps, timestep))
+            if not any(keep.what is What.RESIDUAL for keep in self.decider.keeps.values()):
+                self.note_computed([True] * self.decisions)
+        return branch
+
+    def _reshape(self, branch: Branch, facts: Facts) -> None:
+        """A branch's first call, or its first of a new shape: nothing that it kept fits."""
+        rows = facts.shape[0]
+        videos = self._video_of_row or [row % self.num_videos for row in range(rows)]
+        branch.videos = videos if self.policy.per_video else [0] * rows
+        branch.shape = facts.shape
+        branch.video_of_row = None
+        if self.decisions > 1:
+            branch.video_of_row = to_device(torch.tensor(branch.videos, dtype=torch.int32), facts.device)
+        branch.forget()
+        self.store.drop(branch.index)
+        self.output_forms = {key: form for key, form in self.output_forms.items() if key[0] != branch.index}
+
+    def actions(self, branch: Branch, planned: Site, kept: Site) -> list[Action]:
+        """Per decision, what a call of this branch does at a site.
+
+        A branch that has nothing valid to reuse computes: it never ran, or it was left out at the last
+            computed
+        step.
+
+        Args:
+            planned: the site that the plan names; kept: the site under which its tensors are kept.
+        """
+        actions = self.plan.actions.get(planned, [Action.COMPUTE] * self.decisions)
+        lead = next(iter(self._branches.values()))
+        own = branch.kept_at.get(kept, [0] * self.decisions)
+        newest = lead.kept_at.get(kept, own)
+        return [
+            Action.COMPUTE if mine < 1 or mine < latest else action
+            for action, mine, latest in zip(actions, own, newest, strict=True)
+        ]
+
+    def split(self, branch: Branch, actions: Sequence[Action], device: torch.device) -> Split:
+        """The rows of a branch's batch that compute and those that do not."""
+        return Split([actions[video] is Action.COMPUTE for video in branch.videos], device)
+
+    def gaps(self, branch: Branch, site: Site) -> list[int]:
+        """Per row of a branch's batch, steps since the site was last kept (1 before the first time)."""
+        kept = branch.kept_at.get(site, [0] * self.decisions)
+        return [max(1, self.step - kept[video]) if kept[video] else 1 for video in branch.videos]
+
+    def note_kept(self, branch: Branch, site: Site, actions: Sequence[Action]) -> None:
+        """Notes that a site's tensors are of this step for the videos that computed it."""
+        kept = branch.kept_at.setdefault(site, [0] * self.decisions)
+        for video, action in enumerate(actions):
+            if action is Action.COMPUTE:
+                kept[video] = self.step
+
+    def note_computed(self, videos: Sequence[bool]) -> None:
+        """Notes in the trace which videos computed blocks whose residual is kept."""
+        latest = self._computed[-1]
+        for video, computed in enumerate(videos):
+            latest[video] = latest[video] or computed
+
+    def keep_branches(self, count: int) -> None:
+        """Drops all branches but the first `count`."""
+        for key in list(self._branches)[count:]:
+            self.store.drop(self._branches.pop(key).index)
+
+    def free(self) -> None:
+        """Frees the kept tensors; a further call of this step computes."""
+        self.store.clear()
+        for branch in self._branches.values():
+            branch.forget()
+
+    def end(self, reason: str) -> None:
+        """Ends the request after an error: frees its tensors and accepts no further call."""
+        self.ended_by = reason
+        self.store.clear()
+
+    def close(self) -> None:
+        """Frees the kept tensors; the trace stays readable."""
+        self.closed = True
+        self.store.clear()
+
+    @property
+    def trace(self) -> Trace:
+        """What was measured and decided so far (waits for the device)."""
+        return Trace(
+            num_steps=self.num_steps,
+            num_videos=self.decisions,
+            policy=self.policy.describe(),
+            computed=[list(videos) for videos in self._computed],
+            timesteps=[float(t.double().mean()) if isinstance(t, Tensor) else t for t in self._timesteps],
+            measurements=[] if self._decider is None else self._decider.records(),
+            cache_bytes=self.store.bytes,
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """The settings and the progress, for messages."""
+        return {"policy": self.policy.describe(), "step": self.step, "num_steps": self.num_steps}

@@ -1,0 +1,307 @@
+"""The executor of a model's forward calls: wraps the model, finds the plan of each call, and runs it."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from adacache.adapters.spec import Arguments, ModelSpec
+from adacache.interpose import interpose, plain_class, restore
+from adacache.runtime.clock import Clock
+from adacache.runtime.forward import Call, Forward, segments
+from adacache.runtime.fused_forward import run_program
+from adacache.runtime.meter import Reduce
+from adacache.runtime.request import Facts
+from adacache.runtime.wrapped_block import OWNER, WrappedBlock
+from adacache.runtime.wrapped_forward import WrappedForward
+from adacache.sites import ModelSites
+
+NOT_COMPILED = (
+    "AdaCache decides in Python which blocks run, so the whole model cannot be one graph; compile its blocks "
+    "(model.compile_repeated_blocks(fullgraph=True) in diffusers, or block.compile() for each)"
+)
+_UNDER_WAY: ContextVar[_Running | None] = ContextVar("adacache_forward", default=None)
+
+
+class Host(Protocol):
+    """What the runner needs of the handle."""
+
+    def clock(self, facts: Facts) -> Clock | None:
+        """The clock of a call; None: it runs without caching."""
+
+    def context(self) -> str | None:
+        """Name of the guidance branch, if the pipeline states it."""
+
+    def named(self, name: str) -> AbstractContextManager[None]:
+        """Calls inside belong to the guidance branch `name`."""
+
+    def generation(self, num_steps: int, num_videos: int) -> AbstractContextManager[Any]:
+        """Calls inside are one generation of a sampler."""
+
+
+class Runner:
+    """Runs the forward calls of one model.
+
+    Attributes:
+        model, spec, sites: what is run.
+        on: whether caching is enabled.
+        reduce: see `runtime.meter.Reduce`.
+    """
+
+    def __init__(self, host: Host, model: Any, spec: ModelSpec):
+        self.host = host
+        self.model = model
+        self.spec = spec
+        self.sites: ModelSites = spec.sites(model)
+        self.on = False
+        self.reduce: Reduce | None = None
+        self.always_compute = False
+        self.blocks: list[WrappedBlock] = []
+        self._between = spec.between
+        self._interposed: list[Any] = []
+
+    # Installing.
+
+    def install(self, wrapper: Any = None) -> None:
+        """Wraps the model, its blocks, and what `torch.compile` has wrapped around the model, which captured
+        its  `__call__`."""
+        kind = type(self.model)
+        run_model = _uncompiled(self._run_model)
+        forward = functools.partial(run_model, inspect.signature(kind.forward))
+        methods: dict[str, Callable[..., Any]] = {"__call__": forward}
+        if wrapper is not None:
+            self._interpose(wrapper, methods)
+        if hasattr(kind, "forward_with_cfg"):
+            # Samplers call this, or the model's forward, without its __call__.
+            methods["forward"] = forward
+            signature = inspect.signature(kind.forward_with_cfg)
+            methods["forward_with_cfg"] = functools.partial(run_model, signature)
+        if hasattr(kind, "cache_context"):
+            methods["cache_context"] = self._note_context
+        if hasattr(kind, "generation"):
+            methods["generation"] = self._open_generation
+        if self.spec.program is not None:
+            methods[self.spec.program.method] = self._run_stack
+        self._interpose(self.model, methods)
+        if self.spec.program is None:
+            run_block = _uncompiled(self._run_block)
+            for place in self.spec.places(self.model):
+                block = WrappedBlock(self.spec, place)
+                self.blocks.append(block)
+                place.module.__dict__[OWNER] = block
+                self._interpose(place.module, {"__call__": run_block})
+        self.on = True
+
+    def _interpose(self, thing: Any, methods: Mapping[str, Callable[..., Any]]) -> None:
+        interpose(thing, dict(methods))
+        self._interposed.append(thing)
+
+    def uninstall(self) -> None:
+        """Unwraps all that `install` wrapped, whatever has changed since."""
+        self.on = False
+        for block in self.blocks:
+            block.release_children()
+        changed = []
+        for thing in reversed(self._interposed):
+            thing.__dict__.pop(OWNER, None)
+            if not restore(thing):
+                changed.append(type(thing).__name__)
+        self._interposed.clear()
+        self.blocks.clear()
+        if changed:
+            warnings.warn(
+                f"AdaCache: the class of {sorted(set(changed))} was changed after AdaCache was enabled; it "
+                "is "
+                "disabled there, but the class stays",
+                stacklevel=4,
+            )
+
+    # What the wrapped methods do.
+
+    def _run_model(
+        self, signature: inspect.Signature, plain: Callable[..., Any], model: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """The model's `__call__`."""
+        running = _UNDER_WAY.get()
+        if not self.on or (running is not None and running.runner is self):
+            return plain(model, *args, **kwargs)  # a wrapper of the model has called
+        given = dict(signature.bind(model, *args, **kwargs).arguments)
+        given.update(given.pop("kwargs", {}))
+        facts = self._facts(given)
+        clock = self.host.clock(facts)
+        if clock is None:
+            return plain(model, *args, **kwargs)
+        running = _Running(self, clock, facts, given)
+        token = _UNDER_WAY.set(running)
+        try:
+            if self.spec.reuse_arguments and running.spares():
+                args, kwargs = _with_arguments(signature, args, kwargs, self.spec.reuse_arguments)
+            output = plain(model, *args, **kwargs)
+            running.finish()
+        except BaseException as error:
+            running.fail(error)
+            raise
+        finally:
+            _UNDER_WAY.reset(token)
+        return output
+
+    def _facts(self, given: Arguments) -> Facts:
+        latents, timestep = given[self.spec.latents], given[self.spec.timestep]
+        tensors = list(latents) if isinstance(latents, tuple | list) else [latents]
+        if not all(isinstance(x, Tensor) for x in tensors):
+            raise ValueError(f"{self.spec.latents}: expected a tensor, got {type(latents).__name__}")
+        if torch.is_grad_enabled() and (
+            any(x.requires_grad for x in tensors) or any(p.requires_grad for p in self.model.parameters())
+        ):
+            raise RuntimeError("AdaCache is for inference only: call the model under torch.no_grad()")
+        shape = tuple(tensors[0].shape)
+        if tensors[0] is not latents:
+            shape = (len(tensors), *shape)
+        # A call that makes the model write keys and values of its own may not be skipped.
+        writes = any(
+            "cache" in name.split("_") and value is not None and not isinstance(value, bool | int)
+            for name, value in given.items()
+        )
+        return Facts(shape, tensors[0].device, timestep, self.host.context(), writes)
+
+    def _run_stack(self, plain: Callable[..., Any], model: Any, *args: Any, **kwargs: Any) -> Any:
+        """The method of a model with a fused program that runs its blocks."""
+        running = _UNDER_WAY.get()
+        program = self.spec.program
+        if program is None or running is None or running.runner is not self:
+            return plain(model, *args, **kwargs)
+        tokens, context = program.enter(model, *args, **kwargs)
+        running.frames = program.frames(context)
+        return run_program(running.forward(), program, model, tokens, context)
+
+    def _run_block(self, plain: Callable[..., Any], module: Any, *args: Any, **kwargs: Any) -> Any:
+        """A wrapped block's `__call__`."""
+        running, block = _UNDER_WAY.get(), module.__dict__.get(OWNER)
+        if block is None or running is None or running.runner is not self:
+            return plain(module, *args, **kwargs)
+        forward = running.forward()
+        assert isinstance(forward, WrappedForward)
+        return forward.run_block(block, plain, args, kwargs)
+
+    def run_child(self, plain: Callable[..., Any], module: Any, *args: Any, **kwargs: Any) -> Any:
+        """A wrapped child's `__call__`."""
+        running, owner = _UNDER_WAY.get(), module.__dict__.get(OWNER)
+        if owner is None or running is None or running.runner is not self:
+            return plain(module, *args, **kwargs)
+        forward = running.forward()
+        assert isinstance(forward, WrappedForward)
+        block, name = owner
+        return forward.run_child(block, name, plain, module, args, kwargs)
+
+    @contextmanager
+    def _note_context(self, plain: Callable[..., Any], model: Any, name: str, **kwargs: Any) -> Iterator[Any]:
+        with self.host.named(name), plain(model, name, **kwargs) as value:
+            yield value
+
+    def _open_generation(
+        self, plain: Callable[..., Any], model: Any, *, num_steps: int, num_videos: int
+    ) -> AbstractContextManager[Any]:
+        return self.host.generation(num_steps, num_videos)
+
+    def found_between(self) -> None:
+        """The model modifies tokens between its blocks: residuals are stored by block from now on."""
+        if not self._between:
+            self._between = True
+            warnings.warn(
+                f"AdaCache: {plain_class(self.model).__name__} modifies tokens between its blocks, so one "
+                "residual is stored per block instead of one for the stack; a model declaration of its own "
+                "can "
+                "avoid that (docs/adding_a_model.md)",
+                stacklevel=2,
+            )
+
+    def found_unknown_output(self, block: str) -> None:
+        """A block cannot be skipped: every step is computed from now on."""
+        if not self.always_compute:
+            self.always_compute = True
+            warnings.warn(
+                f"AdaCache: {block} returns a tensor that is none of its arguments, so it cannot be "
+                "skipped and "
+                "every step is computed; a model declaration can say what to keep (docs/adding_a_model.md)",
+                stacklevel=2,
+            )
+
+
+class _Running:
+    """A forward call from the model's `__call__` on. The clock advances when its first block runs, so that
+    arguments that the model refuses do not count as a step."""
+
+    def __init__(self, runner: Runner, clock: Clock, facts: Facts, given: Arguments):
+        self.runner = runner
+        self.frames = 0
+        self._clock = clock
+        self._facts = facts
+        self._given = given
+        self._forward: Forward | None = None
+
+    def forward(self) -> Forward:
+        if self._forward is None:
+            runner = self.runner
+            tick = self._clock.tick(self._facts)
+            keeps = tick.request.decider.keeps
+            call = Call(
+                tick,
+                segments(keeps, len(runner.sites.blocks), runner._between),
+                self._facts.shape[0],
+                self.frames or runner.spec.latent_frames(runner.model, self._given),
+                self._facts.device,
+                self._facts.must_compute or runner.always_compute,
+                runner.reduce,
+            )
+            if runner.spec.program is None:
+                self._forward = WrappedForward(runner, runner.spec, call)
+            else:
+                self._forward = Forward(call)
+            self._tick = tick
+        return self._forward
+
+    def spares(self) -> bool:
+        """Whether this call reuses the whole stack, so that it runs with the spec's `reuse_arguments`."""
+        forward = self.forward()
+        assert isinstance(forward, WrappedForward)
+        forward.spared = forward.reuses_all()
+        return forward.spared
+
+    def finish(self) -> None:
+        forward = self.forward()
+        forward.finish()
+        if forward.works_between:
+            self.runner.found_between()
+        if isinstance(forward, WrappedForward) and forward.unknown_output is not None:
+            self.runner.found_unknown_output(forward.unknown_output)
+        request = self._tick.request
+        if self._tick.branch.index == 0:
+            request.decider.finished(request.current_step, request.store)
+        self._clock.tock(self._tick)
+
+    def fail(self, error: BaseException) -> None:
+        if self._forward is not None:
+            self._tick.request.end(f"{type(error).__name__}: {error}")
+
+
+def _with_arguments(
+    signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any], changed: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call, with some of them changed."""
+    left = dict(changed)
+    names = list(signature.parameters)[1:]
+    args = tuple(left.pop(name, value) for name, value in zip(names, args, strict=False))
+    return args, {**kwargs, **left}
+
+
+def _uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which `torch.compile` runs as it is; what it calls may be compiled."""
+    return torch.compiler.disable(function, recursive=False, reason=NOT_COMPILED)

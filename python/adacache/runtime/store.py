@@ -1,0 +1,274 @@
+"""The only owner of kept tensors: residuals and outputs of sites, per guidance branch, and watched
+residuals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import adacache_kernels
+from adacache.policies.base import Keep
+from adacache.rows import Split
+from adacache.sites import Site
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass
+class Kept:
+    """One kept feature: factors of its forecast (the feature itself is factors[0]) and a float8 scale.
+
+    `copies` is how often the blocks repeat the tokens that they take (1, or once per frame).
+    """
+
+    factors: list[Tensor] = field(default_factory=list)
+    scale: Tensor | None = None
+    copies: int = 1
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.factors[0].shape
+
+    def fits(self, x: Tensor) -> bool:
+        """Whether the feature is one of tokens of x's shape."""
+        kept = self.shape
+        return kept == x.shape if self.copies == 1 else kept == repeated(x, self.copies).shape
+
+    def tensors(self) -> list[Tensor]:
+        return self.factors if self.scale is None else [*self.factors, self.scale]
+
+
+class Store:
+    """Kept tensors of one request. A key is (branch, site, stream)."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Any, Kept] = {}
+        self._watched: dict[Site, Tensor] = {}
+        self.bytes = 0
+        """Most bytes kept at once so far, watched residuals included."""
+
+    def __len__(self) -> int:
+        return len(self._kept) + len(self._watched)
+
+    def get(self, key: Any) -> Kept | None:
+        return self._kept.get(key)
+
+    def keep_difference(
+        self,
+        key: Any,
+        after: Tensor,
+        before: Tensor,
+        keep: Keep,
+        split: Split | None,
+        gaps: Sequence[int],
+        out: Tensor | None = None,
+    ) -> None:
+        """Keeps after - before.
+
+        Args:
+            after: [b, ...], the rows that computed.
+            before: [B, ...], all rows.
+            split: the rows of `before` that `after` has; None: all.
+            gaps: per row of `before`, steps since its last computed one, for divided differences.
+            out: of before's shape: `after` is written into its rows too.
+        """
+        copies = 1
+        if before.ndim > 1 and after.shape[1] > before.shape[1] > 0 and not after.shape[1] % before.shape[1]:
+            copies = after.shape[1] // before.shape[1]
+            before = repeated(before, copies)
+        dtype = keep.dtype or before.dtype
+        same = after.dtype == before.dtype and after.dtype in FLOATS and before.numel() > 0
+        if keep.factors == 1 and same and dtype in (before.dtype, torch.float8_e4m3fn):
+            kept = self._allocated(key, before, dtype)
+            kept.copies = copies
+            adacache_kernels.stack_residual_meter(
+                as_tokens(after),
+                as_tokens(before),
+                as_tokens(kept.factors[0]),
+                residual_scale=kept.scale,
+                frames=1,
+                strides=(),
+                rows=None if split is None else split.index,
+                out=None if out is None else as_tokens(out),
+            )
+            return
+        rows = before if split is None else split.take(before)
+        self.keep(key, after.float() - rows.float(), keep, split, gaps, before)
+        self._kept[key].copies = copies
+        if out is not None and split is not None:
+            split.put(out, after)
+
+    def keep(
+        self, key: Any, value: Tensor, keep: Keep, split: Split | None, gaps: Sequence[int], like: Tensor
+    ) -> None:
+        """Keeps a feature.
+
+        Args:
+            value: [b, ...], the rows that computed.
+            split, gaps: see `keep_difference`.
+            like: has the shape of all rows and the dtype that is kept unless `keep` states one.
+        """
+        dtype = keep.dtype or like.dtype
+        if dtype == torch.float8_e4m3fn:
+            base = torch.zeros_like(like, dtype=torch.float32 if value.dtype not in FLOATS else value.dtype)
+            self.keep_difference(key, value.to(base.dtype), base, Keep(dtype=dtype), split, gaps)
+            return
+        kept = self._kept.get(key)
+        if kept is not None and (kept.shape != like.shape or kept.factors[0].dtype != dtype):
+            kept = None
+        new = saturated(value, dtype)
+        if kept is None:
+            kept = self._allocated(key, like, dtype, keep.factors)
+            self._write(kept.factors[0], new, split)
+            return
+        for i, factor in enumerate(kept.factors):
+            old = (factor if split is None else split.rows_of(factor)).float()
+            self._write(factor, new, split)
+            if i + 1 < len(kept.factors):
+                steps = [gaps[row] for row in (range(len(gaps)) if split is None else split.computing)]
+                gap = torch.tensor(steps, dtype=torch.float32).to(value.device, non_blocking=True)
+                difference = (new.float() - old) / gap.view(-1, *[1] * (old.ndim - 1))
+                new = saturated(difference, dtype)
+
+    @staticmethod
+    def _write(into: Tensor, value: Tensor, split: Split | None) -> None:
+        if split is None:
+            into.copy_(value)
+        else:
+            split.put(into, value)
+
+    def _allocated(self, key: Any, like: Tensor, dtype: torch.dtype, factors: int = 1) -> Kept:
+        """The tensors under `key`, of like's shape; zeros if they are new or have to be made anew."""
+        kept = self._kept.get(key)
+        if kept is not None and kept.shape == like.shape and kept.factors[0].dtype == dtype:
+            return kept
+        with torch.inference_mode(False):
+            kept = Kept([zeros(like.shape, dtype, like.device) for _ in range(factors)])
+            if dtype == torch.float8_e4m3fn:
+                kept.scale = zeros(as_tokens(like).shape[:2], torch.float32, like.device)
+        self._kept[key] = kept
+        self._count()
+        return kept
+
+    def apply(
+        self,
+        key: Any,
+        x: Tensor,
+        *,
+        split: Split | None = None,
+        coefficients: Tensor | None = None,
+        video_of_row: Tensor | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """x + the kept residual, or its forecast, in the rows that reuse; other rows hold x or are
+        unspecified.
+
+        Args:
+            split: the rows that reuse; None: all.
+            coefficients: float32 [videos, factors] of a forecast.
+            video_of_row: int32 [B], for the coefficients.
+            out: of x's shape, may be x.
+        """
+        kept = self._kept[key]
+        x = repeated(x, kept.copies)
+        if x.dtype not in FLOATS:
+            result = x + kept.factors[0].to(x.dtype)
+            return result if out is None else out.copy_(result)
+        tokens, given = as_tokens(x), None if out is None else as_tokens(out)
+        if coefficients is None:
+            result = adacache_kernels.reuse_residual(
+                tokens,
+                as_tokens(kept.factors[0]).view(tokens.shape),
+                residual_scale=kept.scale,
+                reuse=None if split is None else split.reuse,
+                out=given,
+            )
+        else:
+            result = adacache_kernels.extrapolate_residual(
+                tokens,
+                [as_tokens(factor).view(tokens.shape) for factor in kept.factors],
+                coefficients,
+                video_of_row=video_of_row,
+                out=given,
+            )
+        return result.view(x.shape)
+
+    def output(
+        self, key: Any, *, coefficients: Tensor | None = None, video_of_row: Tensor | None = None
+    ) -> Tensor:
+        """A kept output, or its forecast."""
+        kept = self._kept[key]
+        if kept.scale is not None:
+            wide = as_tokens(kept.factors[0]).float() * kept.scale[..., None]
+            return wide.view(kept.shape)
+        if coefficients is None:
+            return kept.factors[0]
+        weights = coefficients if video_of_row is None else coefficients.index_select(0, video_of_row)
+        total = torch.zeros(kept.shape, dtype=torch.float32, device=weights.device)
+        for i, factor in enumerate(kept.factors):
+            total += factor.float() * weights[:, i].view(-1, *[1] * (total.ndim - 1))
+        return total.to(kept.factors[0].dtype)
+
+    def old_watched(self, site: Site, like: Tensor, shape: Sequence[int]) -> Tensor:
+        """The residual last measured at a site; zeros before the first and after a change of shape, so that
+        the  distance from it is not finite."""
+        old = self._watched.get(site)
+        if old is None or old.shape != torch.Size(shape) or old.dtype != like.dtype:
+            with torch.inference_mode(False):
+                old = zeros(shape, like.dtype, like.device)
+            self._watched[site] = old
+            self._count()
+        return old
+
+    def swap_watched(self, site: Site, value: Tensor) -> None:
+        """Replaces the residual last measured at a site."""
+        self._watched[site] = value
+
+    def residual(self, site: Site) -> Tensor | None:
+        """See `policies.base.Kept`."""
+        kept = self._kept.get((0, site, 0, ""))
+        return None if kept is None else kept.factors[0]
+
+    def watched(self, site: Site) -> Tensor | None:
+        """See `policies.base.Kept`."""
+        return self._watched.get(site)
+
+    def drop(self, branch: Any) -> None:
+        """Frees what one branch keeps."""
+        self._kept = {key: kept for key, kept in self._kept.items() if key[0] != branch}
+
+    def clear(self) -> None:
+        self._kept.clear()
+        self._watched.clear()
+
+    def _count(self) -> None:
+        tensors = [*self._watched.values(), *(t for kept in self._kept.values() for t in kept.tensors())]
+        self.bytes = max(self.bytes, sum(t.numel() * t.element_size() for t in tensors))
+
+
+def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.zeros(tuple(shape), dtype=dtype, device=device)
+
+
+def repeated(x: Tensor, copies: int) -> Tensor:
+    """The tokens [B, N, C] one after the other, `copies` times."""
+    return x if copies == 1 else x.repeat(1, copies, *[1] * (x.ndim - 2))
+
+
+def saturated(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """`value` in another dtype; finite values beyond float16's range become its largest."""
+    if dtype == torch.float16 and value.dtype != torch.float16:
+        most = torch.finfo(dtype).max
+        value = torch.where(value.isfinite(), value.clamp(-most, most), value)
+    return value.to(dtype)
+
+
+def as_tokens(x: Tensor) -> Tensor:
+    """x as [B, N, C], contiguous in C, without a copy where its strides allow."""
+    if x.ndim == 3 and (x.stride(2) == 1 or x.shape[2] == 1):
+        return x
+    return x.reshape(x.shape[0], -1, x.shape[-1]).contiguous()

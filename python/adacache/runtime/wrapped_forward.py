@@ -1,0 +1,290 @@
+"""A forward call of a model whose blocks are wrapped.
+
+Blocks that compute run unchanged. In a segment that reuses, blocks return their input, and the last one adds
+the kept residual. Where only some rows of the batch compute, they are gathered before the segment's first
+block and scattered after its last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from adacache.adapters.spec import Arguments, GatedResidual, ModelSpec
+from adacache.interpose import plain_class
+from adacache.runtime.forward import Call, Forward, Segment
+from adacache.runtime.layout import from_video, to_measure, to_video
+from adacache.runtime.outputs import KeptOutput
+from adacache.runtime.wrapped_block import WrappedBlock
+from adacache.sites import Site
+
+
+class WrappedForward(Forward):
+    """One forward call under way.
+
+    Args:
+        owner: the runner.
+        spec: of the model.
+        call: what it runs with.
+
+    Attributes:
+        spared: whether the model was called with the spec's `reuse_arguments`.
+        unknown_output: class of a block that returns a tensor which is none of its arguments, so that it
+            cannot be skipped.
+    """
+
+    def __init__(self, owner: object, spec: ModelSpec, call: Call):
+        super().__init__(call)
+        self.owner = owner
+        self._spec = spec
+        self.spared = False
+        self.unknown_output: str | None = None
+        self._block: WrappedBlock | None = None
+        self._chained: set[int] = set()
+        self._after: list[Tensor] = []
+        """The streams as the last block returned them."""
+        self._shown: list[Tensor] = []
+        """What the model gets in place of gathered rows."""
+        self._held: list[Tensor] | None = None
+        """The gathered rows after the last block."""
+        self._starts: dict[Site, Tensor] = {}
+        self._children: _Children | None = None
+
+    def run_block(self, block: WrappedBlock, plain: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """What a block returns in this call."""
+        given = block.arguments(args, kwargs)
+        streams = block.inputs(given)
+        if not streams:
+            raise TypeError(
+                f"model: {plain_class(block.module).__name__} was called without {block.streams[0]!r}"
+            )
+        segment = next(one for one in self.call.segments if one.site.holds(block.position))
+        self._note_chain(block, segment, streams)
+        if segment is not self.segment:
+            self._close()
+            layout = block.list.layout
+            self.enter(segment, [to_video(x, layout, self.call.batch) for x in streams])
+            self._shown, self._held = streams, None
+        self._block = block
+        self.order.append(block.position)
+        if not self.split.computing:
+            return self._skip(segment, block, streams)
+        if self.split.mixed:
+            return self._run_mixed(segment, block, plain, args, kwargs, given, streams)
+        self._after, rest = self._compute(block, plain, args, kwargs, given)
+        return block.returned(self._after, rest)
+
+    def _note_chain(self, block: WrappedBlock, segment: Segment, streams: list[Tensor]) -> None:
+        """Notes whether the input of a block is the very output of the block before."""
+        if not self._after:
+            return
+        if streams[0] is self._after[0]:
+            self._chained.add(block.position)
+        elif segment is self.segment and not self._spec.alternating:
+            self._found_between()
+
+    def _found_between(self) -> None:
+        """The model modifies tokens between two blocks, so the residuals of blocks do not add up."""
+        if self.split.reusing:
+            raise RuntimeError("model: its forward changed between two steps of one request")
+        self.works_between = True
+
+    def _skip(self, segment: Segment, block: WrappedBlock, streams: list[Tensor]) -> Any:
+        """A block of a segment in which every row reuses."""
+        self._after = streams
+        if block.position == self._end(segment):
+            layout, frames = block.list.layout, self.call.frames
+            self._after = [
+                from_video(self.reused(k), layout, frames) if self.keeps_stream(k) else x
+                for k, x in enumerate(streams)
+            ]
+            self.due = False
+        return block.returned(self._after)
+
+    def _run_mixed(
+        self,
+        segment: Segment,
+        block: WrappedBlock,
+        plain: Callable[..., Any],
+        args: Any,
+        kwargs: Any,
+        given: Arguments,
+        streams: list[Tensor],
+    ) -> Any:
+        """A block of which some rows compute."""
+        layout, split, batch = block.list.layout, self.split, self.call.batch
+        if self._held is not None and streams[0] is not self._shown[0]:
+            raise RuntimeError("model: its forward changed between two steps of one request")
+        held = self._held if self._held is not None else [self._take(layout, x) for x in streams]
+        sizes = {batch, streams[0].shape[0]} if layout in ("spatial", "temporal") else {batch}
+        rows = dict(zip((name for name in block.streams if name in given), held, strict=False))
+        rows |= {
+            name: self._spec.rows_of(name, value, split, given, sizes)
+            for name, value in given.items()
+            if name not in rows
+        }
+        args, kwargs = block.replace(args, kwargs, rows)
+        outputs, rest = self._compute(block, plain, args, kwargs, rows)
+        if block.position == self._end(segment):
+            whole = self.leave([to_video(x, layout, len(split.computing)) for x in outputs])
+            self._after = [from_video(x, layout, self.call.frames) for x in whole]
+        elif self._next(block.position) in self.branch.chained:
+            self._held = outputs
+            self._after = self._shown[: len(outputs)]
+        else:
+            self._after = [self._put(layout, x.clone(), y) for x, y in zip(streams, outputs, strict=False)]
+        return block.returned(self._after, rest)
+
+    def _take(self, layout: str, x: Tensor) -> Tensor:
+        """The rows that compute of tokens in a block's layout."""
+        if layout == "tokens first":
+            return self.split.rows_of(x.transpose(0, 1)).transpose(0, 1)
+        return self.split.rows_of(x)
+
+    def _put(self, layout: str, into: Tensor, value: Tensor) -> Tensor:
+        if layout == "tokens first":
+            self.split.put(into.transpose(0, 1), value.transpose(0, 1))
+            return into
+        return self.split.put(into, value)
+
+    def _end(self, segment: Segment) -> int:
+        """Position of the last block of a segment that runs in this call."""
+        order = self.branch.order or []
+        ran = [position for position in order if segment.site.holds(position)]
+        if self.spared:
+            blocks = self.request.sites.blocks
+            ran = [position for position in ran if blocks[position].kind == self._spec.applies]
+        return ran[-1] if ran else -1
+
+    def _next(self, position: int) -> int:
+        order = self.branch.order or []
+        following = order[order.index(position) + 1 :] if position in order else []
+        return following[0] if following else -1
+
+    def _close(self) -> None:
+        """Ends the segment under way if it computed all rows; others end at their last block."""
+        if self._block is None or self.split.reusing or self.works_between:
+            return
+        layout, batch = self._block.list.layout, self.call.batch
+        after = [to_video(x, layout, batch) for x in self._after]
+        if self.segment.keep is not None and after[0].shape != self.before[0].shape:
+            self.works_between = True
+            return
+        self.leave(after)
+
+    def finish(self) -> None:
+        if not self.order:
+            lists = [one.name for one in self._spec.lists]
+            raise RuntimeError(f"model: its forward ran no block of {lists}")
+        self._close()
+        if not self.skipped:
+            self.branch.order, self.branch.chained = self.order, self._chained
+        super().finish()
+
+    def _compute(
+        self, block: WrappedBlock, plain: Callable[..., Any], args: Any, kwargs: Any, given: Arguments
+    ) -> tuple[list[Tensor], list[Any]]:
+        """Runs a block and measures what is watched in it; returns its streams and its other values."""
+        position, x = block.position, given[block.streams[0]]
+        whole_blocks = [site for site in self.meter.watches if site.part is None]
+        self._starts |= {site: x for site in whole_blocks if site.first == position}
+        watched = [
+            (site, residual)
+            for site in self.meter.watches
+            if site.first == position
+            and (residual := self._spec.gated_residual(site.part, block.list.label)) is not None
+        ]
+        outputs = {
+            child: self.kept_outputs[position, part]
+            for part, child in block.list.outputs.items()
+            if (position, part) in self.kept_outputs
+        }
+        if watched or outputs:
+            returned = self._run_with_children(block, watched, outputs, args, kwargs, given)
+        else:
+            returned = plain(block.module, *args, **kwargs)
+        streams, rest = block.outputs(returned, given)
+        if self._spec.streams_by_shape and any(isinstance(value, Tensor) for value in rest):
+            self.unknown_output = plain_class(block.module).__name__
+        for site in [site for site in self._starts if site.last == position + 1]:
+            self._measure(site, streams[0] - self._starts.pop(site), block)
+        return streams, rest
+
+    def _measure(self, site: Site, residual: Tensor, block: WrappedBlock) -> None:
+        computing = len(self.split.computing)
+        self.meter.residual(site, to_measure(residual, block.list.layout, computing), self.rows)
+
+    def _run_with_children(
+        self,
+        block: WrappedBlock,
+        watched: list[tuple[Site, GatedResidual]],
+        outputs: dict[str, Site],
+        args: Any,
+        kwargs: Any,
+        given: Arguments,
+    ) -> Any:
+        """Runs a block whose children are recorded or reused."""
+        recorded = dict.fromkeys(child for _, residual in watched for child in residual.children)
+        block.wrap_children([*recorded, *outputs], self.owner)
+
+        def measure(site: Site, residual: GatedResidual, seen: dict[str, Any]) -> None:
+            self._measure(site, residual.residual(block.core, seen, given), block)
+
+        self._children = children = _Children(self, block, watched, outputs, measure)
+        try:
+            returned = block.run_uncompiled(args, kwargs)
+        finally:
+            self._children = None
+        children.check()
+        return returned
+
+    def run_child(
+        self, block: WrappedBlock, name: str, plain: Callable[..., Any], child: Any, args: Any, kwargs: Any
+    ) -> Any:
+        """What a wrapped child of a block returns in this call."""
+        if self._children is None or self._children.block is not block:
+            return plain(child, *args, **kwargs)
+        return self._children.run(name, plain, child, args, kwargs)
+
+
+class _Children:
+    """The children of the block under way."""
+
+    def __init__(
+        self,
+        forward: WrappedForward,
+        block: WrappedBlock,
+        watched: list[tuple[Site, GatedResidual]],
+        outputs: dict[str, Site],
+        measure: Callable[[Site, GatedResidual, dict[str, Any]], None],
+    ):
+        self.block = block
+        self._forward = forward
+        self._waiting = watched
+        self._outputs = outputs
+        self._measure = measure
+        self._seen: dict[str, Any] = {}
+
+    def run(self, name: str, plain: Callable[..., Any], child: Any, args: Any, kwargs: Any) -> Any:
+        if name in self._outputs:
+            kept = KeptOutput(self._forward, self._outputs[name])
+            output = kept.run(lambda: plain(child, *args, **kwargs), [*args, *kwargs.values()])
+        else:
+            output = plain(child, *args, **kwargs)
+        self._seen[name] = output
+        ready = [one for one in self._waiting if set(one[1].children) <= set(self._seen)]
+        self._waiting = [one for one in self._waiting if one not in ready]
+        for site, residual in ready:
+            self._measure(site, residual, self._seen)
+        return output
+
+    def check(self) -> None:
+        """Raises RuntimeError if a residual could not be measured."""
+        for _, residual in self._waiting:
+            missing = [name for name in residual.children if name not in self._seen]
+            raise RuntimeError(
+                f"metric_part: {plain_class(self.block.module).__name__} did not run its {missing}, so "
+                f'{residual.part!r} cannot be measured; metric_part="block" works for all blocks'
+            )
