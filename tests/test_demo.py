@@ -30,7 +30,7 @@ METHODS = {
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Tensors this small only lose time to a second thread."""
+    """A second thread slows down tensors this small."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -78,7 +78,7 @@ def test_writes_a_report_of_every_clip(
     assert {tuple(clip["steps"]) for clip in clips if clip["method"] == demo.FAST} == {(1, 2, 4, 5, 6)}
 
 
-def test_figures_are_those_of_the_clips(model: STDiT3) -> None:
+def test_results_match_the_clips(model: STDiT3) -> None:
     flow = demo.sampler(STEPS)
     study = demo.compare(model, flow, PROMPTS, [3], METHODS, progress=False)
     assert "forward" not in model.__dict__, "AdaCache is still enabled"
@@ -96,12 +96,12 @@ def test_figures_are_those_of_the_clips(model: STDiT3) -> None:
             assert clip.psnr == pytest.approx(float(-10 * error.log10()), abs=1e-3)
             assert clip.ssim is not None
             assert clip.ssim < 1
-        # Every step computed: the very clip.
+        # Every step computed: the same clip.
         assert by_method[demo.SLOW].psnr == math.inf
     assert study.psnr(demo.FAST) == pytest.approx(sum(c.psnr or 0 for c in study.of(demo.FAST)) / 2)
 
 
-def test_cache_bytes_are_those_of_the_layouts(model: STDiT3) -> None:
+def test_cache_bytes_of_both_layouts(model: STDiT3) -> None:
     flow = demo.sampler(STEPS)
     published = AdaCache({100.0: 2}, cache="sublayer")
     stack = demo.generate(model, flow, PROMPTS[0], 0, AdaCache({100.0: 2}))[2]
@@ -177,7 +177,7 @@ def test_bad_prompt(model: STDiT3, tmp_path: Path) -> None:
         run(tmp_path, model, prompts=["a cat resting up over a plain background"])
 
 
-def test_prompts_go_from_still_to_racing_and_are_unseen() -> None:
+def test_prompts_are_held_out_and_ordered_by_motion() -> None:
     motions = [parse(prompt).motion for prompt in demo.PROMPTS]
     assert motions == ["resting"] * 2 + ["drifting"] * 2 + ["racing"] * 2
     assert {parse(prompt) for prompt in demo.PROMPTS} <= set(held_out_prompts())

@@ -1,4 +1,4 @@
-"""The report of a comparison: its tables, its findings, and that the HTML file stands alone."""
+"""The report of a comparison: tables, findings, and a self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ STEPS = 6
 
 
 class Tags(HTMLParser):
-    """Checks that tags are closed in order, and keeps the sources of images."""
+    """Checks that tags are closed in order and collects the sources of images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ def test_motion_table(study: Study) -> None:
     assert rows == [["resting", "4.0", "30.00", "3.0", "29.00"], ["racing", "4.0", "30.00", "5.0", "32.00"]]
 
 
-def test_finding_follows_the_figures(study: Study) -> None:
+def test_finding_matches_the_results(study: Study) -> None:
     moved = motion_finding(study, "fast", "fast + M")
     assert moved.startswith("fast + M moved computed steps to the clips with motion")
     assert "resting -1.0, racing +1.0" in moved
@@ -131,14 +131,14 @@ def test_finding_follows_the_figures(study: Study) -> None:
     assert motion_finding(study, "fast", "fast").startswith("fast did not move computed steps")
 
 
-def test_same_clips_have_no_finite_psnr(study: Study, tmp_path: Path) -> None:
+def test_equal_clips_have_infinite_psnr(study: Study, tmp_path: Path) -> None:
     study.clips[:] = [c if c.psnr is None else replace(c, psnr=math.inf) for c in study.clips]
     assert method_table(study)[1][1][4] == "same"
     write_results(study, tmp_path / "results.json")
     json.loads((tmp_path / "results.json").read_text(), parse_constant=lambda name: pytest.fail(name))
 
 
-def test_report_stands_alone(study: Study, tmp_path: Path) -> None:
+def test_report_is_self_contained(study: Study, tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     write_report(study, path, ["a < b & c"])
     text = path.read_text()

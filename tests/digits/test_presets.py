@@ -1,4 +1,4 @@
-"""The digit model's presets, and the search that finds them."""
+"""The presets of the digit model and the search that finds them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training of the digit model: that it learns, resumes bit for bit, and says what is wrong."""
+"""Training of the digit model: the loss falls, runs resume bit-identically, errors name their cause."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-pytest.importorskip("sklearn", reason="the handwritten digits come with scikit-learn")
+pytest.importorskip("sklearn", reason="the handwritten digits are part of scikit-learn")
 
 from adacache.digits import load, noise, with_null
 from adacache.digits.captions import CHANNELS, TOKENS, encode
@@ -64,7 +64,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, bfloat16: boo
     assert torch.equal(resumed.generator.get_state(), whole.generator.get_state())
 
 
-def test_a_checkpoint_holds_all_that_a_run_is(tmp_path: Path) -> None:
+def test_a_checkpoint_holds_the_whole_run(tmp_path: Path) -> None:
     state = train(start(options(steps=2)), tmp_path, progress=False)
     content = torch.load(tmp_path / CHECKPOINT, weights_only=True)
     assert set(content) == {
@@ -102,7 +102,7 @@ def test_minutes_end_a_run(tmp_path: Path) -> None:
     assert lines[-1]["step"] == state.step
 
 
-def test_the_rate_warms_up_and_falls_to_its_end(tmp_path: Path) -> None:
+def test_learning_rate_warms_up_and_decays(tmp_path: Path) -> None:
     train(start(options(steps=20, warmup=5)), tmp_path, progress=False)
     rates = [line["lr"] for line in logged(tmp_path) if "lr" in line]
     assert rates[:5] == sorted(rates[:5])
@@ -180,7 +180,7 @@ def test_bad_resumes_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str
     for arguments, message in {
         ("--out", str(tmp_path / "none"), "--resume"): "no checkpoint.pt",
         ("--out", str(tmp_path / "none")): "steps, minutes: expected at least one",
-        ("--out", str(tmp_path), "--steps", "1"): "already holds a run",
+        ("--out", str(tmp_path), "--steps", "1"): "already contains a run",
     }.items():
         with pytest.raises(SystemExit) as ended:
             main(list(arguments))

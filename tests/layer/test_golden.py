@@ -248,9 +248,7 @@ def test_any_damaged_archive_is_a_golden_error(tmp_path: Path) -> None:
     assert refused > 300
 
 
-def test_names_from_a_directory_cannot_steer_the_terminal(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_control_characters_in_names_are_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     directory = one_case(tmp_path, "slow30_tattn")
     for suffix in (".json", ".npz"):
         (directory / f"slow30_tattn{suffix}").rename(directory / f"a\x1b[31m\r{suffix}")
@@ -274,7 +272,7 @@ def test_empty_and_missing_directories(tmp_path: Path) -> None:
         list(verify(tmp_path / "nowhere", backends=["reference"]))
 
 
-def test_settings_that_are_not_given_are_the_published_ones() -> None:
+def test_missing_settings_have_the_published_defaults() -> None:
     case = read_case(GOLDEN / "fast30_camlp_moreg.json")
     assert "moreg_strides" not in case.settings
     motion = case.policy("stack").motion
