@@ -53,16 +53,11 @@ class Keep:
 class Watch:
     """A residual that is measured against the one kept from an earlier step.
 
-        Attributes:
-            metric: "l1", "l2" or "cosine".
-            strides: frame strides of the motion sums.
-    <<<<<<< HEAD
-            until: None: each measured residual becomes the next old one; a kept site: only those of the
-                videos that compute this site at the step do.
-    =======
-            until: None: each measured residual becomes the next old one; a kept site: only those of the videos
-                that compute this site at the step do.
-    >>>>>>> h-policies
+    Attributes:
+        metric: "l1", "l2" or "cosine".
+        strides: frame strides of the motion sums.
+        until: None: each measured residual becomes the next old one; a kept site: only those of the
+            videos that compute this site at the step do.
     """
 
     metric: str = "l1"

@@ -20,11 +20,7 @@ from adacache.policies.base import (
     Watch,
     check_dtype,
     check_steps,
-<<<<<<< HEAD
-=======
     dtype_name,
-    positive,
->>>>>>> h-policies
 )
 from adacache.sites import ModelSites, Site
 

@@ -11,10 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 
-<<<<<<< HEAD
 from adacache.checks import whole
-from adacache.policies.base import Action, Decider, Keep, Plan, Step, What, check_steps
-=======
 from adacache.policies.base import (
     Action,
     Decider,
@@ -22,13 +19,11 @@ from adacache.policies.base import (
     Plan,
     Step,
     What,
-    check_count,
     check_dtype,
     check_parts,
     check_steps,
     dtype_name,
 )
->>>>>>> h-policies
 from adacache.sites import ModelSites
 
 
@@ -71,33 +66,20 @@ class PAB:
         check_parts("ranges", self.ranges)
         object.__setattr__(self, "ranges", dict(self.ranges))
         for part, count in self.ranges.items():
-<<<<<<< HEAD
             whole(1)(count, f"ranges[{part!r}]")
-        if len(self.window) != 2 or not 0 <= self.window[0] < self.window[1]:
-            raise ValueError(f"window: expected timesteps 0 <= lo < hi, got {self.window!r}")
-=======
-            check_count(f"ranges[{part!r}]", count)
         if not _is_window(self.window):
             raise ValueError(f"window: expected two timesteps 0 <= lo < hi, got {self.window!r}")
         object.__setattr__(self, "window", tuple(self.window))
         check_dtype(self.cache_dtype)
->>>>>>> h-policies
 
     per_video = False
 
     def check(self, sites: ModelSites, num_steps: int) -> None:
         check_steps(num_steps)
-<<<<<<< HEAD
-        if not any(sites.outputs(part) for part in self.ranges):
-            known = sorted({part for block in sites.blocks for part in block.outputs})
-            raise ValueError(
-                f"ranges: expected some of the model's sub-layers {known}, got {list(self.ranges)}"
-=======
         known = sites.output_parts
         if not set(known) & set(self.ranges):
             raise ValueError(
                 f"ranges: expected some of the model's sub-layers {list(known)}, got {list(self.ranges)}"
->>>>>>> h-policies
             )
 
     def start(self, sites: ModelSites, num_steps: int, num_videos: int, device: torch.device) -> PABDecider:

@@ -17,11 +17,7 @@ from adacache.policies.base import (
     Keep,
     Plan,
     Step,
-<<<<<<< HEAD
-=======
     What,
-    check_count,
->>>>>>> h-policies
     check_dtype,
     check_parts,
     check_steps,
@@ -66,18 +62,11 @@ class TaylorSeer:
     cache_dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
-<<<<<<< HEAD
         whole(1)(self.interval, "interval")
         whole(0, MOST_FACTORS - 1)(self.order, "order")
         whole(1)(self.first, "first")
-=======
-        check_count("interval", self.interval)
-        check_count("order", self.order, 0)
-        check_count("first", self.first)
-        check_count("last", self.last, 0)
-        check_count("phase", self.phase, 0)
-        if self.order >= MOST_FACTORS:
-            raise ValueError(f"order: expected 0..{MOST_FACTORS - 1}, got {self.order}")
+        whole(0)(self.last, "last")
+        whole(0)(self.phase, "phase")
         if self.phase >= self.interval:
             raise ValueError(f"phase: expected 0..{self.interval - 1} with this interval, got {self.phase}")
         if self.cache not in CACHES:
@@ -86,7 +75,6 @@ class TaylorSeer:
             if self.cache != "output":
                 raise ValueError(f"parts: expected None with cache={self.cache!r}, got {self.parts!r}")
             object.__setattr__(self, "parts", check_parts("parts", self.parts))
->>>>>>> h-policies
         check_dtype(self.cache_dtype)
         if self.cache_dtype == torch.float8_e4m3fn:
             raise ValueError(

@@ -1,9 +1,5 @@
 """One forward call under way: its segments, and what they reuse and keep. Fused programs and wrapped blocks
-<<<<<<< HEAD
-run  on it alike."""
-=======
 run on it alike."""
->>>>>>> h-policies
 
 from __future__ import annotations
 

@@ -51,25 +51,10 @@ class KeptOutput:
             return compute()
         actions = request.actions(branch, site, site)
         shapes = [value.shape if isinstance(value, Tensor) else None for value in inputs]
-<<<<<<< HEAD
-        known = request.output_forms.get(key)
-        reusable = Action.COMPUTE not in actions and known is not None and known[0] == shapes
-        if reusable and not forward.call.always_compute:
-            assert known is not None
-            coefficients = request.plan.coefficients[site] if Action.FORECAST in actions else None
-            tensors = [
-                forward.store.output((*key, k), coefficients=coefficients, video_of_row=branch.video_of_row)
-                if kept
-                else value
-                for k, (kept, value) in enumerate(known[1])
-            ]
-            return tuple(tensors) if known[2] else tensors[0]
-=======
         form: _Form | None = request.output_forms.get(key)
         skip = Action.COMPUTE not in actions and not forward.call.always_compute
         if skip and form is not None and form.shapes == shapes and self._intact(form):
             return self._reused(form, actions)
->>>>>>> h-policies
         output = compute()
         values = list(output) if isinstance(output, tuple) else [output]
         keep, gaps = request.decider.keeps[site], request.gaps(branch, site)

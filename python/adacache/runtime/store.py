@@ -253,11 +253,7 @@ class Store:
 
     def old_watched(self, site: Site, like: Tensor, shape: Sequence[int]) -> Tensor:
         """The residual last measured at a site; zeros before the first and after a change of shape, so that
-<<<<<<< HEAD
-        the  distance from it is not finite."""
-=======
         the distance from it is not finite."""
->>>>>>> h-policies
         old = self._watched.get(site)
         if old is None or old.shape != torch.Size(shape) or old.dtype != like.dtype:
             with torch.inference_mode(False):

@@ -2,12 +2,8 @@
 
 Blocks that compute run unchanged. In a segment that reuses, blocks return their input, and the last one adds
 the kept residual. Where only some rows of the batch compute, they are gathered before the segment's first
-<<<<<<< HEAD
 block and scattered after its last.
 """
-=======
-block and scattered after its last. """
->>>>>>> h-policies
 
 from __future__ import annotations
 
