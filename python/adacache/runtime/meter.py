@@ -124,7 +124,7 @@ class Meter:
 
     def _arguments(self, site: Site, split: Split | None, frames: int, per_row: int | None) -> dict[str, Any]:
         """Arguments of the meter ops. `per_row`: first dimension of a residual per row of the batch; None:
-        all  rows are measured as one video."""
+        all rows are measured as one video."""
         watch = self.watches[site]
         video_of_row = self.branch.video_of_row if per_row is not None else None
         if video_of_row is not None and split is not None:
