@@ -81,7 +81,7 @@ class WrappedForward(Forward):
             return
         if streams[0] is self._after[0]:
             self._chained.add(block.position)
-        elif segment is self.segment and not self._spec.alternating:
+        elif segment is self.segment and segment.keep is not None and not self._spec.alternating:
             self._found_between()
 
     def _found_between(self) -> None:
