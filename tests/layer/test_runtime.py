@@ -11,7 +11,7 @@ import tiny_policies as tiny
 import torch
 from adacache.models.stdit3 import STDiT3
 from models import denoise, inputs, relative_error, rows_of
-from test_methods import STEPS, run_slowly
+from test_method_rules import STEPS, run_slowly
 from tiny_policies import Blocks, Delta, DeltaOfVideos, Mixed, RangeWatch, RangeWatchSlowly, TinyPolicy
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode

@@ -20,7 +20,7 @@ from model_cases import (
     Case,
     relative_error,
 )
-from test_model_methods import STEPS, Clock, blocks_replaced, mixed_values, run_slowly
+from test_methods import STEPS, Clock, blocks_replaced, mixed_values, run_slowly
 from test_models import enabled
 from tiny_policies import Blocks, Delta, DeltaOfVideos, Mixed, RangeWatch, RangeWatchSlowly, TinyPolicy
 from torch import Tensor, nn
