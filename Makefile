@@ -13,7 +13,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 STAMPS := $(VENV)/stamps
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py tools/nvcc_launcher.py
 
-.PHONY: help demo test test-slow test-property property-compiled property-triton sanitize mutation bench \
+.PHONY: help demo test test-slow test-matrix test-property property-compiled property-triton sanitize mutation bench \
   build wheel lint format kernel-report abi-check gpu clean distclean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -22,6 +22,7 @@ help:
 	@echo 'make demo           set up, then generate videos with and without caching: adacache_demo/report.html'
 	@echo 'make test           set up, then run the everyday tests'
 	@echo 'make test-slow      the tests that take minutes each'
+	@echo 'make test-matrix    the everyday op and layer tests under torch 2.11, 2.14 and the newest'
 	@echo 'make test-property  thousands of random shapes, dtypes, strides and gates for each op'
 	@echo 'make sanitize       CPU library and CUDA bodies under the address, undefined and thread sanitizers'
 	@echo 'make mutation       plants faults in a copy of the sources; the tests have to catch each'
@@ -37,11 +38,15 @@ help:
 demo: build
 	$(VENV)/bin/adacache demo $(ARGS)
 
+# One process per core; each test uses one thread.
 test: build
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n auto --dist worksteal $(ARGS)
 
 test-slow: build
 	$(PY) -m pytest -m slow $(ARGS)
+
+test-matrix: build
+	$(PY) tools/test_matrix.py $(ARGS)
 
 # Side by side: each keeps one core busy.
 test-property: build

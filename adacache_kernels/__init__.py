@@ -1,5 +1,5 @@
-"""Fused ops for residual caching in video diffusion transformers: they meter how much residuals change, reuse
-them, and decide.
+"""Fused ops for residual caching in video diffusion transformers: measure how much residuals change, decide
+when to compute, reuse.
 
 Tensors come first, the rest by keyword. N = T*S tokens, frame-major: token n is frame n // S, place n % S.
 """
@@ -7,7 +7,7 @@ Tensors come first, the rest by keyword. N = T*S tokens, frame-major: token n is
 from __future__ import annotations
 
 from ._backend import BACKENDS, OPS, BackendChoice, backend_report, use_backend
-from ._build import build_info
+from ._libraries import build_info
 from .columns import METRICS, RULES, initial_state, state_columns, sum_columns
 from .ops import (
     decide,
@@ -18,7 +18,6 @@ from .ops import (
     gated_residual_norm,
     gated_residual_norm_meter,
     layer_norm_modulate,
-    linear_gated_residual_meter,
     residual_meter,
     reuse_residual,
     stack_residual_meter,
@@ -42,7 +41,6 @@ __all__ = [
     "gated_residual_norm_meter",
     "initial_state",
     "layer_norm_modulate",
-    "linear_gated_residual_meter",
     "residual_meter",
     "reuse_residual",
     "stack_residual_meter",

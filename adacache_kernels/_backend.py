@@ -6,29 +6,18 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
 
-from ._build import libraries
+from ._libraries import libraries, uncovered_gpu
+from ._schemas import OPS as _OPS
 
 __all__ = ["BACKENDS", "OPS", "BackendChoice", "backend_report", "use_backend"]
 
 BACKENDS = ("cuda", "cpu", "triton", "reference")
-OPS = (
-    "gated_residual",
-    "gated_residual_meter",
-    "stack_residual_meter",
-    "residual_meter",
-    "reuse_residual",
-    "extrapolate_residual",
-    "layer_norm_modulate",
-    "gated_residual_norm",
-    "gated_residual_norm_meter",
-    "decide",
-    "fused_qk_norm_rope",
-    "temporal_attention",
-)
+OPS = tuple(_OPS)
 DEVICES = ("cpu", "cuda")
 
 _VARIABLE = "ADACACHE_BACKEND"
@@ -51,6 +40,8 @@ class BackendChoice:
 def use_backend(backend: str) -> Iterator[None]:
     """Force a backend within a `with` block: `with adacache_kernels.use_backend("triton"): ...`.
 
+    It holds for the calls of this thread or asyncio task; threads started inside do not inherit it.
+
     Args:
         backend: "cuda", "cpu" (the compiled libraries), "triton" or "reference" (plain PyTorch).
 
@@ -58,32 +49,35 @@ def use_backend(backend: str) -> Iterator[None]:
         ValueError: no backend has this name.
         RuntimeError: this backend cannot run here; the message says why.
     """
-    global _forced
     _require(backend, "backend")
-    before = _forced
-    _forced = backend
+    before = _forced.set(backend)
     try:
         yield
     finally:
-        _forced = before
+        _forced.reset(before)
 
 
 def backend_report() -> list[BackendChoice]:
-    """Say for each op and device which backend would be used now, and why the others would not."""
+    """Name for each op and device the backend that would be used now, and why the others would not."""
     return [_report(op, device) for op in OPS for device in DEVICES]
 
 
 def choose_backend(device: str, op: str) -> str:
-    """Name the backend of `op` for tensors on this type of device; called by every op, so it is a look-up."""
-    if _forced is None:
-        return _chosen.get((device, op), "reference")
-    if (_forced, device, op) in _runnable or _forced == "reference":
-        return _forced
+    """Name the backend of `op` for tensors on this type of device. Every op calls it: a look-up."""
+    forced = _forced.get()
+    if forced is None:
+        chosen = _chosen.get((device, op), "reference")
+        # torch.compile cannot trace the query of the GPUs.
+        if chosen == "cuda" and not torch.compiler.is_compiling() and uncovered_gpu():
+            return "triton" if ("triton", device, op) in _runnable else "reference"
+        return chosen
+    if (forced, device, op) in _runnable or forced == "reference":
+        return forced
     if device == "meta":
         return "reference"
-    _require(_forced, _VARIABLE)
-    _require(_forced, op, op)
-    raise RuntimeError(f"backend: {_forced!r} was asked for, which takes no tensors on {device!r}")
+    _require(forced, _VARIABLE)
+    _require(forced, op, op)
+    raise RuntimeError(f"backend: {forced!r} is forced and takes no tensors on {device!r}")
 
 
 def _takes(backend: str, device_type: str) -> bool:
@@ -107,7 +101,7 @@ def _missing(backend: str, op: str | None = None) -> str | None:
 def _registered(op: str, key: str) -> bool:
     try:
         return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"adacache::{op}", key))
-    except RuntimeError:  # the schema itself is not there: no library is loaded
+    except RuntimeError:  # no library is loaded, so there is no schema
         return False
 
 
@@ -120,26 +114,32 @@ def _require(backend: str, source: str, op: str | None = None) -> None:
 
 
 def _report(op: str, device: str) -> BackendChoice:
-    if _forced is not None and ((_forced, device, op) in _runnable or _forced == "reference"):
-        backend, preferred = _forced, f"{_forced} was asked for"
+    forced = _forced.get()
+    if forced is not None and ((forced, device, op) in _runnable or forced == "reference"):
+        backend, preferred = forced, f"{forced} is forced"
     else:
-        backend = next(name for name in _PREFERENCE[device] if not _missing(name, op))
+        backend = next(name for name in _PREFERENCE[device] if not _out(name, op))
         preferred = f"{backend} comes first"
     others = {}
     for name in BACKENDS:
         if name != backend:
             others[name] = (
-                (_missing(name, op) or preferred) if _takes(name, device) else f"takes no {device} tensors"
+                (_out(name, op) or preferred) if _takes(name, device) else f"takes no {device} tensors"
             )
     return BackendChoice(op, device, backend, others)
+
+
+def _out(backend: str, op: str) -> str | None:
+    """As `_missing`, on the GPUs of this machine."""
+    return _missing(backend, op) or (uncovered_gpu() if backend == "cuda" else None)
 
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 _INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
 
-libraries()  # the schemas and kernels must be there before they are looked for
+libraries()  # registers the schemas and kernels that the following looks up
 
-# Fixed at import: what runs on which device, and what is taken if none is forced.
+# Fixed at import: what runs on which device, and the backends that are used unless one is forced.
 _runnable = {
     (backend, device, op)
     for backend in BACKENDS
@@ -152,6 +152,6 @@ _chosen = {
     for device, order in _PREFERENCE.items()
     for op in OPS
 }
-#: A variable that names no backend, or one that is missing, is an error of the first op and not of the
-#: import, so that `adacache doctor` can still explain it.
-_forced: str | None = os.environ.get(_VARIABLE) or None
+#: A variable that names no backend, or a missing one, is an error of the first op and not of the import, so
+#: that `adacache doctor` can still explain it.
+_forced: ContextVar[str | None] = ContextVar("adacache_backend", default=os.environ.get(_VARIABLE) or None)

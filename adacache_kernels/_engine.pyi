@@ -1,4 +1,4 @@
-# The pybind11 module of csrc/engine; adacache_kernels.engine documents its functions.
+# The pybind11 module of csrc/engine; adacache_kernels.simulate documents its functions.
 from collections.abc import Sequence
 
 import numpy

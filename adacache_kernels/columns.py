@@ -1,4 +1,4 @@
-"""The columns of `sums` (what the ops measure) and `state` (what a decision remembers), and a fresh state."""
+"""The columns of `sums` (measured by the ops) and `state` (kept between decisions), and a fresh state."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 __all__ = ["METRICS", "RULES", "initial_state", "state_columns", "sum_columns"]
 
-#: Distances by name, and the number by which the compiled ops know them.
+#: Distances by name, and their numbers in the schemas.
 METRICS = {"l1": 0, "l2": 1, "cosine": 2}
 
 #: Decision rules by name: those of the published code, and the equations of the paper (arXiv 2411.02397).
@@ -40,7 +40,7 @@ def sum_columns(strides: Sequence[int] = (1,)) -> tuple[str, ...]:
         "abs_diff" = sum |r - old|, "abs_old" = sum |old|, "abs_new" = sum |r|, then "sq_diff", "sq_old",
         "sq_new" (the same with squares) and "dot" = sum r * old, then for each stride s "motion_diff_s" = sum
         |r[t+s] - r[t]| and "motion_sum_s" = sum (|r[t+s]| + |r[t]|) over latent frames t. With metric="l1"
-        the squares and "dot" hold NaN: they were not measured.
+        the squares and "dot" are NaN: they are not measured.
     """
     motion = (f"motion_{part}_{stride}" for stride in strides for part in ("diff", "sum"))
     return _DISTANCE_COLUMNS + tuple(motion)
@@ -56,14 +56,14 @@ def state_columns(sites: int = 1) -> tuple[str, ...]:
 def initial_state(
     num_videos: int, sites: int = 1, *, rule: str = "published", device: torch.device | str | None = None
 ) -> torch.Tensor:
-    """Make the state of a request of which no step has run.
+    """Return the state of a request before its first step.
 
     Args:
-        num_videos: videos that are decided about.
+        num_videos: number of videos, each with decisions of its own.
         sites: metric sites per step; each keeps its own motion factor of the last computed step.
         rule: "published" starts the previous motion factor at 1, as the published code does; "paper" at NaN
             (none yet).
-        device: where `decide` will run.
+        device: the device of the sums.
 
     Returns:
         float64 [num_videos, 10 + sites], columns named by `state_columns(sites)`.
@@ -74,7 +74,7 @@ def initial_state(
     row = dict.fromkeys(columns, 1.0 if rule_number(rule) == RULES["published"] else math.nan)
     row.update(last_step=0.0, rate=1.0, next_step=1.0, prev_rate=1.0, count=0.0, mean=0.0)
     row.update(distance=math.nan, motion=math.nan, factor=1.0, nonfinite=0.0)
-    # Made on the host and sent after: made on a GPU, it would make the host wait.
+    # Built on the host and copied asynchronously; building it on the GPU would synchronize.
     values = torch.tensor([row[column] for column in columns], dtype=torch.float64)
     return values.repeat(num_videos, 1).to(device=device, non_blocking=True)
 

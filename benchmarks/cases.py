@@ -12,8 +12,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from adacache_kernels import _backend, linear_gated_residual_meter
-
 Values = Any  # the tensors of one case by name, and `frames`
 Tensors = tuple[torch.Tensor, ...]
 EPS = 1e-6
@@ -70,8 +68,7 @@ class Case:
     """One line of the benchmark.
 
     `checks` says of each tensor that `call` gives how it is judged: "bits" (those of `chain`), "close" (error
-    against `chain` in float64 at most twice that of `chain` itself), "sums" (against the reference backend),
-    "rough sums" (the same where the residual itself is only close).
+    against `chain` in float64 at most twice that of `chain` itself), "sums" (against the reference backend).
     """
 
     name: str
@@ -116,8 +113,6 @@ SMALL: dict[str, Callable[[Shape], tuple[int, ...]]] = {
     "head": lambda s: (s.head_dim,),
     "cosine": lambda s: (s.frames, s.head_dim // 2),
     "sine": lambda s: (s.frames, s.head_dim // 2),
-    "bias": lambda s: (s.channels,),
-    "matrix": lambda s: (s.channels, s.channels),
 }
 FLOAT32 = ("cosine", "sine")
 #: Thirds of what a projection of the timestep's embedding gives for each token.
@@ -167,8 +162,6 @@ def _make(kind: str, shape: Shape, dtype: torch.dtype, device: torch.device, mad
         if not hasattr(made, "modulation"):
             made.modulation = normal(shape.rows, shape.tokens, 6 * shape.channels)
         return made.modulation.chunk(6, 2)[CHUNKS.index(kind)]
-    if kind == "matrix":
-        return normal(*SMALL[kind](shape)) / shape.channels**0.5
     if kind in ("cosine", "sine"):
         positions = torch.arange(shape.frames, device=device, dtype=torch.float32)
         frequency = 10000.0 ** (-torch.arange(0, shape.head_dim, 2, device=device) / shape.head_dim)
@@ -302,11 +295,6 @@ def temporal_attention_chain(v: Values) -> Tensors:
     return (attended.unflatten(0, (rows, -1)).transpose(1, 2).reshape(rows, tokens, -1),)
 
 
-def linear_gated_residual_meter_chain(v: Values) -> Tensors:
-    new = gated(F.linear(v.a, v.weight, v.bias), v.gate)
-    return v.x + new, new, *measured(new, v.residual, v.frames)
-
-
 def _norm(v: Values) -> dict[str, torch.Tensor]:
     return {"shift": v.shift, "scale": v.scale}
 
@@ -337,13 +325,6 @@ def _call_norm_meter(ak: Any, v: Values, out: dict[str, torch.Tensor]) -> Tensor
 def _call_qk_norm_rope(ak: Any, v: Values, out: dict[str, torch.Tensor]) -> Tensors:
     ak.fused_qk_norm_rope(v.qkv, v.q_weight, v.k_weight, v.cos, v.sin)
     return v.qkv[:, :, 0], v.qkv[:, :, 1]
-
-
-def _linear(v: Values, out: Mapping[str, torch.Tensor], fused: bool) -> Tensors:
-    x_out, sums = linear_gated_residual_meter(
-        v.a, v.weight, v.bias, v.x, v.gate, v.residual, frames=v.frames, fused=fused, **out
-    )
-    return x_out, v.residual, sums
 
 
 def _flashinfer_norm(v: Values) -> Tensors:
@@ -408,7 +389,7 @@ CASES = [
         passes=5,
         checks=("bits", "bits", "sums"),
         gpu_goals={"share_of_copy_rate": 0.90, "times_eager": 4, "times_compiled": 1.5},
-        kernel="gated_residual_meter<bf16, 8, false>",
+        kernel="meter<GatedResidualMeter, bf16, 8, false>",
     ),
     Case(
         "gated_residual_meter per frame",
@@ -419,7 +400,7 @@ CASES = [
         passes=5,
         checks=("bits", "bits", "sums"),
         gpu_goals={"share_of_copy_rate": 0.90},
-        kernel="gated_residual_meter<bf16, 8, false>",
+        kernel="meter<GatedResidualMeter, bf16, 8, false>",
     ),
     Case(
         "gated_residual_meter cosine",
@@ -430,7 +411,7 @@ CASES = [
         passes=5,
         checks=("bits", "bits", "sums"),
         gpu_goals={"share_of_copy_rate": 0.90},
-        kernel="gated_residual_meter<bf16, 8, true>",
+        kernel="meter<GatedResidualMeter, bf16, 8, true>",
     ),
     Case(
         "gated_residual_meter float8",
@@ -441,7 +422,7 @@ CASES = [
         passes=3,
         float8_passes=2,
         checks=("bits", "bits", "bits", "sums"),
-        kernel="gated_residual_meter_float8<bf16, 1>",
+        kernel="float8_meter<GatedResidualMeter, bf16, 1>",
     ),
     Case(
         "stack_residual_meter",
@@ -452,7 +433,7 @@ CASES = [
         passes=4,
         checks=("bits", "sums"),
         outs=(),
-        kernel="stack_residual_meter<bf16, 8, false>",
+        kernel="meter<StackResidualMeter, bf16, 8, false>",
     ),
     Case(
         "residual_meter",
@@ -463,7 +444,7 @@ CASES = [
         passes=2,
         checks=("sums",),
         outs=(),
-        kernel="residual_meter<bf16, 8, false>",
+        kernel="meter<ResidualMeter, bf16, 8, false>",
     ),
     Case(
         "reuse_residual",
@@ -568,15 +549,5 @@ CASES = [
         passes=4,
         checks=("close",),
         gpu_goals={"times_eager": 3},
-    ),
-    Case(
-        "linear_gated_residual_meter",
-        "linear_gated_residual_meter",
-        {"a": "tokens", "weight": "matrix", "bias": "bias", "x": "tokens", "gate": "row"} | KEPT,
-        linear_gated_residual_meter_chain,
-        lambda ak, v, out: _linear(v, out, fused=_backend._forced == "triton"),
-        passes=5,
-        checks=("close", "close", "rough sums"),
-        peer=Peer("torch", lambda v: _linear(v, {}, fused=False)),  # the linear layer, and then the meter
     ),
 ]

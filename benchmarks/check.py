@@ -67,7 +67,7 @@ def judge(kind: str, given: torch.Tensor, expected: Expected, index: int) -> str
         floor = torch.finfo(given.dtype).eps * float(exact.abs().max())
         return "" if error <= 2 * allowed + floor else f"error {error:.3g}, eager PyTorch's is {allowed:.3g}"
     sums = expected.reference[index].to(given.device)
-    tolerance = 1e-5 if kind == "sums" else 2e-3
+    tolerance = 1e-5
     most = float(sums.nan_to_num().abs().max())
     close = torch.allclose(given, sums, rtol=tolerance, atol=tolerance * most, equal_nan=True)
     return "" if close else f"sums are {given.tolist()}, expected {sums.tolist()}"

@@ -1,4 +1,4 @@
-"""The report of a comparison: its tables, its findings, and that the HTML file stands alone."""
+"""The report of a comparison: tables, findings, and a self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from adacache.commands.report import (
     method_table,
     motion_finding,
     motion_table,
-    write_json,
     write_report,
+    write_results,
 )
+from adacache.plots import draw_traces
 from adacache.trace import Trace
 from PIL import Image
 
@@ -30,7 +31,7 @@ STEPS = 6
 
 
 class Tags(HTMLParser):
-    """Checks that tags are closed in order, and keeps the sources of images."""
+    """Checks that tags are closed in order and collects the sources of images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -122,22 +123,22 @@ def test_motion_table(study: Study) -> None:
     assert rows == [["resting", "4.0", "30.00", "3.0", "29.00"], ["racing", "4.0", "30.00", "5.0", "32.00"]]
 
 
-def test_finding_follows_the_figures(study: Study) -> None:
+def test_finding_matches_the_results(study: Study) -> None:
     moved = motion_finding(study, "fast", "fast + M")
-    assert moved.startswith("fast + M moved computed steps to where the motion is")
+    assert moved.startswith("fast + M moved computed steps to the clips with motion")
     assert "resting -1.0, racing +1.0" in moved
     assert motion_finding(study, "fast + M", "fast").startswith("fast moved computed steps away")
     assert motion_finding(study, "fast", "fast").startswith("fast did not move computed steps")
 
 
-def test_same_clips_have_no_finite_psnr(study: Study, tmp_path: Path) -> None:
+def test_equal_clips_have_infinite_psnr(study: Study, tmp_path: Path) -> None:
     study.clips[:] = [c if c.psnr is None else replace(c, psnr=math.inf) for c in study.clips]
     assert method_table(study)[1][1][4] == "same"
-    write_json(study, tmp_path / "results.json")
+    write_results(study, tmp_path / "results.json")
     json.loads((tmp_path / "results.json").read_text(), parse_constant=lambda name: pytest.fail(name))
 
 
-def test_report_stands_alone(study: Study, tmp_path: Path) -> None:
+def test_report_is_self_contained(study: Study, tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     write_report(study, path, ["a < b & c"])
     text = path.read_text()
@@ -156,6 +157,21 @@ def test_report_stands_alone(study: Study, tmp_path: Path) -> None:
     for image in tags.images:
         data = base64.b64decode(image.split(",", 1)[1], validate=True)
         assert b"</svg>" in data or Image.open(io.BytesIO(data)).size == (3 * 32 + 2 * 12, 32)
+
+
+def test_text_is_data(study: Study, tmp_path: Path) -> None:
+    """Neither mathematics in a plot nor a placeholder in a page."""
+    prompt = "$5 {body} $x_{$ \\frac"
+    study.clips[:] = [replace(c, prompt=prompt) if c.prompt == "still" else c for c in study.clips]
+    write_report(study, tmp_path / "report.html", title="{body} and $x$")
+    text = (tmp_path / "report.html").read_text()
+    assert "<h1>{body} and $x$</h1>" in text
+    assert "<title>{body} and $x$</title>" in text
+    assert text.count("<h2>Clips</h2>") == 1
+    assert text.count(prompt) == 2  # label and alternative text of the clip
+    trace_of = {prompt: (trace([1, 2]), 0), "plain": (trace([1, 2]), 0)}
+    draw_traces(trace_of, tmp_path / "plot.svg", title="a $\\bad title")
+    assert (tmp_path / "plot.svg").stat().st_size > 1000
 
 
 def test_gif_shows_every_pixel_of_every_frame() -> None:

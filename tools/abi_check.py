@@ -1,15 +1,18 @@
-"""Builds the wheel under the newest torch and runs the op tests under others: one wheel has to serve all.
+"""Builds the wheel under the newest torch and runs the op tests under others: one wheel has to serve all. The
+sources of the libraries must also compile against the headers of each.
 
-Each torch is put into a folder of its own beside the newest one, whose CUDA packages it shares. Usage:
+Each torch is installed in a folder of its own and shares the CUDA packages of the newest one. Usage:
 python tools/abi_check.py [--torch torch==2.11.0] [--torch PATH.whl] [--tests EXPRESSION]
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -65,7 +68,10 @@ def main() -> int:
         except LookupError as error:
             outcomes.append(Outcome(asked, fault=str(error)))
             continue
-        outcomes.append(check(asked, folder, site, tests, arguments.tests))
+        outcome = check(asked, folder, site, tests, arguments.tests)
+        if faults := header_faults(folder / "torch", find_torch()):
+            outcome.fault = "; ".join(filter(None, [outcome.fault, *faults]))
+        outcomes.append(outcome)
 
     rows = [
         ("torch", "asked for as", "libraries", "op tests", ""),
@@ -88,6 +94,13 @@ def pip(*arguments: str) -> str:
     if done.returncode:
         raise LookupError(f"pip {arguments[0]}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
     return done.stdout
+
+
+def find_torch() -> Path:
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        raise SystemExit("torch is not installed")
+    return Path(spec.origin).parent
 
 
 def install_wheel() -> Path:
@@ -150,6 +163,28 @@ def cuda_requirements(distributions: list[metadata.Distribution]) -> dict[str, R
     ]
     named = [r for r in requirements if r.name.startswith(("nvidia-", "cuda-"))]
     return {r.name: r for r in named if r.marker is None or r.marker.evaluate({"extra": ""})}
+
+
+def header_faults(torch: Path, built_against: Path) -> list[str]:
+    """Compile csrc/torch/*.cpp against the headers of another torch, with the commands of the last build and
+    without output. Sources that the build left out are not checked."""
+    builds = sorted((ROOT / "build").glob("cmake-*/compile_commands.json"), key=lambda p: p.stat().st_mtime)
+    faults = []
+    sources = {str(path): path.name for path in sorted((ROOT / "csrc" / "torch").glob("*.cpp"))}
+    for entry in json.loads(builds[-1].read_text()):
+        name = sources.pop(entry["file"], None)
+        if name is None:
+            continue
+        words = [word.replace(str(built_against), str(torch)) for word in shlex.split(entry["command"])]
+        output = words.index("-o")
+        command = [*words[:output], *words[output + 2 :], "-fsyntax-only"]
+        done = subprocess.run(command, cwd=entry["directory"], capture_output=True, text=True)
+        if done.returncode:
+            errors = [line for line in done.stderr.splitlines() if " error: " in line] or ["no message"]
+            faults.append(f"{name} does not compile against its headers: {errors[0]}")
+    for name in sources.values():
+        print(f"NOT CHECKED against the headers of {torch.name}: {name}, which the build left out")
+    return faults
 
 
 def library_folders(torch: Path | None) -> list[str]:

@@ -1,16 +1,17 @@
 """On a machine with a GPU: builds for it, runs the tests of cuda and triton, compute-sanitizer, benchmarks.
 
 Writes benchmarks/results/DEVICE-COMMIT.json: device, versions, every stage's outcome, each speed goal reached
-or not. A stage that fails or runs out of time does not stop later ones. Nothing is installed, nothing is
-fetched. Usage: python tools/gpu_check.py [--stages build,tests,sanitizer,benchmarks] [--dry-run]
+or not. A stage that fails or runs out of time does not stop later ones. Nothing is installed or downloaded.
+--dry-run prints the commands and fails if they import what NEEDED does not list.
+Usage: python tools/gpu_check.py [--stages build,tests,sanitizer,benchmarks] [--dry-run]
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import datetime
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
@@ -21,7 +22,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,10 @@ RESULTS = ROOT / "benchmarks" / "results"
 WORK = ROOT / "build" / "gpu"
 BACKENDS = ("cuda", "triton")
 BUILD_LIMIT = 240  # seconds; that a build takes no longer is a goal
+#: Packages and the oldest version of each.
 NEEDED = {
     "torch": "2.11",
+    "triton": "",
     "setuptools": "77",
     "cmake": "3.20",
     "ninja": "",
@@ -41,8 +44,15 @@ NEEDED = {
     "safetensors": "",
     "pytest": "8",
     "pytest-timeout": "",
+    "pytest-xdist": "",
     "hypothesis": "",
+    "pillow": "",
+    "matplotlib": "",
 }
+#: Packages whose program on PATH serves as well.
+PROGRAMS = ("cmake", "ninja")
+#: Modules that are imported only where they are installed.
+OPTIONAL = {"flashinfer"}
 SANITIZERS = ("memcheck", "racecheck", "initcheck")
 
 
@@ -87,7 +97,10 @@ def main() -> int:
     stages = [s for s in plan(facts["device"]["capability"]) if s.name in arguments.stages]
     if arguments.dry_run:
         print_plan(stages)
-        return 0
+        unlisted = unlisted_imports(stages)
+        for name, files in unlisted.items():
+            print(f"NOT IN NEEDED: {name}, imported by {', '.join(files)}")
+        return 1 if unlisted else 0
     lacks = missing_here()
     if lacks:
         raise SystemExit(f"gpu-check: {sys.executable}: {'; '.join(lacks)}")
@@ -167,10 +180,11 @@ def plan(capability: str) -> list[Stage]:
         for tool in SANITIZERS
         for backend in BACKENDS
     ]
-    bench = [python, "benchmarks/kernels.py", "--device", "cuda"]
-    benchmarks = [
-        Command("kernels", [*bench, "--json", f"{WORK}/kernels.json", "--plot", f"{WORK}/kernels.png"])
-    ]
+    benchmarks = []
+    for name, options in (("kernels", ["720p-2s"]), ("kernels-480p", ["480p-2s", "--no-compile"])):
+        results = ["--json", f"{WORK}/{name}.json", "--plot", f"{WORK}/{name}.png"]
+        bench = [python, "benchmarks/kernels.py", "--device", "cuda", "--shape", *options, *results]
+        benchmarks.append(Command(name, bench))
     return [
         Stage(
             "build",
@@ -183,15 +197,14 @@ def plan(capability: str) -> list[Stage]:
             ],
         ),
         Stage("tests", 330, tests, parallel=True),
-        Stage("sanitizer", 180, sanitizer, parallel=True),
+        Stage("sanitizer", 190, sanitizer, parallel=True),
         Stage("benchmarks", 400, benchmarks),
     ]
 
 
 def workers(count: int) -> list[str]:
-    """Options of pytest-xdist, where it is installed and there are cores for it."""
-    spread = importlib.util.find_spec("xdist") is not None and (os.cpu_count() or 1) >= 4 * count // 2
-    return ["-n", str(count)] if spread else []
+    """Options of pytest-xdist, where there are cores for it."""
+    return ["-n", str(count)] if (os.cpu_count() or 1) >= 2 * count else []
 
 
 def compute_sanitizer() -> str:
@@ -204,12 +217,10 @@ def missing_here() -> list[str]:
     """What this Python lacks; empty if the check can run with it as it is."""
     lacks = []
     for package, least in NEEDED.items():
-        try:
-            version = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
+        version = version_of(package)
+        if version is None:
             lacks.append(f"{package} is not installed")
-            continue
-        if least and numbers(version) < numbers(least):
+        elif least and numbers(version) < numbers(least):
             lacks.append(f"{package}: expected >= {least}, found {version}")
     if not lacks:
         import torch
@@ -217,6 +228,70 @@ def missing_here() -> list[str]:
         if not torch.cuda.is_available():
             lacks.append("torch.cuda.is_available() is false. Without a GPU: make test kernel-report")
     return lacks
+
+
+def version_of(package: str) -> str | None:
+    """Of the installed package or, for PROGRAMS, of the program on PATH; None if there is none."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        program = shutil.which(package) if package in PROGRAMS else None
+    if program is None:
+        return None
+    done = subprocess.run([program, "--version"], capture_output=True, text=True)
+    return next(iter(re.findall(r"\d+\.\d+[\d.]*", done.stdout)), "0")
+
+
+def unlisted_imports(stages: Sequence[Stage]) -> dict[str, list[str]]:
+    """Third-party modules that the stages' scripts and tests import and that no package of NEEDED brings,
+    with the files that import them."""
+    known = modules_of(NEEDED) | OPTIONAL | set(sys.stdlib_module_names)
+    words = {word for stage in stages for command in stage.commands for word in command.arguments}
+    paths = [ROOT / word for word in sorted(words) if word.endswith(".py") or word.startswith("tests/")]
+    files = [file for path in paths if path.exists() for file in scripts_of(path)]
+    known |= {file.stem for file in files} | {"adacache", "adacache_kernels"}
+    unlisted: dict[str, list[str]] = {}
+    for file in files:
+        for name in imported_modules(file) - known:
+            unlisted.setdefault(name, []).append(str(file.relative_to(ROOT)))
+    return unlisted
+
+
+def scripts_of(path: Path) -> list[Path]:
+    """A folder's files; a script and those beside it, which it may import."""
+    return sorted(path.rglob("*.py")) if path.is_dir() else sorted(path.parent.glob("*.py"))
+
+
+def imported_modules(file: Path) -> set[str]:
+    """Top-level names of all imports of a file, also those within functions."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names.add(node.module)
+    return {name.partition(".")[0] for name in names}
+
+
+def modules_of(packages: Iterable[str]) -> set[str]:
+    """Top-level modules of these packages, as far as they are installed, and of all that they require."""
+    normal = {re.sub(r"[-_.]+", "-", package).lower() for package in packages}
+    waiting = list(normal)
+    while waiting:
+        try:
+            required = importlib.metadata.requires(waiting.pop()) or []
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        for requirement in required:
+            name = re.sub(r"[-_.]+", "-", re.split(r"[\s;<>=!~\[(]", requirement, maxsplit=1)[0]).lower()
+            if "extra ==" not in requirement and name not in normal:
+                normal.add(name)
+                waiting.append(name)
+    return {
+        module
+        for module, owners in importlib.metadata.packages_distributions().items()
+        if any(re.sub(r"[-_.]+", "-", owner).lower() in normal for owner in owners)
+    }
 
 
 def numbers(version: str) -> tuple[int, ...]:
@@ -322,7 +397,7 @@ def device_facts() -> dict[str, Any]:
             "python": platform.python_version(),
             "torch": torch.__version__,
             "cuda": torch.version.cuda,
-            "triton": version_of("triton"),
+            "triton": version_of("triton") or "not installed",
         },
     }
 
@@ -335,13 +410,6 @@ def commit() -> str:
 def git(*arguments: str) -> str:
     done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
     return done.stdout.strip() if done.returncode == 0 else "unknown"
-
-
-def version_of(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def read_json(path: Path) -> Any:

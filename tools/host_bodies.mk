@@ -10,6 +10,6 @@ $(OUT)/kernels_on_host: $(OBJECTS)
 
 $(OUT)/%.o: tests/kernels_on_host/%.cpp
 	@mkdir -p $(OUT)
-	$(CXX) $(FLAGS) -MMD $(if $(and $(SANITIZE),$(filter host_block,$*)),-DADACACHE_THREAD_SANITIZER,$(SANITIZER)) -c $< -o $@
+	$(CXX) $(FLAGS) -MMD -MP $(if $(and $(SANITIZE),$(filter host_block,$*)),-DADACACHE_THREAD_SANITIZER,$(SANITIZER)) -c $< -o $@
 
 -include $(OBJECTS:.o=.d)

@@ -1,7 +1,8 @@
 """Prints registers, shared memory and spills of each CUDA kernel on each architecture, as nvcc reports them,
-and how many blocks of it a multiprocessor holds.
+how many blocks of it a multiprocessor holds, and from its disassembly the instructions in its hot code and
+the accesses to global memory there that are narrower than 16 bytes a thread.
 
-Fails on a spill, on more registers than tools/kernel_budgets.json grants, and on a kernel that was not
+Fails on a spill, on more of anything than tools/kernel_budgets.json grants, and on a kernel that was not
 compiled for every architecture.
 Usage: python tools/kernel_report.py [--build build/cmake-...] [--json FILE]
 """
@@ -19,9 +20,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import sass
+
 ROOT = Path(__file__).resolve().parent.parent
-# Registers granted to kernels, by a pattern of their names ("decide") or of their names on an architecture
-# ("decide, sm_1??"); of the patterns that fit, the longest counts.
+# What kernels may use of each quantity, by a pattern of their names ("decide") or of their names on an
+# architecture ("decide, sm_1??"); the longest pattern that fits counts. null: any number.
 BUDGETS = ROOT / "tools" / "kernel_budgets.json"
 SHORT_DTYPES = {
     "__nv_bfloat16": "bf16",
@@ -61,7 +64,7 @@ class Launch:
 
 
 def shared_of_meter(threads: int, vectors: int) -> int:
-    """Of csrc/core/block.h, for one stride over frames, with history and motion sums of each thread."""
+    """Of csrc/cuda/bodies/block.h, for one stride, with history and motion sums of each thread."""
     warps = threads // 32
     return threads * vectors * 16 + 2 * threads * 4 + warps * 9 * 8 + warps * 16
 
@@ -76,9 +79,9 @@ def launch_of(kernel: str) -> Launch:
         return Launch(256, 64)
     if name in ("layer_norm_modulate", "gated_residual_norm"):
         return Launch(160, 80)
-    if name == "gated_residual_norm_meter" or name.endswith("_float8"):
+    if name in ("gated_residual_norm_meter", "float8_meter"):
         return Launch(160, shared_of_meter(160, int(vectors.group(1)) if vectors else 0))
-    if name.endswith("_meter"):
+    if name == "meter":
         return Launch(256, shared_of_meter(256, 1))
     return Launch(256, 0)
 
@@ -94,6 +97,9 @@ class Usage:
     stack: int = 0
     spill_stores: int = 0
     spill_loads: int = 0
+    instructions: int = 0  # these three of the hot code, see sass.py
+    narrow_loads: int = 0
+    narrow_stores: int = 0
 
 
 def main() -> int:
@@ -107,10 +113,12 @@ def main() -> int:
     arguments = parser.parse_args()
 
     folder = arguments.build or newest_build()
-    reports = ptxas_reports(folder)
+    objects, nvcc = cuda_objects(folder)
+    reports = [Path(f"{file}.ptxas.txt") for file in objects]
     usages = [usage for report in reports for usage in parse(report.read_text())]
     if not usages:
         raise SystemExit(f"no kernels in {folder}: was the CUDA library built?")
+    add_hot_code(usages, objects, nvcc)
     names = demangle(sorted({u.kernel for u in usages}))
     for usage in usages:
         usage.kernel = names[usage.kernel]
@@ -158,6 +166,9 @@ def figures(usage: Usage) -> dict[str, Any]:
         "dynamic_shared": launch.shared,
         "spills": usage.spill_stores + usage.spill_loads,
         "stack": usage.stack,
+        "instructions": usage.instructions,
+        "narrow_loads": usage.narrow_loads,
+        "narrow_stores": usage.narrow_stores,
         "threads": launch.threads,
         "blocks": None,
         "occupancy": None,
@@ -175,19 +186,33 @@ def newest_build() -> Path:
     return folders[-1].parent
 
 
-def ptxas_reports(folder: Path) -> list[Path]:
-    """Those of the sources that the library is made of now; others may still lie there."""
+def cuda_objects(folder: Path) -> tuple[list[Path], str | None]:
+    """The object files of the library's CUDA sources, each with a report of ptxas beside it, and nvcc."""
     commands = json.loads((folder / "compile_commands.json").read_text())
-    reports = []
+    objects, nvcc = [], None
     for entry in commands:
         if entry["file"].endswith(".cu"):
             # CMake < 3.20.? leaves "output" out; the command always names it.
             output = entry.get("output") or re.findall(r" -o (\S+)", entry["command"])[-1]
-            report = folder / (output + ".ptxas.txt")
-            if not report.exists():
-                raise SystemExit(f"{report} is missing: {entry['file']} is not compiled yet")
-            reports.append(report)
-    return reports
+            if not (folder / f"{output}.ptxas.txt").exists():
+                raise SystemExit(f"{folder / output} is missing: {entry['file']} is not compiled yet")
+            objects.append(folder / output)
+            nvcc = next((word for word in entry["command"].split() if Path(word).name == "nvcc"), nvcc)
+    return objects, nvcc
+
+
+def add_hot_code(usages: list[Usage], objects: list[Path], nvcc: str | None) -> None:
+    try:
+        tool = sass.disassembler(nvcc)
+    except FileNotFoundError as error:
+        raise SystemExit(f"kernel-report: {error}") from None
+    by_kernel = {(u.kernel, u.architecture): u for u in usages}
+    for hot in sass.hot_code(objects, tool):
+        usage = by_kernel.pop((hot.kernel, hot.architecture))
+        usage.instructions = hot.instructions
+        usage.narrow_loads, usage.narrow_stores = hot.narrow_loads, hot.narrow_stores
+    if by_kernel:
+        raise SystemExit(f"kernel-report: {tool} shows no code of {', '.join(map(str, by_kernel))}")
 
 
 def parse(text: str) -> list[Usage]:
@@ -248,33 +273,49 @@ def print_table(usages: list[Usage], architectures: list[str]) -> None:
         stack = f" +{u.stack}" if u.stack else ""
         cell = f"{u.registers} / {u.shared} / {f['spills']}{stack}{share}"
         cells.setdefault(u.kernel, {})[u.architecture] = cell
-    width = max(len(kernel) for kernel in cells)
-    columns = {a: max(len(a), *(len(row.get(a, "-")) for row in cells.values())) for a in architectures}
     print("registers / static shared memory in bytes / spilled bytes (+ stack frame in bytes, if any)")
     print("/ blocks on a multiprocessor = share of the threads that it can hold")
+    print_cells(cells, architectures)
+    hot: dict[str, dict[str, str]] = {}
+    for u in usages:
+        cell = f"{u.instructions} / {u.narrow_loads} / {u.narrow_stores}"
+        hot.setdefault(u.kernel, {})[u.architecture] = cell
+    print("\nof the hot code: instructions / loads / stores narrower than 16 bytes")
+    print_cells(hot, architectures)
+
+
+def print_cells(cells: dict[str, dict[str, str]], architectures: list[str]) -> None:
+    width = max(len(kernel) for kernel in cells)
+    columns = {a: max(len(a), *(len(row.get(a, "-")) for row in cells.values())) for a in architectures}
     print("kernel".ljust(width), *(a.rjust(columns[a]) for a in architectures), sep="  ")
     for kernel, row in sorted(cells.items()):
         print(kernel.ljust(width), *(row.get(a, "-").rjust(columns[a]) for a in architectures), sep="  ")
 
 
-def find_faults(usages: list[Usage], architectures: list[str], budgets: dict[str, int]) -> list[str]:
+def find_faults(
+    usages: list[Usage], architectures: list[str], budgets: dict[str, dict[str, int | None]]
+) -> list[str]:
     faults = []
     seen: dict[str, set[str]] = {}
-    used: set[str] = {"*"}
+    used: dict[str, set[str]] = {quantity: {"*"} for quantity in budgets}
     for u in usages:
         seen.setdefault(u.kernel, set()).add(u.architecture)
         if u.spill_stores or u.spill_loads:
             faults.append(f"{u.kernel}, {u.architecture}: spills {u.spill_stores} + {u.spill_loads} bytes")
         names = (u.kernel, f"{u.kernel}, {u.architecture}")
-        pattern = max((p for p in budgets if any(fnmatchcase(n, p) for n in names)), key=len)
-        used.add(pattern)
-        budget = budgets[pattern]
-        if u.registers > budget:
-            faults.append(f"{u.kernel}, {u.architecture}: {u.registers} registers, budget {budget}")
+        for quantity, granted in budgets.items():
+            pattern = max((p for p in granted if any(fnmatchcase(n, p) for n in names)), key=len)
+            used[quantity].add(pattern)
+            uses, budget = getattr(u, quantity), granted[pattern]
+            if budget is not None and uses > budget:
+                what = quantity.replace("_", " ")
+                faults.append(f"{u.kernel}, {u.architecture}: {uses} {what}, budget {budget}")
     for kernel, has in seen.items():
         if lacks := [a for a in architectures if a not in has]:
             faults.append(f"{kernel}: not compiled for {', '.join(lacks)}")
-    faults += [f"{BUDGETS.name}: no kernel is called {pattern}" for pattern in sorted(set(budgets) - used)]
+    for quantity, granted in budgets.items():
+        for pattern in sorted(set(granted) - used[quantity]):
+            faults.append(f"{BUDGETS.name}, {quantity}: no kernel is called {pattern}")
     return faults
 
 

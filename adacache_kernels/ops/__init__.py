@@ -1,6 +1,6 @@
 """The public functions: one file per op."""
 
-from ._fake import register_fake_kernels
+from .._fakes import register_fake_kernels
 from .decide import decide
 from .extrapolate_residual import extrapolate_residual
 from .fused_qk_norm_rope import fused_qk_norm_rope
@@ -9,7 +9,6 @@ from .gated_residual_meter import gated_residual_meter
 from .gated_residual_norm import gated_residual_norm
 from .gated_residual_norm_meter import gated_residual_norm_meter
 from .layer_norm_modulate import layer_norm_modulate
-from .linear_gated_residual_meter import linear_gated_residual_meter
 from .residual_meter import residual_meter
 from .reuse_residual import reuse_residual
 from .stack_residual_meter import stack_residual_meter
@@ -24,7 +23,6 @@ __all__ = [
     "gated_residual_norm",
     "gated_residual_norm_meter",
     "layer_norm_modulate",
-    "linear_gated_residual_meter",
     "residual_meter",
     "reuse_residual",
     "stack_residual_meter",

@@ -1,67 +1,74 @@
 """From a public function to the backend that runs it.
 
-The convention of all backends: an op takes its schema's arguments by position, tensors that the caller gives
-as outputs last. `torch.ops.adacache.<op>` allocates them, `<op>_out` writes those given and returns the sums
-alone, if it is a meter. `torch.ops.adacache_triton` has the same ops, except that what could allocate outputs
-is there as `<op>_out` alone: they are allocated here. `reference.<op>` takes the outputs as optional
-arguments and always returns everything.
+All backends take a schema's arguments by position, given outputs last. `torch.ops.adacache.<op>` allocates
+outputs; `<op>_out` writes to those given and returns the sums alone, if it is a meter.
+`torch.ops.adacache_triton` has the same ops, except that ops with outputs exist as `<op>_out` only: outputs
+are allocated here. `reference.<op>` takes the arguments of a meter and those of a norm as one each, the
+outputs as optional ones, and always returns everything.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from .. import reference
-from .._arguments import cast_under_autocast, explain_refusal, refuse_grad
 from .._backend import choose_backend
-from ._fake import ARGUMENTS, SCHEMAS, fresh_outputs
+from .._checks import cast_under_autocast, check, forward_ad_is_on, refuse_grad, require_tensor
+from .._fakes import NAMES, fresh_outputs
+from .._schemas import OPS, SCHEMAS
 
 _COMPILED = {
     name: getattr(torch.ops.adacache, name).default for name in SCHEMAS if hasattr(torch.ops.adacache, name)
 }
 
 
-def call(
-    op: str,
-    check: Callable[..., None],
-    x: torch.Tensor,
-    arguments: tuple[Any, ...],
-    outputs: tuple[torch.Tensor, ...] = (),
-) -> Any:
-    """Run `op` where x lives: `check` and the backends take (*arguments, *outputs).
+def call(op: str, *arguments: Any, out: Any = None, norm_out: Any = None) -> Any:
+    """Run `op` on the device of its first argument.
 
     Returns the outputs, given or new, and then the sums, if there are any: a tuple, or the one tensor alone.
     """
-    device_type = x.device.type
+    first = arguments[0]
+    if not isinstance(first, torch.Tensor):
+        require_tensor(NAMES[op][0], first)
+    outputs = _given_outputs(op, out, norm_out)
+    device_type = first.device.type
     if device_type != "meta" and torch.is_autocast_enabled(device_type):
-        arguments = cast_under_autocast(x.dtype, ARGUMENTS[op], arguments)
-    if torch.is_grad_enabled() and _require_grad((*outputs, *arguments)):
-        refuse_grad((*ARGUMENTS[op], "out", "norm_out"), (*arguments, *outputs))
+        arguments = cast_under_autocast(first.dtype, NAMES[op], arguments)
+    if forward_ad_is_on() or (torch.is_grad_enabled() and _require_grad((*outputs, *arguments))):
+        refuse_grad((*NAMES[op], "out", "norm_out"), (*arguments, *outputs))
     backend = choose_backend(device_type, op)
     if backend == "cpu" or backend == "cuda":
         try:
             if not outputs:
                 return _COMPILED[op](*arguments)
             return _results(outputs, _COMPILED[op + "_out"](*arguments, *outputs))
-        except (RuntimeError, ValueError):  # which of the two depends on the version of torch
-            explain_refusal(check, *arguments, *outputs)
+        except Exception:  # whose type and text depend on the version of torch
+            _explain_refusal(op, arguments, outputs)
             raise
-    check(*arguments, *outputs)
+    check(op, arguments, outputs)
     if backend == "triton":
         from .. import triton  # noqa: F401  (registers the ops)
 
         outputs = outputs or fresh_outputs(op, arguments)
         kernel = getattr(torch.ops.adacache_triton, op + "_out" if outputs else op)
         return _results(outputs, kernel(*arguments, *outputs))
-    return getattr(reference, op)(*arguments, *outputs)
+    return getattr(reference, op)(*_grouped(op, arguments), *outputs)
+
+
+def _explain_refusal(op: str, arguments: Sequence[Any], outputs: Sequence[torch.Tensor]) -> None:
+    """Raise the error of the checks in Python for what a compiled op refused; they may find nothing."""
+    try:
+        check(op, arguments, outputs)
+    except (TypeError, ValueError) as refusal:
+        raise refusal from None
 
 
 def _require_grad(arguments: Sequence[Any]) -> bool:
-    """Whether autograd would have to follow the call. In every schema the tensors that it could follow come
-    before the first number."""
+    """Whether autograd would have to follow the call. In every schema the tensors that it could follow
+    precede the first number."""
     for argument in arguments:
         if argument is None:
             continue
@@ -76,13 +83,26 @@ def _require_grad(arguments: Sequence[Any]) -> bool:
     return False
 
 
-def both_outputs(out: torch.Tensor | None, norm_out: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+def _given_outputs(op: str, out: Any, norm_out: Any) -> tuple[torch.Tensor, ...]:
     if out is None and norm_out is None:
         return ()
+    if "norm_out" not in OPS[op].outputs:
+        return (out,)
     if out is None or norm_out is None:
-        missing = "out" if out is None else "norm_out"
-        raise ValueError(f"{missing}: expected out and norm_out together or neither, got None for it alone")
+        absent, present = ("out", "norm_out") if out is None else ("norm_out", "out")
+        raise ValueError(f"{absent}: expected a tensor with {present}, got None; give both or neither")
     return out, norm_out
+
+
+def _grouped(op: str, arguments: Sequence[Any]) -> tuple[Any, ...]:
+    """The arguments as the reference takes them."""
+    grouped = tuple(arguments)
+    for group in (reference.Meter, reference.Norm):  # in a schema a norm precedes a meter
+        if group._fields[0] in NAMES[op] and group._fields[-1] in NAMES[op]:
+            start = NAMES[op].index(group._fields[0])
+            end = start + len(group._fields)
+            grouped = (*grouped[:start], group(*grouped[start:end]), *grouped[end:])
+    return grouped
 
 
 def _results(outputs: tuple[torch.Tensor, ...], sums: torch.Tensor | None) -> Any:

@@ -1,4 +1,4 @@
-"""From sums to the next computed step, on the device where the sums are: nothing waits for it."""
+"""From sums to the next computed step, on the device of the sums, without synchronization."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 
-from .._arguments import check_decide
 from ..columns import metric_number, rule_number
 from ._dispatch import call
 
@@ -43,64 +42,43 @@ def decide(
     |gradient_weight * (factor - previous factor) / rate scheduled before|).
 
     rule="paper", the equations: distance mean|r-old|, or the root of its mean square, divided by the steps
-    gone by; m = mean over strides of mean|r[t+s]-r[t]|; inside the window score = mean * (m + gradient_weight
-    * (m - previous m) / steps gone by) / scale; `power` and `divisor` are not used.
+    elapsed; m = mean over strides of mean|r[t+s]-r[t]|; inside the window score = mean * (m + gradient_weight
+    * (m - previous m) / steps elapsed) / scale; `power` and `divisor` are not used.
 
     The first threshold above the score gives the rate, past all thresholds the last entry does. A distance,
     or a motion that is used, which is not finite gives rate 1 and sets "nonfinite".
 
     Args:
         sums: float64 [num_videos, columns] of `gated_residual_meter` or `residual_meter`.
-        state: float64 [num_videos, 10 + sites] of `initial_state`, changed in place; columns named by
-            `state_columns(sites)`.
+        state: float64 [num_videos, 10 + sites] of `initial_state`, changed in place, in memory of its own;
+            columns named by `state_columns(sites)`.
         step: number of the denoising step, 1-based.
         num_steps: denoising steps of the request.
-        thresholds: float64 [entries], ascending, on the device of sums. Order and rates are not looked at
-            here.
+        thresholds: float64 [entries], ascending, on the device of sums. Their order and the rates are not
+            checked.
         rates: float64 [entries], steps from this computed step to the next, at least 1.
         frames: latent frames the sums were taken over.
-        site: which metric site of the step these sums are from, 0-based.
+        site: metric site of the step that these sums are from, 0-based.
         strides: frame strides the sums were taken with.
         metric: "l1", "l2" or "cosine".
         rule: "published" or "paper".
-        elements: rows per video * N * C; used by rule="paper" alone.
+        elements: rows per video * N * C; used only by rule="paper".
         window: first and last step (1-based, both included) in which motion counts.
         scale: > 0 turns motion regularisation on.
         power, divisor, gradient_weight: see above.
 
     Raises:
-        ValueError: an argument does not fit; the message names it.
+        TypeError, ValueError: an argument does not fit; the message names it.
 
     Source: AdaCache (arXiv 2411.02397), and `compute_next_step` of the published code.
     """
-    rule_kind = rule_number(rule)
+    metric_kind, rule_kind = metric_number(metric), rule_number(rule)
     if rule == "paper" and not elements > 0:
         raise ValueError(
             f"elements: expected rows per video * N * C, which rule='paper' divides by, got {elements}"
         )
-    first_step, last_step = window
-    call(
-        "decide",
-        check_decide,
-        sums,
-        (
-            sums,
-            state,
-            thresholds,
-            rates,
-            step,
-            num_steps,
-            site,
-            frames,
-            strides,
-            metric_number(metric),
-            rule_kind,
-            elements,
-            first_step,
-            last_step,
-            scale,
-            power,
-            divisor,
-            gradient_weight,
-        ),
-    )
+    if not isinstance(window, Sequence) or len(window) != 2:
+        raise ValueError(f"window: expected (first step, last step), got {window!r}")
+    place = (step, num_steps, site, frames, strides, metric_kind, rule_kind, elements, *window)
+    regularisation = (scale, power, divisor, gradient_weight)
+    call("decide", sums, state, thresholds, rates, *place, *regularisation)

@@ -1,4 +1,4 @@
-"""x + sum of c_i * F_i: a residual forecast from kept factors, added to the stream in one pass."""
+"""x + sum of c_i * F_i: a residual forecast from cached factors, added to the stream in one pass."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 
-from .._arguments import check_extrapolate_residual
 from ._dispatch import call
 
 
@@ -28,24 +27,24 @@ def extrapolate_residual(
     Args:
         x: the stream, float32, bfloat16 or float16 [B, N, C]. Contiguous in C, any other strides.
         factors: 1 to 4 tensors [B, N, C] on the same device, of one dtype of float32, bfloat16 or float16
-            whatever x's dtype; contiguous in C. F_0 is the kept residual, F_i its i-th difference.
-        coefficients: float32 [num_videos, factors], contiguous. Without video_of_row it holds one row for all
+            whatever x's dtype; contiguous in C. F_0 is the cached residual, F_i its i-th difference.
+        coefficients: float32 [num_videos, factors], contiguous. Without video_of_row it has one row for all
             rows, or B rows (row b is video b).
-        video_of_row: int32 [B], the video that each row belongs to.
-        x_rows: int32 [B]: x has any number of rows, and row b of the batch is row x_rows[b] of x.
-        residual_rows: int32 [B]: the same for the factors.
+        video_of_row: int32 [B], the video of each row.
+        x_rows: int32 [B]; row b of the batch is row x_rows[b] of x, which may have any number of rows.
+        residual_rows: int32 [B]; the same for the factors.
         out: [B, N, C] for the result, may be x itself (not with x_rows); None allocates.
 
     Returns:
         x_out [B, N, C].
 
     Raises:
-        ValueError: an argument does not fit; the message names it. Rows and videos that there are not raise
-            on the CPU; on a GPU, where looking would stop the stream, their rows are filled with NaN.
+        TypeError, ValueError: an argument does not fit; the message names it. Row indices and video ids out
+            of range raise on the CPU. On CUDA they are not checked, because that would synchronize: their
+            rows are NaN.
 
     Source: TaylorSeer (arXiv 2503.06923), equation of the Taylor forecast of features.
     """
-    outputs = () if out is None else (out,)
-    arguments = (x, list(factors), coefficients, x_rows, residual_rows, video_of_row)
-    x_out: torch.Tensor = call("extrapolate_residual", check_extrapolate_residual, x, arguments, outputs)
-    return x_out
+    factors = list(factors) if isinstance(factors, Sequence) else factors
+    rows = (x_rows, residual_rows)
+    return call("extrapolate_residual", x, factors, coefficients, *rows, video_of_row, out=out)

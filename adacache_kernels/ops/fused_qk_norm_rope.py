@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .._arguments import check_fused_qk_norm_rope
+from .._checks import require_bool
 from ._dispatch import call
 
 
@@ -22,7 +22,7 @@ def fused_qk_norm_rope(
 
     q = q * rsqrt(mean(q^2) + eps) * q_weight over dim, then the pairs of channels (a, b) become
     (a cos - b sin, a sin + b cos); the same for k. All in float32 and rounded once to qkv's dtype, where
-    eager PyTorch rounds after each step. The values are left alone.
+    eager PyTorch rounds after each step. The values are unchanged.
 
     Args:
         qkv: float32, bfloat16 or float16 [B, N, 3, heads, dim]: queries, keys and values, as a linear layer
@@ -40,10 +40,10 @@ def fused_qk_norm_rope(
         qkv.
 
     Raises:
-        ValueError: an argument does not fit; the message names it.
+        TypeError, ValueError: an argument does not fit; the message names it.
 
     Source: rotary embedding (arXiv 2104.09864) after query-key norm (arXiv 2010.04245), as in Open-Sora 1.2.
     """
-    arguments = (qkv, q_weight, k_weight, cos, sin, interleaved, eps)
-    call("fused_qk_norm_rope", check_fused_qk_norm_rope, qkv, arguments)
+    require_bool("interleaved", interleaved)
+    call("fused_qk_norm_rope", qkv, q_weight, k_weight, cos, sin, interleaved, eps)
     return qkv

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from .._arguments import check_gated_residual
 from ._dispatch import call
 
 
@@ -24,7 +23,7 @@ def gated_residual(
         y: the sub-layer's output [B, N, C].
         gate: [B, 1, C], per group of tokens [B, G, C] with G a divisor of N, such as the frames, or per token
             [B, N, C]; other strides may be 0 (expanded). None: 1.
-        x_rows: int32 [B]: x has any number of rows, and row b of the batch is row x_rows[b] of x.
+        x_rows: int32 [B]; row b of the batch is row x_rows[b] of x, which may have any number of rows.
         out: [B, N, C] for the result, may be x itself (not with x_rows); None allocates.
 
     Under autocast y and gate of another floating dtype are cast to x's dtype.
@@ -33,11 +32,9 @@ def gated_residual(
         x_out [B, N, C].
 
     Raises:
-        ValueError: an argument does not fit; the message names it. Values of x_rows that name no row raise on
-            the CPU; on a GPU, where looking would stop the stream, they give rows of NaN.
+        TypeError, ValueError: an argument does not fit; the message names it. Values of x_rows out of range
+            raise on the CPU. On CUDA they are not checked, because that synchronizes: their rows are NaN.
 
     Source: the residual of a DiT block (arXiv 2212.09748, section 3.2).
     """
-    outputs = () if out is None else (out,)
-    x_out: torch.Tensor = call("gated_residual", check_gated_residual, x, (x, y, gate, x_rows), outputs)
-    return x_out
+    return call("gated_residual", x, y, gate, x_rows, out=out)

@@ -1,4 +1,5 @@
-"""x + gate*y, with the residual gate*y kept and metered against the last one in the same pass over memory."""
+"""x + gate*y; the residual gate*y is cached and measured against the last one in the same pass over
+memory."""
 
 from __future__ import annotations
 
@@ -6,7 +7,6 @@ from collections.abc import Sequence
 
 import torch
 
-from .._arguments import check_gated_residual_meter
 from ..columns import metric_number
 from ._dispatch import call
 
@@ -27,16 +27,15 @@ def gated_residual_meter(
     residual_rows: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Add a gated sub-layer output to the stream, keep the gated residual, and measure how much it changed.
+    """Add a gated sub-layer output to the stream, cache the gated residual, and measure how much it changed.
 
     r = gate*y and x_out = x + r are bit for bit what eager PyTorch gives in this dtype: r is rounded to the
-    dtype before it is added and before it is measured. Sums are taken in a fixed order: the same input gives
-    the same bits.
+    dtype before it is added and before it is measured. Deterministic: equal inputs give bit-identical sums.
 
     Args:
         x: the stream, float32, bfloat16 or float16 [B, N, C] with N = frames * places, frame-major.
             Contiguous in C, any other strides; this holds for all tensors below, which also share x's dtype
-            and device where nothing else is said.
+            and device unless stated otherwise.
         y: the sub-layer's output [B, N, C].
         gate: [B, 1, C], per frame [B, frames, C] or per token [B, N, C]; other strides may be 0 (expanded).
             None: 1.
@@ -45,15 +44,14 @@ def gated_residual_meter(
             float8.
         frames: latent frames T; divides N.
         strides: frame distances of the motion term, each in 1..frames-1, at most 8; may be empty.
-        video_of_row: int32 [B], the video in 0..num_videos-1 that each row belongs to. None: all rows are one
-            video's.
-        num_videos: videos that are measured apart.
-        metric: "l1", "l2" or "cosine": the distance that `decide` will take. "l1" leaves out the squares.
-        residual_scale: float32 [B, N], any strides: the kept value is residual_scale * residual. Given if and
-            only if residual is float8; overwritten with max|r| / 448 of each token (1 where that is nearly
-            0).
-        x_rows: int32 [B]: x has any number of rows, and row b of the batch is row x_rows[b] of x.
-        residual_rows: int32 [B], no row twice: the same for residual and residual_scale.
+        video_of_row: int32 [B], the video of each row, 0..num_videos-1. None: all rows are one video.
+        num_videos: number of videos with sums of their own, 1 to 65536.
+        metric: "l1", "l2" or "cosine": the distance that `decide` will use. "l1" skips the squares.
+        residual_scale: float32 [B, N], any strides: the cached value is residual_scale * residual. Given if
+            and only if residual is float8; overwritten with max|r| / 448 of each token (1 where that is
+            nearly 0; unchanged if C is 0).
+        x_rows: int32 [B]; row b of the batch is row x_rows[b] of x, which may have any number of rows.
+        residual_rows: int32 [B], no row twice; the same for residual and residual_scale.
         out: [B, N, C] for x_out, may be x itself (not with x_rows); None allocates.
 
     Under autocast y and gate of another floating dtype are cast to x's dtype.
@@ -64,31 +62,13 @@ def gated_residual_meter(
         "compute".
 
     Raises:
-        ValueError: an argument does not fit; the message names it. Values of video_of_row outside
-            0..num_videos-1, and rows that there are not, raise on the CPU. On a GPU, where looking would stop
-            the stream, the first make all sums NaN; the others write nothing, and make x_out of their row
-            and the sums of its video NaN.
+        TypeError, ValueError: an argument does not fit; the message names it. Video ids and row indices out
+            of range raise on the CPU. On CUDA they are not checked, because that would synchronize: a wrong
+            id makes all sums NaN; a wrong index writes nothing to the cache and makes x_out of its row and
+            the sums of its video NaN.
 
     Source: AdaCache (arXiv 2411.02397), and `compute_next_step` of the published code.
     """
-    results: tuple[torch.Tensor, torch.Tensor] = call(
-        "gated_residual_meter",
-        check_gated_residual_meter,
-        x,
-        (
-            x,
-            y,
-            gate,
-            residual,
-            residual_scale,
-            x_rows,
-            residual_rows,
-            video_of_row,
-            num_videos,
-            frames,
-            strides,
-            metric_number(metric),
-        ),
-        () if out is None else (out,),
-    )
-    return results
+    meter = (video_of_row, num_videos, frames, strides, metric_number(metric))
+    cache = (residual, residual_scale)
+    return call("gated_residual_meter", x, y, gate, *cache, x_rows, residual_rows, *meter, out=out)

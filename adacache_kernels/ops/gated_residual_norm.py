@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .._arguments import check_gated_residual_norm
-from ._dispatch import both_outputs, call
+from ._dispatch import call
 
 
 def gated_residual_norm(
@@ -36,7 +35,7 @@ def gated_residual_norm(
             (expanded). None: a gate of 1, a shift or scale of 0.
         weight, bias: of the norm, [C]. None: 1 and 0.
         eps: added to the variance.
-        x_rows: int32 [B]: x has any number of rows, and row b of the batch is row x_rows[b] of x.
+        x_rows: int32 [B]; row b of the batch is row x_rows[b] of x, which may have any number of rows.
         out: [B, N, C] for x_out, may be x itself (not with x_rows).
         norm_out: [B, N, C] for the norm, memory of its own. Given together with out, or neither.
 
@@ -46,16 +45,10 @@ def gated_residual_norm(
         x_out [B, N, C] and normed [B, N, C].
 
     Raises:
-        ValueError: an argument does not fit; the message names it. Values of x_rows that name no row raise on
-            the CPU; on a GPU, where looking would stop the stream, they give rows of NaN.
+        TypeError, ValueError: an argument does not fit; the message names it. Values of x_rows out of range
+            raise on the CPU. On CUDA they are not checked, because that synchronizes: their rows are NaN.
 
     Source: the adaptive layer norm of a DiT block (arXiv 2212.09748, section 3.2).
     """
-    results: tuple[torch.Tensor, torch.Tensor] = call(
-        "gated_residual_norm",
-        check_gated_residual_norm,
-        x,
-        (x, y, gate, shift, scale, weight, bias, eps, x_rows),
-        both_outputs(out, norm_out),
-    )
-    return results
+    norm = (shift, scale, weight, bias, eps)
+    return call("gated_residual_norm", x, y, gate, *norm, x_rows, out=out, norm_out=norm_out)

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from .._arguments import check_gated_residual_norm_meter
 from ..columns import metric_number
-from ._dispatch import both_outputs, call
+from ._dispatch import call
 
 
 def gated_residual_norm_meter(
@@ -33,7 +32,7 @@ def gated_residual_norm_meter(
     out: torch.Tensor | None = None,
     norm_out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Add, keep and measure a gated residual, and normalise and modulate the stream for the next sub-layer.
+    """Add, cache and measure a gated residual, and normalise and modulate the stream for the next sub-layer.
 
     x_out, residual and sums are those of `gated_residual_meter`; the second result is `layer_norm_modulate`
     of x_out as it is stored, that is rounded to its dtype.
@@ -41,7 +40,7 @@ def gated_residual_norm_meter(
     Args:
         x: the stream, float32, bfloat16 or float16 [B, N, C] with N = frames * places, frame-major.
             Contiguous in C, any other strides; this holds for all tensors below, which also share x's dtype
-            and device where nothing else is said.
+            and device unless stated otherwise.
         y: the sub-layer's output [B, N, C].
         gate: of this sub-layer; shift, scale: of the next one. [B, 1, C], per frame [B, frames, C] or per
             token [B, N, C]; other strides may be 0 (expanded). None: a gate of 1, a shift or scale of 0.
@@ -49,16 +48,15 @@ def gated_residual_norm_meter(
             Of x's dtype, or float8_e4m3fn with `residual_scale`.
         frames: latent frames T; divides N.
         strides: frame distances of the motion term, each in 1..frames-1, at most 8; may be empty.
-        video_of_row: int32 [B], the video in 0..num_videos-1 that each row belongs to. None: all rows are one
-            video's.
-        num_videos: videos that are measured apart.
-        metric: "l1", "l2" or "cosine": the distance that `decide` will take. "l1" leaves out the squares.
+        video_of_row: int32 [B], the video of each row, 0..num_videos-1. None: all rows are one video.
+        num_videos: number of videos with sums of their own, 1 to 65536.
+        metric: "l1", "l2" or "cosine": the distance that `decide` will use. "l1" skips the squares.
         weight, bias: of the norm, [C]. None: 1 and 0.
         eps: added to the variance.
         residual_scale: float32 [rows of residual, N], any strides; given if and only if residual is float8;
             see `gated_residual_meter`.
-        x_rows: int32 [B]: x has any number of rows, and row b of the batch is row x_rows[b] of x.
-        residual_rows: int32 [B], no row twice: the same for residual and residual_scale.
+        x_rows: int32 [B]; row b of the batch is row x_rows[b] of x, which may have any number of rows.
+        residual_rows: int32 [B], no row twice; the same for residual and residual_scale.
         out: [B, N, C] for x_out, may be x itself (not with x_rows).
         norm_out: [B, N, C] for the norm, memory of its own. Given together with out, or neither.
 
@@ -69,37 +67,14 @@ def gated_residual_norm_meter(
         `sum_columns(strides)`; see `gated_residual_meter`.
 
     Raises:
-        ValueError: an argument does not fit; the message names it. Values of video_of_row outside
-            0..num_videos-1, and rows that there are not, raise on the CPU. On a GPU, where looking would stop
-            the stream, the first make all sums NaN; the others write nothing, and make the outputs of their
-            row and the sums of its video NaN.
+        TypeError, ValueError: an argument does not fit; the message names it. Video ids and row indices out
+            of range raise on the CPU. On CUDA they are not checked, because that would synchronize: a wrong
+            id makes all sums NaN; a wrong index writes nothing to the cache and makes the outputs of its row
+            and the sums of its video NaN.
 
     Source: AdaCache (arXiv 2411.02397), and the adaptive layer norm of a DiT block (arXiv 2212.09748, section
     3.2).
     """
-    results: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = call(
-        "gated_residual_norm_meter",
-        check_gated_residual_norm_meter,
-        x,
-        (
-            x,
-            y,
-            gate,
-            residual,
-            residual_scale,
-            shift,
-            scale,
-            weight,
-            bias,
-            eps,
-            x_rows,
-            residual_rows,
-            video_of_row,
-            num_videos,
-            frames,
-            strides,
-            metric_number(metric),
-        ),
-        both_outputs(out, norm_out),
-    )
-    return results
+    meter = (video_of_row, num_videos, frames, strides, metric_number(metric))
+    arguments = (x, y, gate, residual, residual_scale, shift, scale, weight, bias, eps, x_rows, residual_rows)
+    return call("gated_residual_norm_meter", *arguments, *meter, out=out, norm_out=norm_out)

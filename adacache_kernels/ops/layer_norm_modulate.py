@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from .._arguments import check_layer_norm_modulate
 from ._dispatch import call
 
 
@@ -33,7 +32,7 @@ def layer_norm_modulate(
             (expanded). None: 0.
         weight, bias: [C]. None: 1 and 0.
         eps: added to the variance.
-        x_rows: int32 [B]: x has any number of rows, and row b of the batch is row x_rows[b] of x.
+        x_rows: int32 [B]; row b of the batch is row x_rows[b] of x, which may have any number of rows.
         out: [B, N, C] for the result, may be x itself (not with x_rows); None allocates.
 
     Under autocast shift, scale, weight and bias of another floating dtype are cast to x's dtype.
@@ -42,12 +41,9 @@ def layer_norm_modulate(
         y [B, N, C].
 
     Raises:
-        ValueError: an argument does not fit; the message names it. Values of x_rows that name no row raise on
-            the CPU; on a GPU, where looking would stop the stream, they give rows of NaN.
+        TypeError, ValueError: an argument does not fit; the message names it. Values of x_rows out of range
+            raise on the CPU. On CUDA they are not checked, because that synchronizes: their rows are NaN.
 
     Source: the adaptive layer norm of a DiT block (arXiv 2212.09748, section 3.2).
     """
-    outputs = () if out is None else (out,)
-    arguments = (x, shift, scale, weight, bias, eps, x_rows)
-    y: torch.Tensor = call("layer_norm_modulate", check_layer_norm_modulate, x, arguments, outputs)
-    return y
+    return call("layer_norm_modulate", x, shift, scale, weight, bias, eps, x_rows, out=out)

@@ -1,4 +1,4 @@
-"""The sums alone, for callers who hold both the new residual and the old one."""
+"""The sums alone, for callers who have both the new residual and the old one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 
-from .._arguments import check_residual_meter
 from ..columns import metric_number
 from ._dispatch import call
 
@@ -21,7 +20,7 @@ def residual_meter(
     num_videos: int = 1,
     metric: str = "l1",
 ) -> torch.Tensor:
-    """Measure how far a residual lies from the old one and how much it changes from frame to frame.
+    """Measure how far a residual is from the old one and how much it changes from frame to frame.
 
     Args:
         residual: the new residual, float32, bfloat16 or float16 [B, N, C] with N = frames * places,
@@ -29,24 +28,18 @@ def residual_meter(
         old: the residual of the last computed step, of the same shape, dtype and device.
         frames: latent frames T; divides N.
         strides: frame distances of the motion term, each in 1..frames-1, at most 8; may be empty.
-        video_of_row: int32 [B], the video in 0..num_videos-1 that each row belongs to. None: all rows are one
-            video's.
-        num_videos: videos that are measured apart.
-        metric: "l1", "l2" or "cosine": the distance that `decide` will take. "l1" leaves out the squares.
+        video_of_row: int32 [B], the video of each row, 0..num_videos-1. None: all rows are one video.
+        num_videos: number of videos with sums of their own, 1 to 65536.
+        metric: "l1", "l2" or "cosine": the distance that `decide` will use. "l1" skips the squares.
 
     Returns:
         sums float64 [num_videos, columns], columns named by `sum_columns(strides)`; see
         `gated_residual_meter`.
 
     Raises:
-        ValueError: an argument does not fit; the message names it.
+        TypeError, ValueError: an argument does not fit; the message names it.
 
     Source: AdaCache (arXiv 2411.02397), and `compute_next_step` of the published code.
     """
-    sums: torch.Tensor = call(
-        "residual_meter",
-        check_residual_meter,
-        residual,
-        (residual, old, video_of_row, num_videos, frames, strides, metric_number(metric)),
-    )
-    return sums
+    meter = (video_of_row, num_videos, frames, strides, metric_number(metric))
+    return call("residual_meter", residual, old, *meter)

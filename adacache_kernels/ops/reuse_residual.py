@@ -1,10 +1,9 @@
-"""x + residual for the videos that reuse, the others untouched: all that is left of a reused step."""
+"""x + residual for the videos that reuse, x for the others: all the work of a reused step."""
 
 from __future__ import annotations
 
 import torch
 
-from .._arguments import check_reuse_residual
 from ._dispatch import call
 
 
@@ -28,26 +27,25 @@ def reuse_residual(
         x: the stream, float32, bfloat16 or float16 [B, N, C]. Contiguous in C, any other strides.
         residual: [B, N, C] on the same device, float32, bfloat16 or float16 whatever x's dtype, or
             float8_e4m3fn with `residual_scale`. Contiguous in C.
-        video_of_row: int32 [B], the video that each row belongs to.
-        reuse: bool [num_videos] on x's device, which videos reuse; None: all. Without video_of_row it holds
+        video_of_row: int32 [B], the video of each row.
+        reuse: bool [num_videos] on x's device, the videos that reuse; None: all. Without video_of_row it has
             one entry for all rows, or B entries (row b is video b).
         residual_scale: float32 [B, N], any strides: what is added is residual_scale * residual. Given if and
             only if residual is float8.
-        x_rows: int32 [B]: x has any number of rows, and row b of the batch is row x_rows[b] of x.
-        residual_rows: int32 [B]: the same for residual and residual_scale.
+        x_rows: int32 [B]; row b of the batch is row x_rows[b] of x, which may have any number of rows.
+        residual_rows: int32 [B]; the same for residual and residual_scale.
         out: [B, N, C] for the result, may be x itself (not with x_rows); None allocates.
 
     Returns:
         x_out [B, N, C].
 
     Raises:
-        ValueError: an argument does not fit; the message names it. Rows and videos that there are not raise
-            on the CPU; on a GPU, where looking would stop the stream, their rows are filled with NaN.
+        TypeError, ValueError: an argument does not fit; the message names it. Row indices and video ids out
+            of range raise on the CPU. On CUDA they are not checked, because that would synchronize: their
+            rows are NaN.
 
-    Source: AdaCache (arXiv 2411.02397); that one tensor can stand for a whole stack's residuals follows from
-    all blocks sharing one schedule.
+    Source: AdaCache (arXiv 2411.02397); one tensor holds the residuals of a whole stack, since all blocks
+    share one schedule.
     """
-    outputs = () if out is None else (out,)
-    arguments = (x, residual, residual_scale, x_rows, residual_rows, video_of_row, reuse)
-    x_out: torch.Tensor = call("reuse_residual", check_reuse_residual, x, arguments, outputs)
-    return x_out
+    cache, rows = (residual, residual_scale), (x_rows, residual_rows)
+    return call("reuse_residual", x, *cache, *rows, video_of_row, reuse, out=out)

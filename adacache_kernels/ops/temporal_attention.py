@@ -1,11 +1,11 @@
-"""Attention over the frames of each place, which reads queries, keys and values as the projection left them:
-no transposed copies."""
+"""Attention over the frames of each place. It reads the output of the projection in its layout: no transposed
+copies."""
 
 from __future__ import annotations
 
 import torch
 
-from .._arguments import check_temporal_attention
+from .._checks import require_bool, require_tensor
 from ._dispatch import call
 
 
@@ -38,7 +38,7 @@ def temporal_attention(
         frames: latent frames T, 1 to 64; divides N.
         interleaved: pairs are channels (2i, 2i + 1); False: (i, i + dim / 2).
         eps: added to the mean square.
-        scale: what the products are multiplied by before the softmax; None: dim ** -0.5.
+        scale: factor of the products before the softmax; None: dim ** -0.5.
         out: [B, N, heads * dim] for the result, contiguous in its last dimension; None allocates.
 
     Under autocast q_weight and k_weight of another floating dtype are cast to qkv's dtype.
@@ -47,13 +47,13 @@ def temporal_attention(
         [B, N, heads * dim] in qkv's dtype.
 
     Raises:
-        ValueError: an argument does not fit; the message names it.
+        TypeError, ValueError: an argument does not fit; the message names it.
 
     Source: the temporal attention of Latte (arXiv 2401.03048) and Open-Sora 1.2.
     """
+    require_tensor("qkv", qkv)
+    require_bool("interleaved", interleaved)
     if scale is None:
-        scale = qkv.shape[-1] ** -0.5 if qkv.shape[-1] else 1.0
-    outputs = () if out is None else (out,)
-    arguments = (qkv, q_weight, k_weight, cos, sin, interleaved, frames, eps, scale)
-    y: torch.Tensor = call("temporal_attention", check_temporal_attention, qkv, arguments, outputs)
-    return y
+        scale = qkv.shape[-1] ** -0.5 if qkv.dim() and qkv.shape[-1] else 1.0
+    heads = (q_weight, k_weight, cos, sin, interleaved)
+    return call("temporal_attention", qkv, *heads, frames, eps, scale, out=out)

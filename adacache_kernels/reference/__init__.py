@@ -1,6 +1,7 @@
 """The ops in plain PyTorch: the specification that the other backends are tested against. Sums are float64
 throughout."""
 
+from .arguments import Meter, Norm
 from .decide import decide
 from .extrapolate_residual import extrapolate_residual
 from .fused_qk_norm_rope import fused_qk_norm_rope
@@ -9,13 +10,14 @@ from .gated_residual_meter import gated_residual_meter
 from .gated_residual_norm import gated_residual_norm
 from .gated_residual_norm_meter import gated_residual_norm_meter
 from .layer_norm_modulate import layer_norm_modulate
-from .linear_gated_residual_meter import linear_gated_residual_meter
 from .residual_meter import residual_meter
 from .reuse_residual import reuse_residual
 from .stack_residual_meter import stack_residual_meter
 from .temporal_attention import temporal_attention
 
 __all__ = [
+    "Meter",
+    "Norm",
     "decide",
     "extrapolate_residual",
     "fused_qk_norm_rope",
@@ -24,7 +26,6 @@ __all__ = [
     "gated_residual_norm",
     "gated_residual_norm_meter",
     "layer_norm_modulate",
-    "linear_gated_residual_meter",
     "residual_meter",
     "reuse_residual",
     "stack_residual_meter",

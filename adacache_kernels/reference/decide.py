@@ -1,7 +1,7 @@
 """From the sums of one metric site to the rate until the next computed step, for each video; see
 `ops/decide.py` for the terms.
 
-Everything is a tensor over videos, so that deciding on a GPU never waits for it.
+Everything is a tensor over videos: no synchronization.
 """
 
 from __future__ import annotations
@@ -41,15 +41,14 @@ def decide(
     due = (next_step == step) | ~first_site
     if step == 1 or step >= num_steps - 1:
         due = torch.ones_like(due)
-    # What the distance is divided by: as published the scheduled rate, in the paper the steps that really
-    # went by.
+    # The divisor of the distance: published, the scheduled rate; in the paper, the steps elapsed.
     gap = torch.where(first_site, rate if published else step - was_step, gap)
     count = torch.where(first_site, 0.0, count)
     mean = torch.where(first_site, 0.0, mean)
     nonfinite = torch.where(first_site, 0.0, nonfinite)
     stepped = torch.full_like(was_step, step)
 
-    if step == 1:  # there is no old residual yet
+    if step == 1:  # no old residual yet
         one = torch.ones_like(rate)
         _store(
             state,
@@ -76,7 +75,7 @@ def decide(
 
     below = score[:, None] < thresholds
     entry = torch.where(below.any(1), below.int().argmax(1), thresholds.shape[0] - 1)
-    # What is not finite is computed at once, and the mean stays NaN, so that no later site of this step
+    # A score that is not finite means compute next. The mean stays NaN, so that no later site of this step
     # decides otherwise.
     bad = ~score.isfinite()
     rate = torch.where(bad, 1.0, rates[entry])

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
+from .arguments import Meter
 from .residual_meter import residual_meter
 from .tokens import gated, kept_rows, load_cache, of_known, pick_rows, store_cache
 
@@ -18,16 +17,12 @@ def gated_residual_meter(
     residual_scale: torch.Tensor | None,
     x_rows: torch.Tensor | None,
     residual_rows: torch.Tensor | None,
-    video_of_row: torch.Tensor | None,
-    num_videos: int,
-    frames: int,
-    strides: Sequence[int],
-    metric: int,
+    meter: Meter,
     out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     residual_rows = kept_rows(residual_rows, x_rows, x)
     new = of_known(gated(y, gate), residual_rows, residual.shape[0])
     old = load_cache(residual, residual_scale, residual_rows)
-    sums = residual_meter(new, old, video_of_row, num_videos, frames, strides, metric)
+    sums = residual_meter(new, old, meter)
     store_cache(residual, residual_scale, residual_rows, new)
     return torch.add(pick_rows(x, x_rows), new, out=out), sums

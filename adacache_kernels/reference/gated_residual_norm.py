@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from .arguments import Norm
 from .gated_residual import gated_residual
 from .layer_norm_modulate import layer_norm_modulate
 
@@ -12,14 +13,10 @@ def gated_residual_norm(
     x: torch.Tensor,
     y: torch.Tensor,
     gate: torch.Tensor | None,
-    shift: torch.Tensor | None,
-    scale: torch.Tensor | None,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    eps: float,
+    norm: Norm,
     x_rows: torch.Tensor | None,
     out: torch.Tensor | None = None,
     norm_out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     x_out = gated_residual(x, y, gate, x_rows, out)
-    return x_out, layer_norm_modulate(x_out, shift, scale, weight, bias, eps, None, norm_out)
+    return x_out, layer_norm_modulate(x_out, norm, None, norm_out)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
+from .arguments import Meter, Norm
 from .gated_residual_meter import gated_residual_meter
 from .layer_norm_modulate import layer_norm_modulate
 
@@ -16,34 +15,13 @@ def gated_residual_norm_meter(
     gate: torch.Tensor | None,
     residual: torch.Tensor,
     residual_scale: torch.Tensor | None,
-    shift: torch.Tensor | None,
-    scale: torch.Tensor | None,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    eps: float,
+    norm: Norm,
     x_rows: torch.Tensor | None,
     residual_rows: torch.Tensor | None,
-    video_of_row: torch.Tensor | None,
-    num_videos: int,
-    frames: int,
-    strides: Sequence[int],
-    metric: int,
+    meter: Meter,
     out: torch.Tensor | None = None,
     norm_out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    x_out, sums = gated_residual_meter(
-        x,
-        y,
-        gate,
-        residual,
-        residual_scale,
-        x_rows,
-        residual_rows,
-        video_of_row,
-        num_videos,
-        frames,
-        strides,
-        metric,
-        out,
-    )
-    return x_out, layer_norm_modulate(x_out, shift, scale, weight, bias, eps, None, norm_out), sums
+    cache = (residual, residual_scale)
+    x_out, sums = gated_residual_meter(x, y, gate, *cache, x_rows, residual_rows, meter, out)
+    return x_out, layer_norm_modulate(x_out, norm, None, norm_out), sums

@@ -1,4 +1,4 @@
-"""What the attention ops share: the norm and the rotation of queries and keys, in float32."""
+"""Shared by the attention ops: norm and rotation of queries and keys, in float32."""
 
 from __future__ import annotations
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import torch
 
+from .arguments import Norm
 from .tokens import by_token, pick_rows
 
 
 def layer_norm_modulate(
     x: torch.Tensor,
-    shift: torch.Tensor | None,
-    scale: torch.Tensor | None,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    eps: float,
+    norm: Norm,
     x_rows: torch.Tensor | None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
+    shift, scale, weight, bias, eps = norm
     tokens = x.shape[1]
     values = pick_rows(x, x_rows).float()
     centred = values - values.mean(-1, keepdim=True)

@@ -7,17 +7,15 @@ from collections.abc import Sequence
 import torch
 
 from ..columns import METRICS
+from .arguments import Meter
 
 
 def residual_meter(
     residual: torch.Tensor,
     old: torch.Tensor,
-    video_of_row: torch.Tensor | None,
-    num_videos: int,
-    frames: int,
-    strides: Sequence[int],
-    metric: int,
+    meter: Meter,
 ) -> torch.Tensor:
+    video_of_row, num_videos, frames, strides, metric = meter
     columns = 7 + 2 * len(strides)
     # Row by row, since float64 copies of a whole batch would be several times its size.
     rows = [_row_sums(residual[row], old[row], frames, strides) for row in range(residual.shape[0])]

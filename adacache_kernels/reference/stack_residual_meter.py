@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
+from .arguments import Meter
 from .residual_meter import residual_meter
 from .tokens import load_cache, pick_rows, store_cache, store_rows
 
@@ -16,16 +15,12 @@ def stack_residual_meter(
     residual: torch.Tensor,
     residual_scale: torch.Tensor | None,
     rows: torch.Tensor | None,
-    video_of_row: torch.Tensor | None,
-    num_videos: int,
-    frames: int,
-    strides: Sequence[int],
-    metric: int,
+    meter: Meter,
     out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor] | torch.Tensor:
     new = x_out - pick_rows(x_in, rows)
     old = load_cache(residual, residual_scale, rows)
-    sums = residual_meter(new, old, video_of_row, num_videos, frames, strides, metric)
+    sums = residual_meter(new, old, meter)
     store_cache(residual, residual_scale, rows, new)
     if out is None:
         return sums

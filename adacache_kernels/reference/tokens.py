@@ -1,4 +1,4 @@
-"""What the ops share: modulators by token, rows picked by an index, and kept residuals in float8."""
+"""Shared by the ops: modulators per token, rows picked by an index, float8 caches."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def gated(y: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
 
 
 def pick_rows(tensor: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
-    """The rows that the index names; NaN for one that names none that the tensor has."""
+    """Gather rows; NaN for an index out of range."""
     if rows is None:
         return tensor
     total = tensor.shape[0]
@@ -36,7 +36,7 @@ def known_rows(rows: torch.Tensor, total: int) -> torch.Tensor:
 
 
 def kept_rows(rows: torch.Tensor | None, x_rows: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor | None:
-    """The rows of a cache that a batch belongs to: none for a row of the batch that has no row of x."""
+    """The cache rows of a batch: -1 where x_rows is out of range."""
     if x_rows is None:
         return rows
     if rows is None:
@@ -45,12 +45,12 @@ def kept_rows(rows: torch.Tensor | None, x_rows: torch.Tensor | None, x: torch.T
 
 
 def of_known(values: torch.Tensor, rows: torch.Tensor | None, total: int) -> torch.Tensor:
-    """NaN in the rows of the batch for which the index names no row."""
+    """Set rows of the batch whose index is out of range to NaN."""
     return values if rows is None else torch.where(known_rows(rows, total)[:, None, None], values, torch.nan)
 
 
 def store_rows(tensor: torch.Tensor, rows: torch.Tensor | None, values: torch.Tensor) -> None:
-    """Write rows where the index says, and none where it names no row; nothing waits for the device."""
+    """Scatter rows; an index out of range writes nothing. No synchronization."""
     if rows is None:
         tensor.copy_(values)
         return
@@ -62,7 +62,7 @@ def store_rows(tensor: torch.Tensor, rows: torch.Tensor | None, values: torch.Te
 
 
 def load_cache(residual: torch.Tensor, scale: torch.Tensor | None, rows: torch.Tensor | None) -> torch.Tensor:
-    """The kept residual: float32 if it is float8 with a scale per token, else in its dtype."""
+    """The cached residual: float32 if it is float8 with a scale per token, else in its dtype."""
     if scale is None:
         return pick_rows(residual, rows)
     return pick_rows(residual.float(), rows) * pick_rows(scale, rows)[:, :, None]
@@ -74,6 +74,8 @@ def store_cache(
     if scale is None:
         store_rows(residual, rows, new)
         return
+    if not new.shape[-1]:  # without channels there is nothing to scale
+        return
     stored, scales = quantized(new)
     store_rows(residual.view(torch.uint8), rows, stored.view(torch.uint8))
     store_rows(scale, rows, scales)
@@ -83,10 +85,10 @@ def quantized(new: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Round [B, N, C] to float8 with a scale per token, so that its largest value becomes the largest
     float8."""
     values = new.float()
-    largest = values.abs().amax(-1) if values.shape[-1] else values.new_zeros(values.shape[:-1])
+    largest = values.abs().amax(-1)
     negligible = largest < FLOAT8_NEGLIGIBLE
     one = torch.ones_like(largest)
     scale = torch.where(negligible, one, largest * (1 / FLOAT8_LARGEST))
-    # Not number / tensor, which PyTorch takes as number * (1 / tensor) and so rounds twice.
+    # Not number / tensor, which PyTorch evaluates as number * (1 / tensor), with two roundings.
     inverse = torch.where(negligible, one, torch.full_like(largest, FLOAT8_LARGEST) / largest)
     return (values * inverse[:, :, None]).to(torch.float8_e4m3fn), scale

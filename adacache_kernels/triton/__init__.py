@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from ..ops._fake import FAKE_KERNELS, SCHEMAS
+from .._fakes import FAKE_KERNELS
+from .._schemas import SCHEMAS
 from .decide import decide
 from .extrapolate_residual import extrapolate_residual
 from .fused_qk_norm_rope import fused_qk_norm_rope
@@ -17,7 +18,6 @@ from .gated_residual_meter import gated_residual_meter
 from .gated_residual_norm import gated_residual_norm
 from .gated_residual_norm_meter import gated_residual_norm_meter
 from .layer_norm_modulate import layer_norm_modulate
-from .linear_gated_residual_meter import linear_gated_residual_meter
 from .numeric import INTERPRETED
 from .residual_meter import residual_meter
 from .reuse_residual import reuse_residual
@@ -29,7 +29,6 @@ __all__ = ["INTERPRETED"]
 _LAUNCHERS = {
     "gated_residual_out": gated_residual,
     "gated_residual_meter_out": gated_residual_meter,
-    "linear_gated_residual_meter_out": linear_gated_residual_meter,
     "stack_residual_meter": stack_residual_meter,
     "stack_residual_meter_out": stack_residual_meter,
     "residual_meter": residual_meter,

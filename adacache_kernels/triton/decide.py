@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 
 import torch
@@ -15,9 +16,19 @@ _L1 = tl.constexpr(METRICS["l1"])
 _L2 = tl.constexpr(METRICS["l2"])
 
 
-# Floats are constexpr, since Triton passes others as float32; they are fixed per policy.
+# Triton passes floats as float32. Those that a policy fixes are constexpr; `elements` is passed as its bits:
+# a constexpr would be compiled again for each size of the video.
 @triton.jit(
-    do_not_specialize=["step", "site", "frames", "num_videos", "sum_columns", "state_columns", "entries"]
+    do_not_specialize=[
+        "step",
+        "site",
+        "frames",
+        "elements_bits",
+        "num_videos",
+        "sum_columns",
+        "state_columns",
+        "entries",
+    ]
 )
 def decide_kernel(
     sums,
@@ -31,13 +42,13 @@ def decide_kernel(
     step,
     site,
     frames,
+    elements_bits,
     FIRST: tl.constexpr,  # step 1: there is no old residual yet
     FORCED: tl.constexpr,  # a step that every video computes
     INSIDE: tl.constexpr,  # the window of motion regularisation
     STRIDES: tl.constexpr,
     METRIC: tl.constexpr,
     PUBLISHED: tl.constexpr,
-    ELEMENTS: tl.constexpr,
     SCALE: tl.constexpr,
     POWER: tl.constexpr,
     DIVISOR: tl.constexpr,
@@ -46,6 +57,7 @@ def decide_kernel(
 ):
     video = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = video < num_videos
+    elements = elements_bits.to(tl.float64, bitcast=True)
     state += video * state_columns
     sums += video * sum_columns
     was_step = tl.load(state + 0, mask=mask, other=0.0)
@@ -73,14 +85,14 @@ def decide_kernel(
             magnitude = (
                 tl.load(sums + 1, mask=mask, other=1.0)
                 if PUBLISHED
-                else tl.full([BLOCK], ELEMENTS, tl.float64)
+                else tl.full([BLOCK], elements, tl.float64)
             )
             distance = tl.load(sums + 0, mask=mask, other=0.0) / magnitude
         elif METRIC == _L2:
             magnitude = (
                 tl.load(sums + 4, mask=mask, other=1.0)
                 if PUBLISHED
-                else tl.full([BLOCK], ELEMENTS, tl.float64)
+                else tl.full([BLOCK], elements, tl.float64)
             )
             distance = tl.sqrt(tl.load(sums + 3, mask=mask, other=0.0) / magnitude)
         else:
@@ -92,7 +104,7 @@ def decide_kernel(
             if PUBLISHED:
                 pairs = tl.load(sums + 8 + 2 * index, mask=mask, other=1.0)
             else:
-                pairs = tl.full([BLOCK], ELEMENTS, tl.float64) * (frames - STRIDES[index]).to(tl.float64)
+                pairs = tl.full([BLOCK], elements, tl.float64) * (frames - STRIDES[index]).to(tl.float64)
                 pairs = pairs / frames.to(tl.float64)
             motion += difference / pairs
         if len(STRIDES) > 1:
@@ -175,13 +187,13 @@ def decide(
             step,
             site,
             frames,
+            *struct.unpack("<q", struct.pack("<d", elements or 1.0)),
             FIRST=step == 1,
             FORCED=step == 1 or step >= num_steps - 1,
             INSIDE=first_step <= step <= last_step,
             STRIDES=tuple(strides),
             METRIC=metric,
             PUBLISHED=rule == RULES["published"],
-            ELEMENTS=float(elements),
             SCALE=float(scale),
             POWER=float(power),
             DIVISOR=float(divisor),

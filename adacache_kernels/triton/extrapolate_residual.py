@@ -13,7 +13,7 @@ from .numeric import round_to
 from .tokens import row_of
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["blocks"])
 def extrapolate_residual_kernel(
     x,
     factors,  # a tuple of tensors
@@ -22,6 +22,7 @@ def extrapolate_residual_kernel(
     residual_rows,
     video_of_row,
     out,
+    blocks,
     tokens,
     channels,
     x_total,
@@ -36,8 +37,8 @@ def extrapolate_residual_kernel(
     BLOCK_TOKENS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):
-    block = tl.program_id(0)
-    row = tl.program_id(1).to(tl.int64)
+    block = tl.program_id(0) % blocks
+    row = (tl.program_id(0) // blocks).to(tl.int64)
     channel_blocks = tl.cdiv(channels, BLOCK_CHANNELS)
     token = (block // channel_blocks * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)).to(tl.int64)[:, None]
     channel = (block % channel_blocks * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS))[None, :]
@@ -83,7 +84,7 @@ def extrapolate_residual(
         return
     tile = tiling(tokens, channels, x.element_size(), aligned=aligned(x, out, *factors))
     with on_device(x):
-        extrapolate_residual_kernel[(tile.blocks, rows)](
+        extrapolate_residual_kernel[(rows * tile.blocks,)](
             x,
             tuple(factors),
             coefficients,
@@ -91,6 +92,7 @@ def extrapolate_residual(
             residual_rows,
             video_of_row,
             out,
+            tile.blocks,
             tokens,
             channels,
             x.shape[0],

@@ -11,13 +11,14 @@ from .launch import NUM_WARPS, on_device
 from .numeric import round_to
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["blocks"])
 def fused_qk_norm_rope_kernel(
     qkv,
     q_weight,
     k_weight,
     cos,
     sin,
+    blocks,
     tokens,
     heads,
     qkv_row,
@@ -35,12 +36,13 @@ def fused_qk_norm_rope_kernel(
     # A program takes ROWS pairs of token and head, heads of one token side by side, and of each its query and
     # its key.
     dtype: tl.constexpr = qkv.dtype.element_ty
-    first = tl.program_id(0).to(tl.int64) * ROWS
+    first = (tl.program_id(0) % blocks).to(tl.int64) * ROWS
+    row = (tl.program_id(0) // blocks).to(tl.int64)
     index = (first % heads).to(tl.int32) + tl.arange(0, ROWS)[:, None]
     token = (first // heads).to(tl.int32) + index // heads
     mask = token < tokens
     part = tl.full([], heads, tl.int64) * DIM
-    qkv += tl.program_id(1).to(tl.int64) * qkv_row
+    qkv += row * qkv_row
     at = qkv + token.to(tl.int64) * qkv_token + index % heads * DIM
 
     qa, qb = load_head(at, mask, DIM, FIRST, SECOND, SPLIT)
@@ -84,13 +86,15 @@ def fused_qk_norm_rope(
         return
     tiles = head_tiles(dim, rope, qkv.element_size())
     rows = rows_per_program(tiles.first, tiles.second)
+    blocks = triton.cdiv(tokens * heads, rows)
     with on_device(qkv):
-        fused_qk_norm_rope_kernel[(triton.cdiv(tokens * heads, rows), batch)](
+        fused_qk_norm_rope_kernel[(batch * blocks,)](
             qkv,
             q_weight,
             k_weight,
             cos,
             sin,
+            blocks,
             tokens,
             heads,
             qkv.stride(0),

@@ -13,7 +13,7 @@ from .numeric import round_to
 from .tokens import gated, load_modulator, row_of
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["blocks"])
 def gated_residual_kernel(
     x,
     y,  # None: x is only normed
@@ -25,6 +25,7 @@ def gated_residual_kernel(
     bias,
     out,
     norm_out,  # None: no norm
+    blocks,
     tokens,
     places,
     channels,
@@ -52,8 +53,8 @@ def gated_residual_kernel(
     CHUNKS: tl.constexpr,  # a norm needs all channels of a token
 ):
     dtype: tl.constexpr = x.dtype.element_ty
-    block = tl.program_id(0)
-    row = tl.program_id(1).to(tl.int64)
+    block = tl.program_id(0) % blocks
+    row = (tl.program_id(0) // blocks).to(tl.int64)
     channel_blocks = tl.cdiv(channels, BLOCK_CHANNELS * CHUNKS)
     token = (block // channel_blocks * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS))[:, None]
     channel = (block % channel_blocks * (BLOCK_CHANNELS * CHUNKS) + tl.arange(0, BLOCK_CHANNELS))[None, :]
@@ -164,7 +165,7 @@ def launch(
         tokens, channels, x.element_size(), aligned=fit
     )
     with on_device(x):
-        gated_residual_kernel[(tile.blocks, rows)](
+        gated_residual_kernel[(rows * tile.blocks,)](
             x,
             y,
             gate,
@@ -175,6 +176,7 @@ def launch(
             bias,
             out,
             norm_out,
+            tile.blocks,
             tokens,
             tokens // frames,
             channels,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .gated_residual_meter import launch
+from .meter import GATED, Norm, meter
 
 
 def gated_residual_norm_meter(
@@ -32,20 +32,20 @@ def gated_residual_norm_meter(
     norm_out: torch.Tensor,
 ) -> torch.Tensor:
     """Launch; returns the sums."""
-    return launch(
+    return meter(
+        GATED,
         x,
         y,
-        gate,
         residual,
-        residual_scale,
-        (shift, scale, weight, bias, eps),
-        x_rows,
-        residual_rows,
         video_of_row,
         num_videos,
         frames,
         strides,
         metric,
-        out,
-        norm_out,
+        gate=gate,
+        residual_scale=residual_scale,
+        x_rows=x_rows,
+        residual_rows=residual_rows,
+        out=out,
+        norm=Norm(norm_out, shift, scale, weight, bias, eps),
     )

@@ -11,7 +11,7 @@ from .numeric import round_to
 from .tokens import kept, row_of
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["blocks"])
 def reuse_residual_kernel(
     x,
     residual,
@@ -21,6 +21,7 @@ def reuse_residual_kernel(
     video_of_row,
     reuse,  # None: all reuse
     out,
+    blocks,
     tokens,
     channels,
     x_total,
@@ -40,8 +41,8 @@ def reuse_residual_kernel(
 ):
     SOME: tl.constexpr = reuse is not None
     CHECKED: tl.constexpr = SOME or x_rows is not None or residual_rows is not None
-    block = tl.program_id(0)
-    row = tl.program_id(1).to(tl.int64)
+    block = tl.program_id(0) % blocks
+    row = (tl.program_id(0) // blocks).to(tl.int64)
     channel_blocks = tl.cdiv(channels, BLOCK_CHANNELS)
     token = (block // channel_blocks * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)).to(tl.int64)[:, None]
     channel = (block % channel_blocks * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS))[None, :]
@@ -111,7 +112,7 @@ def reuse_residual(
         return
     tile = tiling(tokens, channels, x.element_size(), aligned=aligned(x, residual, out))
     with on_device(x):
-        reuse_residual_kernel[(tile.blocks, rows)](
+        reuse_residual_kernel[(rows * tile.blocks,)](
             x,
             residual if residual_scale is None else residual.view(torch.uint8),
             residual_scale,
@@ -120,6 +121,7 @@ def reuse_residual(
             video_of_row,
             None if reuse is None else reuse.view(torch.uint8),
             out,
+            tile.blocks,
             tokens,
             channels,
             x.shape[0],

@@ -104,23 +104,28 @@ def combine_sums_kernel(
     video = tl.program_id(0)
     column = tl.program_id(1)
     lane = tl.arange(0, BLOCK)
-    total = tl.zeros([BLOCK], dtype=tl.float64)
-    outside = 0
-    for row in range(rows):
-        owner = 0
-        if BY_VIDEO:
-            owner = tl.load(video_of_row + row)
-            outside += tl.where((owner < 0) | (owner >= num_videos), 1, 0)
-        mine = tl.where(owner == video, blocks, 0)
-        start = partial + (column.to(tl.int64) * rows + row) * blocks
-        for block in range(0, blocks, BLOCK):
-            total += tl.load(start + block + lane, mask=block + lane < mine, other=0.0)
-    result = tl.sum(total)
-    # Looking at video_of_row on the host would stop the stream, so an owner that does not exist shows here.
-    unmeasured = outside > 0
+    # Columns 3 to 6 are neither measured nor written without SQUARES.
+    wrong = 0
+    items = rows.to(tl.int64) * blocks
     if not SQUARES:
-        unmeasured = unmeasured | ((column >= 3) & (column < 7))
-    tl.store(sums + video * columns + column, tl.where(unmeasured, float("nan"), result))
+        wrong += tl.where((column >= 3) & (column < 7), 1, 0)
+        items = tl.where(wrong > 0, 0, items)
+    if BY_VIDEO:
+        # Reading video_of_row on the host would synchronize, so a video that does not exist gives NaN.
+        for row in range(0, rows, BLOCK):
+            owner = tl.load(video_of_row + row + lane, mask=row + lane < rows, other=0)
+            wrong += tl.sum(tl.where((owner < 0) | (owner >= num_videos), 1, 0))
+    start = partial + column.to(tl.int64) * rows * blocks
+    total = tl.zeros([BLOCK], dtype=tl.float64)
+    for first in range(0, items, BLOCK):
+        item = first + lane
+        mine = item < items
+        if BY_VIDEO:
+            owner = tl.load(video_of_row + item // blocks, mask=mine, other=0)
+            mine = mine & (owner == video)
+        total += tl.load(start + item, mask=mine, other=0.0)
+    result = tl.where(wrong > 0, float("nan"), tl.sum(total))
+    tl.store(sums + video * columns + column, result)
 
 
 def combine_sums(

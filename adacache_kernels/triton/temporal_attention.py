@@ -56,12 +56,12 @@ def temporal_attention_kernel(
     # other heads run beside it and share the lines that it reads.
     dtype: tl.constexpr = out.dtype.element_ty
     head = tl.program_id(0) % heads
-    place = (tl.program_id(0) // heads).to(tl.int64)
-    row = tl.program_id(1).to(tl.int64)
+    place = (tl.program_id(0) // heads % places).to(tl.int64)
+    row = (tl.program_id(0) // heads // places).to(tl.int64)
     part = tl.full([], heads, tl.int64) * DIM  # from queries to keys to values
     qkv += row * qkv_row + place * qkv_token + head * DIM
     out += row * out_row + place * out_token + head * DIM
-    frame = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)[:, None]
+    frame = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[:, None]
     mask = frame < frames
     from_first = frame * tl.full([], places, tl.int64)
 
@@ -115,7 +115,7 @@ def temporal_attention_kernel(
         if SECOND:
             sum_b = product(weights, vb, sum_b)
 
-    frame = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)[:, None]
+    frame = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[:, None]
     inverse = (1.0 / sum_of_weights)[:, None]
     store_head(
         out + frame * tl.full([], places, tl.int64) * out_token,
@@ -182,7 +182,7 @@ def temporal_attention(
     blocks = blocks_of(frames, tiles, qkv.element_size())
     by_token = cos is not None and cos.shape[0] != frames
     with on_device(qkv):
-        temporal_attention_kernel[(places * heads, batch, triton.cdiv(frames, blocks.frames))](
+        temporal_attention_kernel[(batch * places * heads, triton.cdiv(frames, blocks.frames))](
             qkv,
             q_weight,
             k_weight,

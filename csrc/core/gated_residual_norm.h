@@ -1,8 +1,7 @@
-// x_out = x + gate * y and the layer norm of x_out, modulated, in one pass: parameters and device body.
+// x_out = x + gate * y and the layer norm of x_out, modulated, in one pass: parameters.
 #pragma once
 
 #include "gated_residual.h"
-#include "layer_norm_modulate.h"
 
 namespace adacache {
 
@@ -10,29 +9,5 @@ struct GatedResidualNorm {
   GatedResidual residual;
   Norm norm;
 };
-
-inline namespace ADACACHE_ISA {
-
-template <class T, int vectors, class Block>
-ADACACHE_HD void gated_residual_norm_body(Block& block, const GatedResidualNorm& p, const Plan& plan) {
-  constexpr bool whole = vectors > 0;
-  constexpr int width = vector_width<T>;
-  token_walk<GatedSource<T, width, whole>, NothingKept, NormedTokens<T, width, whole>, vectors>(
-      block, p.residual, p.norm, plan, nullptr);
-}
-
-}  // namespace ADACACHE_ISA
-
-inline bool vectors_fit(const GatedResidualNorm& p, int width) {
-  return vectors_fit(p.residual, width) && norm_vectors_fit(p.norm, p.residual.dtype, width);
-}
-
-inline Plan plan_of(const GatedResidualNorm& p) {
-  const GatedResidual& residual = p.residual;
-  Plan plan = plan_tokens(residual.shape, residual.dtype, vectors_fit(p, vector_width_of(residual.dtype)));
-  plan.steps = add_norm_steps(gated_steps(residual, /*along_frames=*/false), p.norm, residual.shape,
-                              /*along_frames=*/false, residual.dtype);
-  return plan;
-}
 
 }  // namespace adacache

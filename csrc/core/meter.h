@@ -1,4 +1,4 @@
-// The sums that say how much a residual has changed: their columns, and the arithmetic of one element.
+// The sums that say how much a residual has changed: their columns.
 #pragma once
 
 #include "numeric.h"
@@ -34,25 +34,6 @@ ADACACHE_HD bool measured(int column, bool all_columns) {
 ADACACHE_HD int motion_weight(int64_t frame, int64_t frames, int stride) {
   return (frame >= stride ? 1 : 0) + (frame + stride < frames ? 1 : 0);
 }
-
-// Running sums over elements. V is float (one device thread) or a vector of lanes (CPU).
-template <class V, bool all_columns>
-struct Meter {
-  V sums[all_columns ? first_motion_column : sq_diff] = {};
-
-  ADACACHE_HD void measure(V new_value, V old_value) {
-    const V difference = new_value - old_value;
-    sums[abs_diff] = sums[abs_diff] + absolute(difference);
-    sums[abs_old] = sums[abs_old] + absolute(old_value);
-    sums[abs_new] = sums[abs_new] + absolute(new_value);
-    if constexpr (all_columns) {
-      sums[sq_diff] = sums[sq_diff] + difference * difference;
-      sums[sq_old] = sums[sq_old] + old_value * old_value;
-      sums[sq_new] = sums[sq_new] + new_value * new_value;
-      sums[dot] = sums[dot] + new_value * old_value;
-    }
-  }
-};
 
 }  // namespace ADACACHE_ISA
 }  // namespace adacache

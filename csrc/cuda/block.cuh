@@ -1,13 +1,13 @@
-// CUDA's own block context for the bodies in csrc/core, and what the launches share.
+// The block context of the device for the bodies in bodies/, and what the launches share.
 #pragma once
 
-#include "../core/block.h"
+#include "bodies/block.h"
 #include "ops.h"
 
 namespace adacache::cuda {
 
 // Of the kernels whose block size does not follow from the channels.
-constexpr int block_threads = meter_threads;
+constexpr int block_threads = 256;
 
 // fixed_threads: of a block, 0 if only known at the launch.
 template <int fixed_threads>

@@ -1,5 +1,6 @@
 // extrapolate_residual on CUDA.
 #include "block.cuh"
+#include "bodies/extrapolate_residual.h"
 
 namespace adacache::cuda {
 

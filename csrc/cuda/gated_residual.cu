@@ -1,5 +1,6 @@
 // gated_residual on CUDA.
 #include "block.cuh"
+#include "bodies/gated_residual.h"
 
 namespace adacache::cuda {
 

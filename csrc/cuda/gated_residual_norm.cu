@@ -1,4 +1,5 @@
 // gated_residual_norm on CUDA.
+#include "bodies/gated_residual_norm.h"
 #include "token.cuh"
 
 namespace adacache::cuda {

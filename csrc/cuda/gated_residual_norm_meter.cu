@@ -1,4 +1,5 @@
 // gated_residual_norm_meter on CUDA.
+#include "bodies/gated_residual_norm_meter.h"
 #include "meter.cuh"
 
 namespace adacache::cuda {

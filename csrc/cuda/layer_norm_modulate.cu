@@ -1,4 +1,5 @@
 // layer_norm_modulate on CUDA.
+#include "bodies/layer_norm_modulate.h"
 #include "token.cuh"
 
 namespace adacache::cuda {

@@ -1,13 +1,17 @@
 // reuse_residual on CUDA.
 #include "block.cuh"
+#include "bodies/reuse_residual.h"
 
 namespace adacache::cuda {
 
-// Five blocks on a multiprocessor: where nothing is said, the compiler would rather spill than have fewer
-// than six.
+// Blocks on a multiprocessor: without a number the compiler would rather spill than have fewer than six. A
+// residual wider than the stream takes two accesses a vector.
+template <class Residual>
+constexpr int reuse_blocks = sizeof(Residual) > 16 ? 4 : 5;
+
 template <class T, int width, class Residual>
-__global__ void __launch_bounds__(block_threads, 5) reuse_residual(const __grid_constant__ ReuseResidual p,
-                                                                   const __grid_constant__ Plan plan) {
+__global__ void __launch_bounds__(block_threads, reuse_blocks<Residual>) reuse_residual(
+    const __grid_constant__ ReuseResidual p, const __grid_constant__ Plan plan) {
   DeviceBlock<block_threads> block;
   if (block.index() < plan.blocks) reuse_residual_body<T, width, Residual>(block, p, plan);
 }

@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "block.cuh"
+#include "bodies/token_walk.h"
 
 namespace adacache::cuda {
 

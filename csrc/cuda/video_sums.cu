@@ -3,7 +3,7 @@
 
 namespace adacache::cuda {
 
-__global__ void __launch_bounds__(block_threads) video_sums(const __grid_constant__ VideoSums p) {
+__global__ void __launch_bounds__(block_threads, 2) video_sums(const __grid_constant__ VideoSums p) {
   DeviceBlock<block_threads> block;
   if (block.index() < p.num_videos * p.columns) video_sums_body(block, p);
 }

@@ -1,77 +1,69 @@
-"""Finds the digit model's codebooks and motion regularisation: `python examples/digits/calibrate.py --write`.
+"""Searches the digit model's codebooks and motion regularisation: `python examples/digits/calibrate.py`.
 
-Distances and motion of clips that compute every step are recorded once; schedules for any settings are then
-simulated from them, and only the settings chosen are run. `--write` puts them where the presets "digits/..."
-read them.
+Distances and motion of clips that compute every step are recorded once; schedules of any settings are then
+simulated from them, and only the chosen settings are run. `--write` stores them for the presets "digits/...".
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import hashlib
-import json
-import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from adacache.calibration import Record
-from adacache.calibration import Recording as ResidualRecording
+from adacache.calibration import Record, Recording, Subject, record, run
 from adacache.commands.demo import describe
+from adacache.commands.options import real_number, whole_number
 from adacache.digits import WEIGHTS, load, sampler
 from adacache.digits.captions import MOTIONS, Prompt
-from adacache.digits.subject import calibration_prompts, sample
-from adacache.api import disable, enable
+from adacache.digits.subject import calibration_prompts, subject_of_model
+from adacache.files import check_writable, write_json
 from adacache.models.rectified_flow import RectifiedFlow
-from adacache.models.stdit3 import STDiT3
 from adacache.policies import AdaCache, MotionRegularization, preset
 from adacache.policies.presets import DIGIT_CODEBOOKS
-from numpy.typing import NDArray
 from torch import Tensor
 
 POWERS = (0.25, 0.5, 1.0, 2.0)
-"""Powers of the motion factor that are tried."""
+"""Candidate powers of the motion factor."""
 GRADIENT_WEIGHTS = (0.0, 10.0)
-"""Weights of its change that are tried: none, and the published one."""
+"""Candidate weights of its change: none, and the published one."""
 WINDOW = (4, 26)
 """Steps in which motion counts, as published for 30 steps."""
 MOVED = 1.0
-"""Computed steps that a motion regularisation must move from resting to racing clips to be taken."""
+"""Computed steps that a motion regularisation has to move from resting to racing clips."""
 ALL_TOKENS = 1 << 30
-"""The clips are small: nothing is left out of their recordings."""
+"""The clips are small: every token is recorded."""
 FACTORS = np.geomspace(0.02, 20.0, 1200)
-"""Multiples of the published thresholds that are tried."""
+"""Candidate factors of the published thresholds."""
 SCALES = np.geomspace(1e-4, 10.0, 1000)
-"""Motion scales that are tried."""
+"""Candidate motion scales."""
 
 
 @dataclass(frozen=True)
-class Recording:
-    """What the metric site saw of V clips while all of N steps were computed."""
+class Clips:
+    """V clips that computed every step."""
 
     prompts: list[Prompt]
     seeds: list[int]
-    video: Tensor
-    """[V, 1, T, 32, 32] float32 in -1 .. 1."""
-    seen: ResidualRecording
+    outputs: list[Tensor]
+    recording: Recording
 
-    def simulate(self, policy: AdaCache) -> NDArray[np.int64]:
-        """Steps that each clip would compute, [V], were the residuals those of the recording."""
-        steps: NDArray[np.int64] = self.seen.computed(policy).sum(axis=1)
-        return steps
+    def steps(self, policy: AdaCache) -> float:
+        """Mean computed steps of a policy, simulated."""
+        return float(self.recording.computed(policy).sum(axis=1).mean())
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What settings gave on the recorded clips in real runs, by motion class."""
+class ByMotion:
+    """Results of real runs with a policy, by motion class."""
 
     steps: dict[str, float]
     psnr: dict[str, float]
-    """Mean PSNR against every step computed, dB."""
+    """Mean PSNR against the clips that computed every step, dB."""
 
     @property
     def mean_steps(self) -> float:
@@ -79,7 +71,7 @@ class Outcome:
 
     @property
     def spread(self) -> float:
-        """Computed steps that racing clips get more than resting ones."""
+        """Computed steps of racing clips minus those of resting ones."""
         return self.steps["racing"] - self.steps["resting"]
 
     @property
@@ -92,58 +84,36 @@ class Outcome:
         return f"{self.mean_steps:.2f} steps ({steps}), {self.mean_psnr:.2f} dB ({psnr})"
 
 
-def record(
-    model: STDiT3, flow: RectifiedFlow, prompts: Sequence[Prompt], seeds: Sequence[int], batch: int = 9
-) -> Recording:
-    """Generates clips with every step computed, and compares the residuals where AdaCache measures them."""
-    videos, policy = [], Record(tokens=ALL_TOKENS)
-    for first in range(0, len(prompts), batch):
-        part = slice(first, first + batch)
-        enable(model, policy, num_steps=flow.num_steps)
-        try:
-            videos.append(sample(model, flow, prompts[part], seeds[part]))
-        finally:
-            disable(model)
-    seen = functools.reduce(operator.add, (schedule.recording() for schedule in policy.schedules))
-    return Recording(list(prompts), list(seeds), torch.cat(videos), seen)
+def record_clips(subject: Subject, prompts: list[Prompt], seeds: list[int]) -> Clips:
+    """Generates clips with every step computed and records their residuals."""
+    recording, outputs = record(subject, prompts, seeds, Record(tokens=ALL_TOKENS))
+    return Clips(prompts, seeds, outputs, recording)
 
 
-def measure(
-    model: STDiT3, flow: RectifiedFlow, recording: Recording, policy: AdaCache, batch: int = 9
-) -> Outcome:
-    """Runs settings on the recorded clips."""
-    steps: list[int] = []
-    videos = []
-    for first in range(0, len(recording.prompts), batch):
-        part = slice(first, first + batch)
-        handle = enable(model, policy, num_steps=flow.num_steps)
-        try:
-            videos.append(sample(model, flow, recording.prompts[part], recording.seeds[part]))
-        finally:
-            disable(model)
-        steps += [len(handle.trace.steps_of(video)) for video in range(handle.trace.num_videos)]
-    error = (torch.cat(videos) - recording.video).square().mean((1, 2, 3, 4))
-    psnr = (10 * torch.log10(4 / error)).tolist()
-    of_class = {m: [i for i, p in enumerate(recording.prompts) if p.motion == m] for m in MOTIONS}
-    return Outcome(
-        {m: float(np.mean([steps[i] for i in index])) for m, index in of_class.items()},
-        {m: float(np.mean([psnr[i] for i in index])) for m, index in of_class.items()},
-    )
+def measure(subject: Subject, clips: Clips, policy: AdaCache) -> ByMotion:
+    """Generates the same clips with a policy."""
+    steps: dict[str, list[float]] = {motion: [] for motion in MOTIONS}
+    psnr: dict[str, list[float]] = {motion: [] for motion in MOTIONS}
+    for prompt, seed, full in zip(clips.prompts, clips.seeds, clips.outputs, strict=True):
+        output, computed = run(subject, policy, prompt, seed)
+        steps[prompt.motion].append(computed)
+        psnr[prompt.motion].append(float(10 * torch.log10(4 / (output - full).square().mean())))
+    return ByMotion(*({m: float(np.mean(v)) for m, v in values.items()} for values in (steps, psnr)))
 
 
-def fit_codebook(recording: Recording, published: dict[float, int], target: float) -> AdaCache:
-    """The published codebook, thresholds multiplied so that on average `target` steps are computed."""
+def fit_codebook(clips: Clips, published: dict[float, int], target: float) -> AdaCache:
+    """The published codebook with thresholds scaled such that `target` steps are computed on average."""
 
     def policy(factor: float) -> AdaCache:
         return AdaCache(
             codebook={float(f"{threshold * factor:.3g}"): rate for threshold, rate in published.items()}
         )
 
-    return _closest(policy, FACTORS, recording, target)
+    return _closest(policy, FACTORS, clips, target)
 
 
-def fit_motion(recording: Recording, plain: AdaCache, power: float, gradient_weight: float) -> AdaCache:
-    """Motion regularisation whose scale leaves the simulated mean of computed steps at that of `plain`."""
+def fit_motion(clips: Clips, plain: AdaCache, power: float, gradient_weight: float) -> AdaCache:
+    """Adds a motion regularisation to `plain`, with the scale that keeps the mean computed steps."""
 
     def policy(scale: float) -> AdaCache:
         motion = MotionRegularization(
@@ -151,72 +121,64 @@ def fit_motion(recording: Recording, plain: AdaCache, power: float, gradient_wei
         )
         return AdaCache(codebook=plain.codebook, motion=motion)
 
-    return _closest(policy, SCALES, recording, float(recording.simulate(plain).mean()))
+    return _closest(policy, SCALES, clips, clips.steps(plain))
 
 
-def calibrate(
-    model: STDiT3,
-    flow: RectifiedFlow,
-    recording: Recording,
-    fast: float,
-    slow: float,
-    say: Callable[[str], None] = print,
-) -> dict[str, tuple[AdaCache, Outcome]]:
-    """Settings by preset name, each with what it gave on the recorded clips.
+def find_presets(
+    subject: Subject, clips: Clips, fast: float, slow: float, say: Callable[[str], None] = print
+) -> dict[str, tuple[AdaCache, ByMotion]]:
+    """Policies by preset name, each with its results on the recorded clips.
 
-    Codebooks are the published ones with their thresholds multiplied. Of the motion regularisations that cost
-    what `digits/fast` costs, those count that move a step from resting to racing clips, as they should;
-    the one with the best mean PSNR is taken, first over the powers, then over the gradient weights.
+    Codebooks are the published ones with scaled thresholds. Motion regularisations have the mean computed
+    steps of `digits/fast`; only those that move a step from resting to racing clips qualify. The one with the
+    best mean PSNR is chosen, first over the powers, then over the gradient weights.
 
     Args:
-        fast, slow: mean computed steps to aim at.
-        say: takes a line for everything that is tried.
+        fast, slow: target mean of computed steps.
+        say: receives a line for each candidate.
     """
 
-    def tried(name: str, policy: AdaCache) -> tuple[AdaCache, Outcome]:
-        outcome = measure(model, flow, recording, policy)
-        simulated = recording.simulate(policy).mean()
-        say(f"{name}: {describe(policy)}\n  simulated {simulated:.2f} steps, run {outcome}")
-        return policy, outcome
+    def tried(name: str, policy: AdaCache) -> tuple[AdaCache, ByMotion]:
+        results = measure(subject, clips, policy)
+        say(f"{name}: {describe(policy)}\n  simulated {clips.steps(policy):.2f} steps, run {results}")
+        return policy, results
 
     chosen = {}
     for name, target in (("fast", fast), ("slow", slow)):
         published = dict(preset(f"open-sora/{name}", 30).codebook)
-        chosen[f"digits/{name}"] = tried(f"digits/{name}", fit_codebook(recording, published, target))
+        chosen[f"digits/{name}"] = tried(f"digits/{name}", fit_codebook(clips, published, target))
     plain_fast, plain_slow = chosen["digits/fast"][0], chosen["digits/slow"][0]
 
     name = "digits/fast+moreg"
     candidates = []
     for power in POWERS:
-        candidates.append(tried(name, fit_motion(recording, plain_fast, power, GRADIENT_WEIGHTS[0])))
-    fast_outcome = chosen["digits/fast"][1]
-    power = _motion(_best(candidates, fast_outcome)[0]).power
+        candidates.append(tried(name, fit_motion(clips, plain_fast, power, GRADIENT_WEIGHTS[0])))
+    fast_results = chosen["digits/fast"][1]
+    power = _motion(_best(candidates, fast_results)[0]).power
     for weight in GRADIENT_WEIGHTS[1:]:
-        candidates.append(tried(name, fit_motion(recording, plain_fast, power, weight)))
-    chosen[name] = _best(candidates, fast_outcome)
+        candidates.append(tried(name, fit_motion(clips, plain_fast, power, weight)))
+    chosen[name] = _best(candidates, fast_results)
 
     motion = _motion(chosen[name][0])
     name = "digits/slow+moreg"
-    chosen[name] = tried(name, fit_motion(recording, plain_slow, motion.power, motion.gradient_weight))
+    chosen[name] = tried(name, fit_motion(clips, plain_slow, motion.power, motion.gradient_weight))
     return chosen
 
 
-def write(
+def write_presets(
     path: str | Path,
-    chosen: dict[str, tuple[AdaCache, Outcome]],
+    chosen: dict[str, tuple[AdaCache, ByMotion]],
     flow: RectifiedFlow,
-    recording: Recording,
+    clips: Clips,
     weights: str | Path,
 ) -> None:
-    """Writes the settings where the presets read them, with what they were found on."""
+    """Writes the policies for the presets, with the clips and the sampler of the search."""
     content: dict[str, Any] = {
         "made_by": "python examples/digits/calibrate.py --write",
         "weights_sha256": hashlib.sha256(Path(weights).read_bytes()).hexdigest(),
         "num_steps": flow.num_steps,
         "sampler": asdict(flow),
-        "clips": [
-            [str(prompt), seed] for prompt, seed in zip(recording.prompts, recording.seeds, strict=True)
-        ],
+        "clips": [[str(prompt), seed] for prompt, seed in zip(clips.prompts, clips.seeds, strict=True)],
         "presets": {},
     }
     for name in ("digits/fast", "digits/slow"):
@@ -227,21 +189,21 @@ def write(
             "measured": asdict(chosen[name][1]),
             "measured_with_motion": asdict(chosen[f"{name}+moreg"][1]),
         }
-    Path(path).write_text(json.dumps(content, indent=1) + "\n")
+    write_json(path, content)
 
 
 def _closest(
-    policy_of: Callable[[float], AdaCache], values: Iterable[float], recording: Recording, target: float
+    policy_of: Callable[[float], AdaCache], values: Iterable[float], clips: Clips, target: float
 ) -> AdaCache:
-    """The policy whose simulated mean of computed steps is closest to `target`; the middle one of several."""
+    """The policy whose simulated mean steps are closest to `target`; the middle one of equal candidates."""
     policies = [policy_of(float(value)) for value in values]
-    misses = [abs(float(recording.simulate(policy).mean()) - target) for policy in policies]
+    misses = [abs(clips.steps(policy) - target) for policy in policies]
     best = [policy for policy, miss in zip(policies, misses, strict=True) if miss <= min(misses) + 1e-9]
     return best[len(best) // 2]
 
 
-def _best(tried: list[tuple[AdaCache, Outcome]], plain: Outcome) -> tuple[AdaCache, Outcome]:
-    """The best mean PSNR among those that move a step to racing clips; among all if none does."""
+def _best(tried: list[tuple[AdaCache, ByMotion]], plain: ByMotion) -> tuple[AdaCache, ByMotion]:
+    """The best mean PSNR among the candidates that move a step to racing clips; among all if none does."""
     moving = [pair for pair in tried if pair[1].spread - plain.spread >= MOVED]
     return max(moving or tried, key=lambda pair: pair[1].mean_psnr)
 
@@ -253,46 +215,51 @@ def _motion(policy: AdaCache) -> MotionRegularization:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python examples/digits/calibrate.py", description=__doc__.partition("\n")[0]
+        prog="python examples/digits/calibrate.py", description=__doc__.partition(":")[0]
     )
     parser.add_argument(
         "--weights", type=Path, default=WEIGHTS, help="exported weights (default: the shipped ones)"
     )
+    steps = real_number(1, 30)
     parser.add_argument(
-        "--fast", type=float, default=11.0, help="mean computed steps of 30 (default: %(default)s)"
+        "--fast", type=steps, default=11.0, help="mean computed steps of 30 (default: %(default)s)"
     )
     parser.add_argument(
-        "--slow", type=float, default=16.0, help="mean computed steps of 30 (default: %(default)s)"
+        "--slow", type=steps, default=16.0, help="mean computed steps of 30 (default: %(default)s)"
     )
     parser.add_argument(
-        "--prompts", type=int, default=6, help="clips of each motion class (default: %(default)s)"
+        "--prompts",
+        type=whole_number(1),
+        default=6,
+        help="clips of each motion class (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="first seed of the clips (default: %(default)s)")
     parser.add_argument(
-        "--write", action="store_true", help=f"write them to {DIGIT_CODEBOOKS.name} of the policies"
+        "--seed", type=whole_number(0), default=0, help="first seed of the clips (default: %(default)s)"
     )
+    parser.add_argument("--write", action="store_true", help=f"write {DIGIT_CODEBOOKS}, for the presets")
     given = parser.parse_args(arguments)
     try:
         model = load(given.weights).requires_grad_(False)
-    except (FileNotFoundError, ValueError) as error:
+        if given.write:
+            check_writable(DIGIT_CODEBOOKS, "--write")
+    except (OSError, ValueError) as error:
         parser.error(str(error))
-    if given.prompts < 1:
-        parser.error(f"--prompts: expected at least 1, got {given.prompts}")
 
     flow = sampler()
+    subject = subject_of_model(model, flow)
     prompts = calibration_prompts(given.prompts)
     seeds = [given.seed + i for i in range(len(prompts))]
     print(
         f"{len(prompts)} clips of training prompts, {flow.num_steps} steps, guidance {flow.guidance_scale:g}",
         flush=True,
     )
-    recording = record(model, flow, prompts, seeds)
-    chosen = calibrate(model, flow, recording, given.fast, given.slow, lambda line: print(line, flush=True))
+    clips = record_clips(subject, prompts, seeds)
+    chosen = find_presets(subject, clips, given.fast, given.slow, lambda line: print(line, flush=True))
     print()
-    for name, (policy, outcome) in chosen.items():
-        print(f"{name}: {outcome}\n  {describe(policy)}")
+    for name, (policy, results) in chosen.items():
+        print(f"{name}: {results}\n  {describe(policy)}")
     if given.write:
-        write(DIGIT_CODEBOOKS, chosen, flow, recording, given.weights)
+        write_presets(DIGIT_CODEBOOKS, chosen, flow, clips, given.weights)
         print(f"written to {DIGIT_CODEBOOKS}")
 
 

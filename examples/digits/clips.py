@@ -1,7 +1,7 @@
-"""Training clips: a handwritten digit that rests or moves over a dark background, drawn from a prompt.
+"""Draws training clips from prompts: a handwritten digit that rests or moves over a dark background.
 
-The digits are scikit-learn's `load_digits` (8x8 scans of handwriting). Positions are in pixels of the clip, x
-to the right and y down; speeds in pixels per frame.
+The digits are scikit-learn's `load_digits` (8x8 scans of handwriting). Positions are in pixels, x to the
+right and y down; speeds in pixels per frame.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from adacache.digits.captions import DIRECTIONS, Prompt
 from torch import Tensor
 
 BOX = 14.0
-"""Height and width in pixels that the 8x8 scan of a digit is drawn at."""
+"""Height and width in pixels of a drawn digit."""
 SPEEDS = {"resting": 0.0, "drifting": 0.5, "racing": 1.1}
 """Pixels per frame, before jitter."""
 JITTER = 0.05
-"""A clip's speed is `SPEEDS` times a factor drawn from 1 - JITTER .. 1 + JITTER."""
+"""The speed of a clip is that in `SPEEDS` times a random factor in 1 - JITTER .. 1 + JITTER."""
 WANDER = 1.5
-"""Pixels that a clip's path may lie off the one through the frame's centre, in x and in y."""
+"""Largest offset in pixels of a path from the centre of the frame, in x and in y."""
 HEADINGS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
 """Unit vectors (x, y)."""
 TEST_SHARE = 5
@@ -32,7 +32,7 @@ TEST_SHARE = 5
 
 @dataclass(frozen=True)
 class Clips:
-    """V clips and what they were drawn from."""
+    """V clips and their parameters."""
 
     video: Tensor
     """[V, 1, T = 16, 32, 32] float32 in -1 .. 1."""
@@ -52,7 +52,7 @@ def digit_images(split: str = "train") -> tuple[Tensor, Tensor]:
         split: "train" or "test"; every fifth image of a label is a test image.
 
     Raises:
-        ValueError: split is neither.
+        ValueError: another split.
         ImportError: scikit-learn is not installed.
     """
     if split not in ("train", "test"):
@@ -60,7 +60,9 @@ def digit_images(split: str = "train") -> tuple[Tensor, Tensor]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ImportError("handwritten digits come with scikit-learn: pip install scikit-learn") from error
+        raise ImportError(
+            "scikit-learn, which holds the digits, is missing; pip install scikit-learn"
+        ) from error
     data = load_digits()
     images, labels = torch.from_numpy(data.images).float() / 16, torch.from_numpy(data.target).long()
     place_in_label = F.one_hot(labels).cumsum(0).gather(1, labels[:, None])[:, 0]
@@ -72,9 +74,9 @@ def draw_clips(prompts: Sequence[Prompt], generator: torch.Generator, split: str
     """One random clip for each prompt; the digit's box stays within the frame.
 
     Args:
-        prompts: V prompts. A resting digit has a direction too, which then means nothing.
-        generator: source of all randomness: handwriting, place, speed within its jitter, background.
-        split: which handwriting to use, see `digit_images`.
+        prompts: V prompts. The direction of a resting digit has no effect.
+        generator: source of all randomness: handwriting, position, jitter of the speed, background.
+        split: handwriting, see `digit_images`.
     """
     count = len(prompts)
     images, labels = digit_images(split)
@@ -100,7 +102,7 @@ def draw_clips(prompts: Sequence[Prompt], generator: torch.Generator, split: str
 
 
 def draw_digits(image: Tensor, position: Tensor) -> Tensor:
-    """Digits at exact sub-pixel places: [V, T, 32, 32] float32 in 0 .. 1, where 1 is ink.
+    """Digits at sub-pixel positions: [V, T, 32, 32] float32 in 0 .. 1, where 1 is ink.
 
     Args:
         image: [V, 8, 8] in 0 .. 1.
@@ -117,8 +119,8 @@ def draw_digits(image: Tensor, position: Tensor) -> Tensor:
 def draw_backgrounds(kinds: Sequence[str], generator: torch.Generator) -> Tensor:
     """Dark backgrounds [V, 32, 32] float32, the same in each frame of a clip.
 
-    plain: one level in -0.9 .. -0.7. striped: upright waves of period 6 .. 10 pixels. noisy: random grain of
-    2 pixels. Of striped and noisy the mean is -0.65.
+    plain: one level in -0.9 .. -0.7. striped: vertical waves of period 6 .. 10 pixels. noisy: random grain of
+    2 pixels. striped and noisy have mean -0.65.
     """
     count = len(kinds)
     plain = (-0.9 + 0.2 * torch.rand(count, 1, 1, generator=generator)).expand(-1, SIZE, SIZE)

@@ -1,14 +1,13 @@
-"""Does the digit model follow its prompts? `python examples/digits/evaluate.py [--weights F] [--json F]`.
+"""Measures how well the digit model follows its prompts: `python examples/digits/evaluate.py`.
 
-Makes one clip for each of the 96 prompts that training never saw, and reads digit, speed and direction back
-from the pixels: the digit with a classifier trained on real digits alone, the motion by tracking the ink. And
-real clips of unseen handwriting are read in the same way: that is the ceiling.
+Generates one clip for each of the 96 held-out prompts and reads digit, speed and direction from the pixels:
+the digit with a classifier trained on real digits, the motion by tracking the ink. Real clips of held-out
+handwriting, read in the same way, give the upper bound.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,46 +17,48 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
+from adacache.commands.options import output_file, real_number, whole_number
 from adacache.digits import FPS, GUIDANCE, SIZE, encode, load, noise, with_null
 from adacache.digits.captions import Prompt, all_prompts, held_out_prompts
+from adacache.files import write_json
 from adacache.models.rectified_flow import RectifiedFlow
 from adacache.models.stdit3 import STDiT3
 from clips import HEADINGS, SPEEDS, draw_clips
 from torch import Tensor
 
 CROP = 16
-"""Pixels across the window in which a digit is classified."""
+"""Width in pixels of the window in which a digit is classified."""
 DARK = -0.1
-"""Background stays below this level, ink above."""
+"""Background is below this level, ink above."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """How well clips show what their prompts say."""
+    """How well clips follow their prompts."""
 
     clips: int
     digit_accuracy: float
-    """Share of clips whose digit the classifier names as asked."""
+    """Share of clips whose classified digit is that of the prompt."""
     speed_correlation: float
-    """Pearson correlation of the measured speed with the asked one, in pixels per frame, before jitter."""
+    """Pearson correlation of the measured speed with that of the prompt (without jitter)."""
     direction_accuracy: float
-    """Share of the moving clips that head where asked."""
+    """Share of the moving clips with the direction of the prompt."""
     measured_speed: dict[str, float]
-    """Mean measured speed for each motion word, pixels per frame."""
+    """Mean measured speed of each motion class, pixels per frame."""
 
     def __str__(self) -> str:
         speeds = ", ".join(f"{motion} {speed:.2f}" for motion, speed in self.measured_speed.items())
         return (
-            f"digit right {self.digit_accuracy:6.1%} | speed correlation {self.speed_correlation:.3f} | "
-            f"direction right {self.direction_accuracy:6.1%} | pixels a frame: {speeds}"
+            f"digit {self.digit_accuracy:6.1%} | speed correlation {self.speed_correlation:.3f} | "
+            f"direction {self.direction_accuracy:6.1%} | pixels per frame: {speeds}"
         )
 
 
 class Reader:
     """Reads digits and motion from clips.
 
-    The classifier is a support vector machine on the digit as it looks on average over the frames, centred
-    on its track. It learns from real training digits, in a few seconds.
+    The classifier is a support vector machine on the digit averaged over the frames, centred on its track. It
+    is trained on real digits in a few seconds.
     """
 
     def __init__(self, per_prompt: int = 10, seed: int = 1):
@@ -67,25 +68,25 @@ class Reader:
         self.classifier = SVC(C=10.0).fit(_features(clips.video), clips.digit.numpy())
 
     def digits(self, video: Tensor) -> Tensor:
-        """The digit seen in each clip of video [V, 1, T, 32, 32]: [V] int64."""
+        """The classified digit of each clip of video [V, 1, T, 32, 32]: [V] int64."""
         return torch.from_numpy(self.classifier.predict(_features(video)))
 
     def report(self, video: Tensor, prompts: Sequence[Prompt]) -> Report:
-        """Compares clips [V, 1, T, 32, 32] with their V prompts."""
-        asked = torch.tensor([prompt.digit for prompt in prompts])
+        """Compares V clips [V, 1, T, 32, 32] with their prompts."""
+        wanted = torch.tensor([prompt.digit for prompt in prompts])
         velocity = velocities(video)
         speed = velocity.norm(dim=1)
-        asked_speed = torch.tensor([SPEEDS[prompt.motion] for prompt in prompts])
+        wanted_speed = torch.tensor([SPEEDS[prompt.motion] for prompt in prompts])
         heading = (velocity @ torch.tensor(list(HEADINGS.values())).T).argmax(1)
-        asked_heading = torch.tensor([list(HEADINGS).index(prompt.direction) for prompt in prompts])
-        moving = asked_speed > 0
+        wanted_heading = torch.tensor([list(HEADINGS).index(prompt.direction) for prompt in prompts])
+        moving = wanted_speed > 0
         return Report(
             clips=len(prompts),
-            digit_accuracy=_share(self.digits(video) == asked),
-            speed_correlation=float(np.corrcoef(speed.numpy(), asked_speed.numpy())[0, 1]),
-            direction_accuracy=_share((heading == asked_heading)[moving]),
+            digit_accuracy=_share(self.digits(video) == wanted),
+            speed_correlation=float(np.corrcoef(speed.numpy(), wanted_speed.numpy())[0, 1]),
+            direction_accuracy=_share((heading == wanted_heading)[moving]),
             measured_speed={
-                word: float(speed[asked_speed == value].mean()) for word, value in SPEEDS.items()
+                word: float(speed[wanted_speed == value].mean()) for word, value in SPEEDS.items()
             },
         )
 
@@ -105,7 +106,7 @@ def track(video: Tensor) -> Tensor:
 
 
 def velocities(video: Tensor) -> Tensor:
-    """Velocity of the ink in each clip of video [V, 1, T, H, W], by least squares over its track.
+    """Velocity of the ink in each clip of video [V, 1, T, H, W]: least squares over its track.
 
     Returns:
         [V, 2], (x, y) in pixels per frame.
@@ -118,7 +119,7 @@ def velocities(video: Tensor) -> Tensor:
 def make_clips(
     model: STDiT3, prompts: Sequence[Prompt], seeds: Sequence[int], flow: RectifiedFlow, batch: int = 16
 ) -> Tensor:
-    """A clip per prompt and seed: [V, 1, 16, 32, 32] float32 in -1 .. 1."""
+    """One clip per prompt and seed: [V, 1, 16, 32, 32] float32 in -1 .. 1."""
     made = []
     for first in range(0, len(prompts), batch):
         y = encode(prompts[first : first + batch])
@@ -140,7 +141,7 @@ def _features(video: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
     frames, height, width = video.shape[2:]
     centre = track(video).flatten(0, 1)
     offset = torch.arange(CROP) - (CROP - 1) / 2
-    # In grid_sample's coordinates -1 .. 1 spans the frame from edge to edge.
+    # grid_sample: -1 .. 1 spans the frame from edge to edge.
     x = (centre[:, 0, None] + offset) / width * 2 - 1
     y = (centre[:, 1, None] + offset) / height * 2 - 1
     grid = torch.stack((x[:, None].expand(-1, CROP, -1), y[:, :, None].expand(-1, -1, CROP)), dim=3)
@@ -156,15 +157,19 @@ def _share(right: Tensor) -> float:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python examples/digits/evaluate.py", description=__doc__.partition("\n")[0]
+        prog="python examples/digits/evaluate.py", description=__doc__.partition(":")[0]
     )
     parser.add_argument("--weights", type=Path, help="exported weights (default: the shipped ones)")
-    parser.add_argument("--json", type=Path, help="write the figures to this file too")
-    parser.add_argument("--steps", type=int, default=30, help="denoising steps (default: %(default)s)")
+    parser.add_argument("--json", type=output_file, help="also write the results to this file")
     parser.add_argument(
-        "--guidance", type=float, default=GUIDANCE, help="guidance scale (default: %(default)s)"
+        "--steps", type=whole_number(1), default=30, help="denoising steps (default: %(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--guidance", type=real_number(), default=GUIDANCE, help="guidance scale (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seed", type=whole_number(0), default=0, help="first seed of the clips (default: %(default)s)"
+    )
     given = parser.parse_args(arguments)
     try:
         model = load(given.weights)
@@ -180,7 +185,7 @@ def main(arguments: list[str] | None = None) -> None:
     if given.json is not None:
         figures: dict[str, Any] = {name: asdict(report) for name, report in reports.items()}
         figures |= {"steps": given.steps, "guidance": given.guidance, "seed": given.seed}
-        given.json.write_text(json.dumps(figures, indent=1) + "\n")
+        write_json(given.json, figures)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Trains the digit model: `python examples/digits/train.py --out DIR --minutes 75 [--resume]`.
 
-Rectified flow as in Open-Sora 1.2: at timestep 1000 t the network sees (1 - t) x0 + t noise and predicts the
-velocity x0 - noise. Muon trains the blocks and AdamW the rest. `--export` turns a checkpoint
-into the files that `adacache.digits.load` reads.
+Rectified flow as in Open-Sora 1.2: at timestep 1000 t the input is (1 - t) x0 + t noise and the target is the
+velocity x0 - noise. Muon trains the blocks, AdamW the other parameters. `--export` converts a checkpoint to
+the files that `adacache.digits.load` reads.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import json
 import math
-import os
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -20,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from adacache.commands.options import real_number, whole_number
 from adacache.digits import FPS, SIZE
 from adacache.digits.captions import CHANNELS, TOKENS, encode, training_prompts
+from adacache.files import replacing, write_text
 from adacache.models.stdit3 import STDiT3, STDiT3Block, STDiT3Config
 from clips import draw_clips
 from torch import Tensor
@@ -38,24 +39,23 @@ CONFIG = STDiT3Config(
     pred_sigma=False,
     input_sq_size=SIZE,
 )
-"""The shipped network: 2.35 million parameters, 256 tokens a clip. It works on pixels, so height and width
-are the 32 of the frame itself."""
+"""The shipped network: 2.35 million parameters, 256 tokens per clip of 32x32 pixels, no autoencoder."""
 
 CHECKPOINT, LOG, FORMAT = "checkpoint.pt", "training.jsonl", 1
 
 
 @dataclass(frozen=True)
 class Options:
-    """All that decides the weights.
+    """All options that determine the weights.
 
-    The schedule is as long as `steps` or `minutes` say, whichever ends sooner; with minutes the weights
-    depend on the machine's speed as well.
+    The schedule ends after `steps` or `minutes`, whichever is sooner; with `minutes` the weights also depend
+    on the machine's speed.
     """
 
     config: STDiT3Config = field(default_factory=lambda: CONFIG)
     steps: int | None = None
     minutes: float | None = None
-    """Wall-clock time, pauses of a running process included, time between an end and a resumption not."""
+    """Wall-clock time, without the time between an interruption and its resumption."""
     batch: int = 16
     learning_rate: float = 1.5e-3
     final_learning_rate: float = 1e-5
@@ -67,10 +67,10 @@ class Options:
     drop_caption: float = 0.1
     t_mean: float = 0.4
     t_std: float = 1.2
-    """Nine in ten t are the sigmoid of a normal variable of this mean and deviation, one is uniform."""
+    """90 % of the t are the sigmoid of a normal variable with this mean and deviation, 10 % are uniform."""
     seed: int = 0
     bfloat16: bool = True
-    """bfloat16 autocast; weights, optimiser and loss stay float32."""
+    """bfloat16 autocast; weights, optimizer and loss are float32."""
     compile: bool = True
     """torch.compile of the blocks."""
     log_every: int = 20
@@ -89,11 +89,11 @@ class State:
     generator: torch.Generator
     step: int = 0
     seconds: float = 0.0
-    """Spent so far, earlier runs included."""
+    """Training time so far, with earlier runs."""
 
     @property
     def done(self) -> float:
-        """The part of the schedule that is behind, 0 .. 1."""
+        """The completed part of the schedule, 0 .. 1."""
         steps, minutes = self.options.steps, self.options.minutes
         by_steps = 0.0 if steps is None else self.step / steps
         by_clock = 0.0 if minutes is None else self.seconds / (60 * minutes)
@@ -101,7 +101,7 @@ class State:
 
 
 def start(options: Options) -> State:
-    """A run at step 0. The weights depend on `options.seed` alone."""
+    """A run at step 0. The initial weights depend on `options.seed` only."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         model = STDiT3(options.config)
@@ -112,27 +112,27 @@ def start(options: Options) -> State:
 
 
 def train(state: State, out: str | Path, *, stop_at: int | None = None, progress: bool = True) -> State:
-    """Trains to the end of the schedule, writing checkpoints and a log into `out`.
+    """Trains to the end of the schedule and writes checkpoints and a log to `out`.
 
     Args:
         state: from `start` or `load_checkpoint`; changed in place.
-        out: folder of `checkpoint.pt` and `training.jsonl`, made if need be.
-        stop_at: leave the schedule at this step, as an interruption would.
-        progress: print each logged line.
+        out: folder of `checkpoint.pt` and `training.jsonl`, created if missing.
+        stop_at: stop at this step, like an interruption.
+        progress: print each line of the log.
 
     Raises:
-        ValueError: neither steps nor minutes are given.
-        FloatingPointError: the loss is no longer finite; the last checkpoint is left as it was.
+        ValueError: neither steps nor minutes are set.
+        FloatingPointError: the loss is not finite; the last checkpoint is kept.
     """
     options = state.options
     if options.steps is None and options.minutes is None:
-        raise ValueError("steps, minutes: expected at least one of them, got neither")
+        raise ValueError("steps, minutes: expected at least one, got neither")
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     run_block: Callable[..., Tensor] = STDiT3Block.forward
     if options.compile:
         run_block = torch.compile(STDiT3Block.forward, fullgraph=True, dynamic=False)
-    # What an interrupted run logged after its last checkpoint is done again.
+    # Steps after the last checkpoint of an interrupted run are repeated.
     earlier_lines = (
         [line for line in _read_log(out) if line.get("step", 0) <= state.step] if state.step else []
     )
@@ -168,7 +168,7 @@ def train(state: State, out: str | Path, *, stop_at: int | None = None, progress
 
 
 def save_checkpoint(state: State, out: str | Path) -> Path:
-    """Writes `out`/checkpoint.pt, whole: weights, average, optimiser, random state, step, options."""
+    """Writes `out`/checkpoint.pt: weights, average, optimizers, random state, step, options."""
     path = Path(out) / CHECKPOINT
     content = {
         "format": FORMAT,
@@ -180,25 +180,25 @@ def save_checkpoint(state: State, out: str | Path) -> Path:
         "step": state.step,
         "seconds": state.seconds,
     }
-    torch.save(content, path.with_suffix(".part"))
-    os.replace(path.with_suffix(".part"), path)
+    with replacing(path) as temporary:
+        torch.save(content, temporary)
     return path
 
 
 def load_checkpoint(out: str | Path, minutes: float | None = None) -> State:
-    """The run that `out`/checkpoint.pt holds.
+    """Loads the run in `out`/checkpoint.pt.
 
     Args:
         minutes: replaces the run's own limit.
 
     Raises:
-        FileNotFoundError: there is no checkpoint.
-        ValueError: the file is not a checkpoint of this program.
+        FileNotFoundError: the checkpoint does not exist.
+        ValueError: the file is not a checkpoint of this script.
     """
     path = Path(out) / CHECKPOINT
     if not path.is_file():
         raise FileNotFoundError(
-            f"resume: no {CHECKPOINT} in {out}; start without --resume, or name a run's folder"
+            f"resume: no {CHECKPOINT} in {out}; start without --resume, or pass the folder of a run"
         )
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
@@ -220,7 +220,7 @@ def load_checkpoint(out: str | Path, minutes: float | None = None) -> State:
 
 
 def export(out: str | Path, to: str | Path, every: int = 100) -> tuple[Path, Path, Path]:
-    """Writes what ships into the folder `to`: the averaged weights in float16, the config, and a thinned log.
+    """Writes the shipped files to the folder `to`: averaged weights in float16, config, and a thinned log.
 
     Args:
         out: folder of a run.
@@ -234,17 +234,18 @@ def export(out: str | Path, to: str | Path, every: int = 100) -> tuple[Path, Pat
     state, to = load_checkpoint(out), Path(to)
     to.mkdir(parents=True, exist_ok=True)
     weights, config, log = to / "digits.safetensors", to / "digits.json", to / LOG
-    save_file({name: value.half().contiguous() for name, value in state.average.items()}, weights)
-    weights.chmod(0o644)  # safetensors creates files for their owner alone
+    with replacing(weights) as temporary:
+        save_file({name: value.half().contiguous() for name, value in state.average.items()}, temporary)
+        temporary.chmod(0o644)  # safetensors sets 0600
     state.options.config.to_json(config)
     lines = [line for line in _read_log(Path(out)) if line.get("step", 0) <= state.step]
     kept = [line for line in lines if line.get("step", 0) % every == 0 or line is lines[-1]]
-    log.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    write_text(log, "".join(json.dumps(line) + "\n" for line in kept))
     return weights, config, log
 
 
 def hardware() -> dict[str, Any]:
-    """What the run uses: processor, threads, torch."""
+    """Processor, threads and torch version of the run."""
     model = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -259,7 +260,7 @@ def hardware() -> dict[str, Any]:
 
 
 def _optimizers(model: STDiT3, options: Options) -> tuple[torch.optim.Optimizer, ...]:
-    """Muon (Jordan et al. 2024) for the matrices of the blocks, AdamW for the rest."""
+    """Muon (Jordan et al. 2024) for the matrices of the blocks, AdamW for the other parameters."""
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     inner = {
         name for name, p in trained.items() if "_blocks." in name and name.endswith(".weight") and p.ndim == 2
@@ -272,7 +273,7 @@ def _optimizers(model: STDiT3, options: Options) -> tuple[torch.optim.Optimizer,
     rate, decay = options.learning_rate, options.weight_decay
     return (
         torch.optim.AdamW(groups, lr=rate, betas=options.betas, weight_decay=decay, fused=True),
-        # Scaled so that its updates are as large as AdamW's, and one learning rate serves both.
+        # Scales the updates like AdamW's, so that both use one learning rate.
         torch.optim.Muon(
             [trained[name] for name in sorted(inner)],
             lr=rate,
@@ -327,7 +328,7 @@ def _batch(state: State) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _learning_rate(state: State) -> float:
-    """Linear warm-up, and half a cosine over the schedule."""
+    """Linear warm-up, then half a cosine over the schedule."""
     options = state.options
     warm = min(1.0, (state.step + 1) / options.warmup)
     low, high = options.final_learning_rate, options.learning_rate
@@ -336,7 +337,7 @@ def _learning_rate(state: State) -> float:
 
 @contextlib.contextmanager
 def _plain_attention() -> Iterator[None]:
-    """Attention as two matrix products: over 16 tokens far faster to train on a CPU than the fused kernel."""
+    """Attention as two matrix products: over 16 tokens on a CPU, faster to train than the fused kernel."""
     with sdpa_kernel(SDPBackend.MATH):
         yield
 
@@ -353,26 +354,32 @@ def _write(log: Any, line: dict[str, Any]) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python examples/digits/train.py", description=__doc__.partition("\n")[0]
+        prog="python examples/digits/train.py", description=__doc__.partition(":")[0]
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the run: checkpoint and log")
     parser.add_argument(
-        "--minutes", type=float, help="length of the schedule in wall-clock time, resumed runs included"
+        "--minutes",
+        type=real_number(above=0),
+        help="length of the schedule in wall-clock time, with resumed runs",
     )
     parser.add_argument(
-        "--steps", type=int, help="length of the schedule; with --minutes, whichever ends sooner"
+        "--steps",
+        type=whole_number(1),
+        help="length of the schedule; with --minutes, whichever ends sooner",
     )
     parser.add_argument(
-        "--batch", type=int, default=Options.batch, help="clips a step (default: %(default)s)"
+        "--batch", type=whole_number(1), default=Options.batch, help="clips per step (default: %(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=Options.seed)
+    parser.add_argument(
+        "--seed", type=whole_number(0), default=Options.seed, help="seed (default: %(default)s)"
+    )
     parser.add_argument("--float32", action="store_true", help="no bfloat16 autocast")
     parser.add_argument("--eager", action="store_true", help="no torch.compile")
     parser.add_argument(
-        "--resume", action="store_true", help="go on from the checkpoint in --out, with its options"
+        "--resume", action="store_true", help="continue from the checkpoint in --out, with its options"
     )
     parser.add_argument(
-        "--export", type=Path, metavar="DIR", help="don't train: write the files that ship from --out"
+        "--export", type=Path, metavar="DIR", help="do not train: export the run in --out to DIR"
     )
     given = parser.parse_args(arguments)
     try:
@@ -383,9 +390,7 @@ def main(arguments: list[str] | None = None) -> None:
         if given.resume:
             state = load_checkpoint(given.out, given.minutes)
         elif (given.out / CHECKPOINT).exists():
-            raise ValueError(
-                f"out: {given.out} already holds a run; go on with --resume, or name another folder"
-            )
+            raise ValueError(f"out: {given.out} already contains a run; pass --resume or another folder")
         else:
             options = Options(
                 steps=given.steps,

@@ -1,4 +1,5 @@
-"""Caching for video diffusion transformers: residuals are kept, measured, and reused while they change little.
+"""Caching for video diffusion transformers: residuals are kept, measured, and reused while they change
+little.
 
 handle = adacache.enable(model, "open-sora/fast", num_steps=30)
 ...                                   # generate as before

@@ -28,11 +28,13 @@ def enable(
     Args:
         model: a video diffusion transformer, or a pipeline that has one or two of them (such as diffusers'):
             of a known class (`adacache.known_models()`), or any that keeps its blocks in `nn.ModuleList`s.
-        policy: settings such as `AdaCache(...)`, the name of a preset (`adacache.preset_names()`), or the path
-            of a file that `adacache calibrate` wrote.
+        policy: settings such as `AdaCache(...)`, the name of a preset (`adacache.preset_names()`), or the
+            path of a file that `adacache calibrate` wrote.
         num_steps: denoising steps that the sampler runs. None for a pipeline: its scheduler states them.
-        rows_per_video: rows of the batch per video, for calls outside `handle.request()` and pipelines: 2 with
-            guidance in one batch, 1 without; None: 2 if the batch is even.
+        rows_per_video: rows of the batch per video, for calls outside `handle.request()` and pipelines: 2
+            with guidance in one batch, 1 without; None: 2 if the batch is even.
+
+    Pipelines that share a transformer can be enabled with the same settings.
 
     Returns:
         A `Handle` with `trace`, `request()` and `sites`; for a pipeline, a `PipelineHandle`.
@@ -51,9 +53,11 @@ def enable(
             raise ValueError(
                 "model: AdaCache is enabled on it already; call adacache.disable(pipeline) first"
             )
-        return PipelineHandle(
-            model, lambda part: _enable_model(part, policy, num_steps, rows_per_video, True), disable
-        )
+
+        def enable_part(part: nn.Module) -> Handle:
+            return _enable_model(part, policy, num_steps, rows_per_video, True)
+
+        return PipelineHandle(model, enable_part, _release)
     return _enable_model(model, policy, num_steps, rows_per_video, False)
 
 
@@ -66,6 +70,10 @@ def _enable_model(
 ) -> Handle:
     wrapper, model = _unwrapped(model)
     if isinstance(model, nn.Module) and ATTRIBUTE in model.__dict__:
+        shared: Handle = model.__dict__[ATTRIBUTE]
+        if in_pipeline and shared.users and shared.has_settings(policy, num_steps, rows_per_video):
+            shared.users += 1
+            return shared
         raise ValueError("model: AdaCache is enabled on it already; call adacache.disable(model) first")
     if num_steps is None and not in_pipeline and isinstance(model, nn.Module):
         raise ValueError(
@@ -74,8 +82,16 @@ def _enable_model(
     _check_parallel(model)
     handle = Handle(model, policy, num_steps, rows_per_video)
     handle.install(wrapper)
+    handle.users = 1 if in_pipeline else 0
     model.__dict__[ATTRIBUTE] = handle
     return handle
+
+
+def _release(handle: Handle) -> None:
+    """Disables a transformer that no other enabled pipeline uses."""
+    handle.users -= 1
+    if handle.users < 1 and handle.enabled:
+        disable(handle.model)
 
 
 def disable(model: Any) -> None:
@@ -105,6 +121,7 @@ def _check_parallel(model: Any) -> None:
     config = getattr(model, "_parallel_config", None)
     if getattr(config, "context_parallel_config", None) is not None:
         raise ValueError(
-            "model: context parallelism is enabled on it, which AdaCache does not support: the processes would "
+            "model: context parallelism is enabled on it, which AdaCache does not support: the processes "
+            "would "
             "decide differently; run it without context parallelism"
         )

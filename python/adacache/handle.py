@@ -8,11 +8,12 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from adacache.adapters.registry import spec_for
+from adacache.checks import whole
 from adacache.policies import Policy, preset
-from adacache.policies.base import check_count
 from adacache.runtime.clock import Clock, CountingClock, TimestepClock
 from adacache.runtime.request import Facts, Request
 from adacache.runtime.runner import Runner
@@ -21,8 +22,9 @@ from adacache.trace import Trace
 FEW_STEPS = 8
 """With this many steps or fewer, caching saves little."""
 
-_CLOCKS: ContextVar[Mapping[Handle, Clock]] = ContextVar("adacache_clocks", default={})
-_BRANCHES: ContextVar[Mapping[Handle, str]] = ContextVar("adacache_branches", default={})
+_NOTHING: Mapping[Any, Any] = MappingProxyType({})
+_CLOCKS: ContextVar[Mapping[Handle, Clock]] = ContextVar("adacache_clocks", default=_NOTHING)
+_BRANCHES: ContextVar[Mapping[Handle, str]] = ContextVar("adacache_branches", default=_NOTHING)
 
 
 class Handle:
@@ -31,8 +33,10 @@ class Handle:
     Attributes:
         model: the model.
         num_steps: denoising steps; None: the pipeline states them.
-        rows_per_video: rows of the batch per video, for calls outside `request()`; None: 2 if the batch is even.
+        rows_per_video: rows of the batch per video, for calls outside `request()`; None: 2 if the batch
+            is even.
         known: whether the model's class is declared; if not, its blocks were detected.
+        users: enabled pipelines that use the model.
     """
 
     def __init__(
@@ -43,12 +47,13 @@ class Handle:
         rows_per_video: int | None,
     ):
         if rows_per_video is not None:
-            check_count("rows_per_video", rows_per_video)
+            whole(1)(rows_per_video, "rows_per_video")
         self.model = model
         self.num_steps = num_steps
         self.rows_per_video = rows_per_video
         spec, self.known = spec_for(model)
         self._runner = Runner(self, model, spec)
+        self.users = 0
         self._named_policy = policy
         self._warned: set[str] = set()
         self._threads = threading.local()
@@ -141,6 +146,16 @@ class Handle:
         self._runner.uninstall()
         self.reset()
 
+    def has_settings(
+        self, policy: Policy | str | Path, num_steps: int | None, rows_per_video: int | None
+    ) -> bool:
+        """Whether `enable` was called with these settings."""
+        return (policy, num_steps, rows_per_video) == (
+            self._named_policy,
+            self.num_steps,
+            self.rows_per_video,
+        )
+
     def policy_for(self, num_steps: int) -> Policy:
         """The settings for a number of steps.
 
@@ -153,7 +168,8 @@ class Handle:
         if num_steps <= FEW_STEPS:
             self.warn(
                 "few",
-                f"of {num_steps} steps, the first two and the last two are always computed, so that little is "
+                f"of {num_steps} steps, the first two and the last two are always computed, so that little "
+                "is "
                 "to be gained; few-step models are better run without caching",
             )
         return policy
@@ -164,8 +180,9 @@ class Handle:
         num_videos: int,
         video_of_row: Sequence[int] | None = None,
         branches: int = 1,
+        may_restart: bool = False,
     ) -> Request:
-        """A new request, which becomes the one of `trace`."""
+        """A new request, which becomes the one of `trace`; see `Request`."""
         request = Request(
             self.policy_for(num_steps),
             self._runner.sites,
@@ -173,6 +190,7 @@ class Handle:
             num_videos=num_videos,
             video_of_row=video_of_row,
             branches=branches,
+            may_restart=may_restart,
         )
         self._latest = request
         return request
@@ -198,7 +216,8 @@ class Handle:
         if self.num_steps is None:
             self.warn(
                 "elsewhere",
-                "it was enabled on a pipeline, and this call came from elsewhere, so it runs without caching; "
+                "it was enabled on a pipeline, and this call came from elsewhere, so it runs without "
+                "caching; "
                 "pass num_steps to adacache.enable to cache such calls",
             )
             return None
@@ -212,7 +231,7 @@ class Handle:
         if batch % rows:
             raise ValueError(f"rows_per_video: expected a divisor of the {batch} rows of x, got {rows}")
         assert self.num_steps is not None
-        return self.open_request(self.num_steps, max(1, batch // rows))
+        return self.open_request(self.num_steps, max(1, batch // rows), may_restart=True)
 
     @contextlib.contextmanager
     def generation(self, num_steps: int, num_videos: int) -> Iterator[None]:
@@ -245,4 +264,3 @@ def _bound(variable: ContextVar[Mapping[Any, Any]], key: Any, value: Any) -> Ite
         if now.get(key) is value:
             del now[key]
             variable.set(now if before is None else {**now, key: before})
-

@@ -1,19 +1,23 @@
 """Wraps methods of single objects by assigning a subclass of their own class.
 
-A replaced instance `forward` is undone by offloading and other hook libraries, which replace it too. A subclass
-composes with all of them in any order (`torch.distributed.fully_shard` does the same). All objects of one class
+A replaced instance `forward` is undone by offloading and other hook libraries, which replace it too. A
+subclass composes with all of them in any order (`torch.distributed.fully_shard` does the same). All objects
+of one class
 with the same wrapped methods share one subclass, which compares equal to the original class: lookups in
 registries keyed by class succeed. Copies and pickles of a wrapped object are plain.
 """
 
 from __future__ import annotations
 
+import copyreg
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 _METHODS = "_adacache_methods"
 _BASE = "_adacache_base"
+_NEW_OF_CLASS = getattr(copyreg, "__newobj__")  # noqa: B009
+_NEW = getattr(copyreg, "_reconstructor")  # noqa: B009
 STATE = "_adacache"
 """Prefix of the attributes that wrapping leaves on an object; copies do not get them."""
 
@@ -27,8 +31,9 @@ def interpose(thing: Any, methods: Mapping[str, Callable[..., Any]], *, copies: 
         copies: copies of the object are wrapped too; the methods must then be functions.
     """
     thing.__dict__[_METHODS] = methods
+    base: Any = type(thing)
     # OptimizedModule forwards attribute assignment to the model that it compiled.
-    object.__setattr__(thing, "__class__", _subclass(type(thing), tuple(sorted(methods)), copies))
+    object.__setattr__(thing, "__class__", _subclass(base, tuple(sorted(methods)), copies))
 
 
 def restore(thing: Any) -> bool:
@@ -92,10 +97,14 @@ def _method(name: str, plain: Callable[..., Any]) -> Callable[..., Any]:
 
 def _reduce(self: Any, protocol: Any) -> Any:
     """`__reduce_ex__` of a wrapped object: copies and pickles have the plain class and no AdaCache state."""
-    base = next(kind for kind in type(self).__mro__ if _BASE in kind.__dict__)
-    reduced = list(super(base, self).__reduce_ex__(protocol))
+    own: Any = next(kind for kind in type(self).__mro__ if _BASE in kind.__dict__)
+    create, arguments, *rest = super(own, self).__reduce_ex__(protocol)
     wrapped, plain = type(self), plain_class(self)
-    reduced[1] = tuple(plain if argument is wrapped else argument for argument in reduced[1])
-    if len(reduced) > 2 and isinstance(reduced[2], dict):
-        reduced[2] = {key: value for key, value in reduced[2].items() if not key.startswith(STATE)}
-    return tuple(reduced)
+    if create is _NEW_OF_CLASS and arguments == (wrapped,):
+        # pickle refuses __newobj__ with a class that is not the object's own.
+        create, arguments = _NEW, (plain, object, None)
+    else:
+        arguments = tuple(plain if argument is wrapped else argument for argument in arguments)
+    if rest and isinstance(rest[0], dict):
+        rest[0] = {key: value for key, value in rest[0].items() if not key.startswith(STATE)}
+    return create, arguments, *rest

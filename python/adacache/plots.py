@@ -1,4 +1,4 @@
-"""Pictures of schedules and of what led to them (needs matplotlib)."""
+"""Plots of schedules and of the measurements behind them (needs matplotlib)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0
 
 
 class Drawable(Protocol):
-    """What is drawn of a trace."""
+    """What is plotted of a trace."""
 
     @property
     def computed(self) -> Sequence[Sequence[bool]]:
@@ -29,15 +29,15 @@ def draw_traces(
     title: str = "",
     colors: Sequence[str] = COLORS,
 ) -> None:
-    """Draws (trace, video) pairs by label: computed steps as rows of dots, and curves of distance and motion.
+    """Plots (trace, video) pairs by label: a row of dots for computed steps, curves of distance and motion.
 
-    Where motion regularisation acted, its factor is drawn too.
+    The factor of the motion regularisation is plotted too where it is not 1.
 
     Args:
-        traces: what to draw, by label.
-        path: file to write, whose suffix gives the format, or a binary stream, which gets SVG.
-        title: instead of the plain one.
-        colors: of the labels in their order, used again from the first where there are too few.
+        traces: traces and videos, by label.
+        path: file to write, in the format of its suffix, or a binary stream, which receives SVG.
+        title: title of the plot; "": the default one.
+        colors: colours of the labels in order, repeated if there are too few.
     """
     try:
         from matplotlib import rc_context
@@ -52,14 +52,14 @@ def draw_traces(
     if any(value != 1 for value in factors):
         panels.append("factor")
     rows = 0.5 + 0.24 * len(traces)
-    # Figure without pyplot: no global state, no display.
+    # Figure without pyplot: no global state and no display.
     figure = Figure(figsize=(9, 0.9 + rows + 1.7 * len(panels)), layout="constrained")
     axes = figure.subplots(
         1 + len(panels), 1, sharex=True, gridspec_kw={"height_ratios": [rows, *[1.7] * len(panels)]}
     )
     schedule, curves = axes[0], dict(zip(panels, axes[1:], strict=True))
     last = 1
-    for row, (label, (trace, video)) in enumerate(traces.items()):
+    for row, (trace, video) in enumerate(traces.values()):
         color, steps = colors[row % len(colors)], trace.steps_of(video)
         last = max(last, len(trace.computed))
         schedule.hlines(row, 1, len(trace.computed), color="#dddddd", zorder=1)
@@ -69,10 +69,11 @@ def draw_traces(
         )
         for name, axis in curves.items():
             for curve in trace.series(name, video).values():
-                axis.plot(*zip(*curve, strict=True), marker=".", linewidth=1.2, color=color, label=label)
-    schedule.set_yticks(range(len(traces)), list(traces), fontsize=8)
+                axis.plot(*zip(*curve, strict=True), marker=".", linewidth=1.2, color=color)
+    # Labels and titles are data: a $ in them is not mathematics.
+    schedule.set_yticks(range(len(traces)), list(traces), fontsize=8, parse_math=False)
     schedule.set_ylim(len(traces) - 0.5, -0.5)
-    schedule.set_title(title or "computed steps (their number at the right)", fontsize=10)
+    schedule.set_title(title or "computed steps (number at the right)", fontsize=10, parse_math=False)
     schedule.spines[["top", "right", "left"]].set_visible(False)
     schedule.tick_params(left=False)
     for name, axis in curves.items():
@@ -85,7 +86,7 @@ def draw_traces(
         curves["factor"].axhline(1, color="#999999", linewidth=0.8)
     axes[-1].set_xlabel("step")
     axes[-1].set_xlim(0.5, last + 0.5)
-    # A fixed salt gives the same file for the same traces.
+    # A fixed salt makes the file deterministic.
     with rc_context({"svg.hashsalt": "adacache"}):
         if isinstance(path, str | Path):
             figure.savefig(path, dpi=110)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 
 class Split:
-    """The rows of a batch that compute at a site, and those that reuse; built on the host, sent without waiting.
+    """The rows of a batch that compute at a site, and those that reuse; built on the host, sent without
+    waiting.
 
     Attributes:
         computing, reusing: rows of the batch, ascending.
@@ -51,8 +52,8 @@ class Split:
         return self._reuse
 
     def take(self, value: Tensor) -> Tensor:
-        """The rows that compute of a tensor whose first dimension is the batch, or holds it as its slowest part.
-        Gathered once per tensor."""
+        """The rows that compute of a tensor whose first dimension is the batch, or holds it as its slowest
+        part. Gathered once per tensor."""
         known = self._taken.get(id(value))
         if known is None:
             # The value is held, so that its id stays its own.

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from adacache.checks import anything, array, fields, flag, number, optional, text, whole
+from adacache.files import MEBIBYTE, read_json, replacing, write_json
 from adacache.plots import draw_traces
 
 FORMAT = 1
+SERIES = ("distance", "motion", "factor", "rate")
+"""What `Trace.series` reads."""
+LARGEST = 64 * MEBIBYTE
+"""Bytes of a file that `Trace.load` reads at most."""
 
 
 @dataclass
@@ -64,34 +69,66 @@ class Trace:
 
     def series(self, name: str, video: int = 0) -> dict[str, list[tuple[int, float]]]:
         """Per measured site, the (step, value) pairs of "distance", "motion", "factor" or "rate" of one
-        video."""
+        video; of no site where the policy does not measure it."""
+        text(*SERIES)(name, "name")
         curves: dict[str, list[tuple[int, float]]] = {}
         for record in self.measurements:
-            value = record[name][video]
+            value = record[name][video] if name in record else None
             if value is not None:
                 curves.setdefault(record["site"], []).append((record["step"], float(value)))
         return curves
 
     def save(self, path: str | Path) -> None:
         """Writes the trace as JSON."""
-        Path(path).write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n")
+        write_json(path, {"format": FORMAT, **asdict(self)})
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:
         """Reads a saved trace.
 
         Raises:
-            ValueError: the file is no trace, or of another format.
+            ValueError: the file is not a trace of this format; names the field.
+            OSError: the file cannot be read.
         """
         try:
-            values = json.loads(Path(path).read_text())
-            if values.pop("format") != FORMAT:
-                raise ValueError("another format")
-            return cls(**values)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"trace: {path} is no saved trace of format {FORMAT} ({error})") from error
+            values = read_json(path, _saved, LARGEST)
+        except ValueError as error:
+            raise ValueError(f"trace: not a saved trace: {error}") from error
+        del values["format"]
+        return cls(**values)
 
     def plot(self, path: str | Path) -> None:
         """Draws the schedule, the distance and the motion per step, one colour per video (needs
         matplotlib)."""
-        draw_traces({f"video {video}": (self, video) for video in range(self.num_videos)}, path)
+        with replacing(path) as temporary:
+            draw_traces({f"video {video}": (self, video) for video in range(self.num_videos)}, temporary)
+
+
+def _saved(value: Any, name: str) -> dict[str, Any]:
+    """The check of a saved trace."""
+    values: dict[str, Any] = _FIELDS(value, name)
+    videos, steps = values["num_videos"], len(values["computed"])
+    array(array(flag, videos, videos), 0, values["num_steps"])(values["computed"], "computed")
+    array(anything, steps, steps)(values["timesteps"], "timesteps")
+    per_video = array(_measured, videos, videos)
+    measurement = fields({"step": whole(1, steps), "site": text()}, others=per_video)
+    values["measurements"] = array(measurement)(values["measurements"], "measurements")
+    return values
+
+
+def _measured(value: Any, name: str) -> Any:
+    return value if isinstance(value, bool) else optional(number())(value, name)
+
+
+_FIELDS = fields(
+    {
+        "format": whole(FORMAT, FORMAT),
+        "num_steps": whole(1),
+        "num_videos": whole(1),
+        "policy": fields({}, others=anything),
+        "computed": array(anything),
+        "timesteps": array(optional(number())),
+        "measurements": array(anything),
+        "cache_bytes": whole(0),
+    }
+)

@@ -19,7 +19,7 @@ from adacache.digits.captions import (
 )
 
 
-def test_every_prompt_is_read_back_as_it_was_written() -> None:
+def test_every_prompt_round_trips() -> None:
     prompts = all_prompts()
     assert len(set(prompts)) == 360
     assert [parse(str(prompt)) for prompt in prompts] == prompts
@@ -36,28 +36,28 @@ def test_case_spacing_and_digit_names_do_not_matter() -> None:
     [
         (
             "a 7 flying left over a plain background",
-            "word 3 of .*'flying'.* one of resting, drifting, racing",
+            "word 3 of .* one of resting, drifting, racing, got 'flying'",
         ),
-        ("a 12 racing left over a plain background", "word 2 of .*'12'.* one of 0, 1, .*nine"),
+        ("a 12 racing left over a plain background", "word 2 of .* one of 0, 1, .*nine, got '12'"),
         (
             "a 7 racing sideways over a plain background",
-            "word 4 of .*'sideways'.* one of left, right, up, down",
+            "word 4 of .* one of left, right, up, down, got 'sideways'",
         ),
-        ("a 7 racing left over plain background", "word 6 of .*'plain'.*expected a "),
-        ("a 7 racing left over a red background", "word 7 of .*'red'.* one of plain, striped, noisy"),
-        ("a 7 racing", "ends after 3 of 8 words; next is one of left, right, up, down"),
-        ("", "ends after 0 of 8 words; next is a "),
-        ("a 7 racing left over a plain background quickly", "goes on after its 8 words with 'quickly'"),
+        ("a 7 racing left over plain background", "word 6 of .*expected a, got 'plain'"),
+        ("a 7 racing left over a red background", "word 7 of .* one of plain, striped, noisy, got 'red'"),
+        ("a 7 racing", "expected 8 words, .* ends after 3; next is one of left, right, up, down"),
+        ("", "expected 8 words, .* ends after 0; next is a "),
+        ("a 7 racing left over a plain background quickly", "expected 8 words, .* goes on with 'quickly'"),
     ],
 )
-def test_what_is_not_understood_is_named(text: str, message: str) -> None:
+def test_wrong_words_are_named(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse(text)
     with pytest.raises(ValueError, match=message):
         encode([text])
 
 
-def test_encoding_tells_every_prompt_apart_and_is_fixed() -> None:
+def test_encodings_are_distinct_and_fixed() -> None:
     y = encode(all_prompts())
     assert y.shape == (360, 1, TOKENS, CHANNELS)
     assert y.dtype == torch.float32
@@ -72,7 +72,7 @@ def test_no_prompts_encode_to_no_rows() -> None:
     assert encode([]).shape == (0, 1, TOKENS, CHANNELS)
 
 
-def test_held_out_prompts_are_fixed_apart_and_spread_evenly() -> None:
+def test_held_out_prompts_are_fixed_and_evenly_spread() -> None:
     held_out, seen = held_out_prompts(), training_prompts()
     assert len(held_out) == 96
     assert not set(held_out) & set(seen)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-pytest.importorskip("sklearn", reason="the handwritten digits come with scikit-learn")
+pytest.importorskip("sklearn", reason="the handwritten digits are part of scikit-learn")
 
 from adacache.digits.captions import Prompt, all_prompts
 from clips import (
@@ -46,7 +46,7 @@ def test_the_path_stays_within_the_frame(clips: Clips) -> None:
     assert clips.position.max() <= SIZE - BOX / 2 + 1e-4
 
 
-def test_speed_and_heading_are_the_prompts(clips: Clips) -> None:
+def test_speed_and_direction_match_the_prompts(clips: Clips) -> None:
     for prompt, velocity in zip(all_prompts(), clips.velocity, strict=True):
         along = torch.tensor(HEADINGS[prompt.direction]) @ velocity
         assert abs(along - SPEEDS[prompt.motion]) <= JITTER * SPEEDS[prompt.motion] + 1e-6
@@ -54,7 +54,7 @@ def test_speed_and_heading_are_the_prompts(clips: Clips) -> None:
     torch.testing.assert_close(clips.position.diff(dim=1), clips.velocity[:, None].expand(-1, FRAMES - 1, -1))
 
 
-def test_the_pixels_move_as_the_clip_says(clips: Clips) -> None:
+def test_pixels_move_at_the_stated_velocity(clips: Clips) -> None:
     assert (velocities(clips.video) - clips.velocity).abs().max() < 0.1
 
 
@@ -100,7 +100,7 @@ def test_backgrounds_are_dark_and_differ_in_kind() -> None:
     assert min(noisy.std(1).mean(), noisy.std(2).mean()) > 0.05
 
 
-def test_splits_share_no_image_and_hold_every_digit() -> None:
+def test_splits_are_disjoint_and_contain_every_digit() -> None:
     train, test = digit_images("train"), digit_images("test")
     assert len(train[0]) + len(test[0]) == 1797
     assert 0.19 < len(test[0]) / 1797 < 0.21

@@ -1,18 +1,21 @@
-"""Training of the digit model: that it learns, resumes bit for bit, and says what is wrong."""
+"""Training of the digit model: the loss falls, runs resume bit-identically, errors name their cause."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-pytest.importorskip("sklearn", reason="the handwritten digits come with scikit-learn")
+pytest.importorskip("sklearn", reason="the handwritten digits are part of scikit-learn")
 
 from adacache.digits import load, noise, with_null
 from adacache.digits.captions import CHANNELS, TOKENS, encode
+from adacache.models.config import SHAPE, read_config
 from adacache.models.stdit3 import STDiT3Config
 from train import CHECKPOINT, LOG, Options, export, load_checkpoint, main, start, train
 
@@ -61,7 +64,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, bfloat16: boo
     assert torch.equal(resumed.generator.get_state(), whole.generator.get_state())
 
 
-def test_a_checkpoint_holds_all_that_a_run_is(tmp_path: Path) -> None:
+def test_a_checkpoint_holds_the_whole_run(tmp_path: Path) -> None:
     state = train(start(options(steps=2)), tmp_path, progress=False)
     content = torch.load(tmp_path / CHECKPOINT, weights_only=True)
     assert set(content) == {
@@ -99,7 +102,7 @@ def test_minutes_end_a_run(tmp_path: Path) -> None:
     assert lines[-1]["step"] == state.step
 
 
-def test_the_rate_warms_up_and_falls_to_its_end(tmp_path: Path) -> None:
+def test_learning_rate_warms_up_and_decays(tmp_path: Path) -> None:
     train(start(options(steps=20, warmup=5)), tmp_path, progress=False)
     rates = [line["lr"] for line in logged(tmp_path) if "lr" in line]
     assert rates[:5] == sorted(rates[:5])
@@ -111,7 +114,7 @@ def test_export_is_loaded_strictly_and_holds_the_average(tmp_path: Path) -> None
     state = train(start(options(steps=5)), tmp_path, progress=False)
     weights, config, _ = export(tmp_path, tmp_path / "shipped", every=2)
     model = load(weights)
-    assert STDiT3Config.from_json(config) == model.config == TINY
+    assert read_config(config) == model.config == TINY
     assert next(model.parameters()).dtype == torch.float32
     for name, value in model.state_dict().items():
         assert torch.equal(value, state.average[name].half().float()), name
@@ -135,6 +138,36 @@ def test_bad_weights_are_named(tmp_path: Path) -> None:
         load(weights)
 
 
+def test_configs_are_checked(tmp_path: Path) -> None:
+    assert set(SHAPE) == set(STDiT3Config.__dataclass_fields__)
+    path = tmp_path / "config.json"
+    path.write_text('{"depth": 3, "patch_size": [1, 4, 4], "architectures": ["STDiT3"]}')
+    assert read_config(path) == STDiT3Config(depth=3, patch_size=(1, 4, 4))
+    for content, message in {
+        '{"depth": 1e9}': r"config.json: depth: expected a whole number in 1..1024, got 1000000000.0",
+        '{"depth": true}': "depth: expected a whole number",
+        '{"patch_size": [1, 2]}': "patch_size: expected a list of 3 items",
+        '{"qk_norm": 1}': "qk_norm: expected true or false, got 1",
+        "[1]": "expected an object",
+    }.items():
+        path.write_text(content)
+        with pytest.raises(ValueError, match=message):
+            read_config(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.float8_e4m3fn])
+def test_weights_have_to_be_floating_point(tmp_path: Path, dtype: torch.dtype) -> None:
+    train(start(options(steps=1)), tmp_path, progress=False)
+    weights, _, _ = export(tmp_path, tmp_path)
+    state = load_file(weights)
+    name = next(iter(state))
+    save_file({**state, name: state[name].to(dtype)}, weights)
+    with pytest.raises(
+        ValueError, match=rf"{re.escape(name)}: expected the type F64 or F32 or F16 or BF16, got"
+    ):
+        load(weights)
+
+
 def test_bad_resumes_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(FileNotFoundError, match=r"resume: no checkpoint\.pt"):
         load_checkpoint(tmp_path)
@@ -147,7 +180,7 @@ def test_bad_resumes_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str
     for arguments, message in {
         ("--out", str(tmp_path / "none"), "--resume"): "no checkpoint.pt",
         ("--out", str(tmp_path / "none")): "steps, minutes: expected at least one",
-        ("--out", str(tmp_path), "--steps", "1"): "already holds a run",
+        ("--out", str(tmp_path), "--steps", "1"): "already contains a run",
     }.items():
         with pytest.raises(SystemExit) as ended:
             main(list(arguments))

@@ -35,12 +35,14 @@ def main() -> int:
     device = torch.device("cpu" if on_cpu else "cuda")
     torch.manual_seed(0)
     torch.set_grad_enabled(False)
+    # Triton compiles anew for each dtype, and float16 takes the ways of bfloat16.
+    dtypes = [dtype for dtype in DTYPES if backend != "triton" or dtype != torch.float16]
     faults, count = [], 0
     for case in CASES:
         if case.channels or not has_backend(case.op, backend):
             continue
         for shape in SHAPES:
-            for dtype in DTYPES:
+            for dtype in dtypes:
                 if "qkv" in case.inputs and shape.head_dim % 2:
                     continue
                 # Made on the host: on the GPU nothing runs but the op.

@@ -1,7 +1,7 @@
 // gated_residual, reuse_residual and extrapolate_residual against plain loops.
-#include "../../csrc/core/extrapolate_residual.h"
-#include "../../csrc/core/gated_residual.h"
-#include "../../csrc/core/reuse_residual.h"
+#include "../../csrc/cuda/bodies/extrapolate_residual.h"
+#include "../../csrc/cuda/bodies/gated_residual.h"
+#include "../../csrc/cuda/bodies/reuse_residual.h"
 #include "host_tensors.h"
 
 namespace adacache::host {
@@ -159,23 +159,25 @@ void extrapolate_residual_case(const TokenShape& shape) {
   });
 }
 
+template <class T>
+void all_ops(int64_t number, const TokenShape& shape) {
+  current_case = describe("gated_residual", number, shape, dtype_of<T>);
+  gated_residual_case<T>(shape);
+  current_case = describe("reuse_residual", number, shape, dtype_of<T>);
+  if (once_in(3))
+    reuse_residual_case<T, float8_e4m3>(shape);
+  else
+    with_random_dtype([&](auto kept) { reuse_residual_case<T, decltype(kept)>(shape); });
+  current_case = describe("extrapolate_residual", number, shape, dtype_of<T>);
+  with_random_dtype([&](auto factor) { extrapolate_residual_case<T, decltype(factor)>(shape); });
+}
+
 }  // namespace
 
 void elementwise_cases(int64_t cases) {
+  for_each_empty_case([](auto element, const TokenShape& shape) { all_ops<decltype(element)>(-1, shape); });
   for (int64_t i = 0; i < cases; ++i)
-    with_random_dtype([&](auto element) {
-      using T = decltype(element);
-      const TokenShape shape = random_shape(80);
-      current_case = describe("gated_residual", i, shape, dtype_of<T>);
-      gated_residual_case<T>(shape);
-      current_case = describe("reuse_residual", i, shape, dtype_of<T>);
-      if (once_in(3))
-        reuse_residual_case<T, float8_e4m3>(shape);
-      else
-        with_random_dtype([&](auto kept) { reuse_residual_case<T, decltype(kept)>(shape); });
-      current_case = describe("extrapolate_residual", i, shape, dtype_of<T>);
-      with_random_dtype([&](auto factor) { extrapolate_residual_case<T, decltype(factor)>(shape); });
-    });
+    with_random_dtype([&](auto element) { all_ops<decltype(element)>(i, random_shape(80)); });
 }
 
 }  // namespace adacache::host

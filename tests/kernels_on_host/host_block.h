@@ -1,6 +1,7 @@
-// A block of a GPU on the host, for the kernel bodies of csrc/core as they are: each thread of the block is a
-// fiber, which runs until it has to wait for others. To ThreadSanitizer fibers are threads that only barriers
-// order, so that a missing barrier is a data race that it finds every time, and waits cost microseconds.
+// A block of a GPU on the host, for the kernel bodies of csrc/cuda/bodies as they are: each thread of the
+// block is a fiber, which runs until it has to wait for others. To ThreadSanitizer fibers are threads that
+// only barriers order, so that a missing barrier is a data race that it finds every time, and waits cost
+// microseconds.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +9,7 @@
 #include <functional>
 #include <vector>
 
-#include "../../csrc/core/block.h"
+#include "../../csrc/cuda/bodies/block.h"
 
 namespace adacache::host {
 

@@ -4,8 +4,8 @@
 
 #include <algorithm>
 
-#include "../../csrc/core/gated_residual_meter.h"
-#include "../../csrc/core/stack_residual_meter.h"
+#include "../../csrc/cuda/bodies/gated_residual_meter.h"
+#include "../../csrc/cuda/bodies/stack_residual_meter.h"
 #include "host_tensors.h"
 
 namespace adacache::host {

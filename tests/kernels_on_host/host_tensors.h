@@ -11,7 +11,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "../../csrc/core/gated_residual_meter.h"
+#include "../../csrc/cuda/bodies/gated_residual_meter.h"
 #include "host_block.h"
 
 namespace adacache::host {
@@ -382,6 +382,9 @@ inline void vary(Plan& plan, const TokenShape& shape, const MotionStrides& motio
   plan.blocks = shape.rows * plan.blocks_per_row;
 }
 
+// One shape for each dimension that can be 0. Every op runs all of them in every dtype.
+constexpr TokenShape empty_shapes[] = {{0, 3, 4, 16}, {2, 3, 0, 16}, {2, 3, 4, 0}, {0, 1, 0, 0}};
+
 inline TokenShape random_shape(int64_t most_channels) {
   if (once_in(25)) return {pick(0, 2), pick(1, 3), pick(0, 2), pick(0, 9)};
   const int64_t channels =
@@ -400,6 +403,14 @@ constexpr DType dtype_of = std::is_same_v<T, float>      ? DType::float32
                            : std::is_same_v<T, bfloat16> ? DType::bfloat16
                            : std::is_same_v<T, float16>  ? DType::float16
                                                          : DType::float8_e4m3;
+
+// Calls function(T{}, shape) for the empty shapes in each dtype.
+template <class Function>
+void for_each_empty_case(const Function& function) {
+  for (const DType dtype : {DType::float32, DType::bfloat16, DType::float16})
+    for (const TokenShape& shape : empty_shapes)
+      dispatch(dtype, [&](auto element) { function(element, shape); });
+}
 
 template <class Function>
 void with_random_dtype(const Function& function) {

@@ -1,6 +1,6 @@
 // gated_residual_meter, stack_residual_meter and residual_meter against plain loops, where the residual is
 // kept in x's dtype.
-#include "../../csrc/core/residual_meter.h"
+#include "../../csrc/cuda/bodies/residual_meter.h"
 #include "host_meters.h"
 
 namespace adacache::host {
@@ -9,17 +9,17 @@ namespace {
 constexpr int threads = 32;
 
 // As in csrc/cuda: single elements are always measured in full.
-template <class P, class Single, class All, class L1>
-Sums run_walk(const P& p, const MeterCase& k, const Plan& plan, const Single& single, const All& all,
-              const L1& l1) {
+template <class T, class P>
+Sums run_walk(const P& p, const MeterCase& k, const Plan& plan) {
+  constexpr int wide = vector_width<T>;
   return run_meter(k.shape, k.motion, k.all_columns, plan, meter_walk_shared_bytes(p, plan), k.videos,
                    k.video_of_row, [&](HostBlock& block, double* partials) {
                      if (plan.width == 1)
-                       single(block, p, plan, partials);
+                       meter_body<T, 1, true>(block, p, plan, partials);
                      else if (k.all_columns)
-                       all(block, p, plan, partials);
+                       meter_body<T, wide, true>(block, p, plan, partials);
                      else
-                       l1(block, p, plan, partials);
+                       meter_body<T, wide, false>(block, p, plan, partials);
                    });
 }
 
@@ -29,12 +29,7 @@ void gated_residual_meter_case(const TokenShape& shape) {
   const GatedResidualMeter p = scene.parameters();
   Plan plan = plan_of(p, threads);
   vary(plan, shape, p.motion, true);
-  constexpr int wide = vector_width<T>;
-  check_twice(scene, [&] {
-    return run_walk(p, scene.k, plan, gated_residual_meter_body<T, 1, true, HostBlock>,
-                    gated_residual_meter_body<T, wide, true, HostBlock>,
-                    gated_residual_meter_body<T, wide, false, HostBlock>);
-  });
+  check_twice(scene, [&] { return run_walk<T>(p, scene.k, plan); });
 }
 
 template <class T>
@@ -43,12 +38,7 @@ void stack_residual_meter_case(const TokenShape& shape) {
   const StackResidualMeter p = scene.parameters();
   Plan plan = plan_of(p, threads);
   vary(plan, shape, p.motion, frames_divisible(p));
-  constexpr int wide = vector_width<T>;
-  check_twice(scene, [&] {
-    return run_walk(p, scene.k, plan, stack_residual_meter_body<T, 1, true, HostBlock>,
-                    stack_residual_meter_body<T, wide, true, HostBlock>,
-                    stack_residual_meter_body<T, wide, false, HostBlock>);
-  });
+  check_twice(scene, [&] { return run_walk<T>(p, scene.k, plan); });
 }
 
 template <class T>
@@ -61,29 +51,70 @@ void residual_meter_case(const TokenShape& shape) {
                         shape,    k.motion,   k.all_columns, dtype_of<T>};
   Plan plan = plan_of(p, threads);
   vary(plan, shape, p.motion, true);
-  constexpr int wide = vector_width<T>;
-  const Sums sums =
-      run_walk(p, k, plan, residual_meter_body<T, 1, true, HostBlock>,
-               residual_meter_body<T, wide, true, HostBlock>, residual_meter_body<T, wide, false, HostBlock>);
+  const Sums sums = run_walk<T>(p, k, plan);
   const auto known = [](int64_t) { return true; };
   expect_sums(sums, expected_sums(shape, k.motion, k.all_columns, k.videos, k.video_of_row, known, r, old),
               k.motion);
 }
 
+// Few rows of many blocks and many rows of few: rows may outnumber the threads by far.
+void video_sums_case(int64_t rows, int64_t blocks_per_row, int64_t videos, bool wrong) {
+  current_case = "video_sums of " + std::to_string(rows) + " rows, " + std::to_string(blocks_per_row) +
+                 " blocks of each, " + std::to_string(videos) + " videos";
+  constexpr int columns = first_motion_column + 2, threads = 256;
+  const bool all_columns = once_in(2);
+  std::vector<int32_t> video_of_row;
+  if (videos > 0)
+    for (int64_t row = 0; row < rows; ++row)
+      video_of_row.push_back(static_cast<int32_t>(pick(0, videos - 1)));
+  if (wrong) video_of_row.back() = static_cast<int32_t>(videos);
+  videos = std::max<int64_t>(videos, 1);
+  std::vector<double> partials(rows * columns * blocks_per_row);
+  std::vector<double> expected(videos * columns, wrong ? nan : 0.0), sums(videos * columns, -1.0);
+  std::normal_distribution<double> normal;
+  for (size_t i = 0; i < partials.size(); ++i) {
+    const int64_t row = static_cast<int64_t>(i) / (columns * blocks_per_row);
+    const int64_t video = video_of_row.empty() ? 0 : video_of_row[row];
+    partials[i] = normal(generator);
+    if (video < videos) expected[video * columns + i / blocks_per_row % columns] += partials[i];
+  }
+  const VideoSums p{partials.data(), video_of_row.empty() ? nullptr : video_of_row.data(),
+                    sums.data(),     rows,
+                    blocks_per_row,  videos,
+                    columns,         all_columns};
+  launch(in_any_order(videos * columns), threads, video_sums_shared_bytes(threads),
+         [&](HostBlock& block) { video_sums_body(block, p); });
+  for (size_t i = 0; i < sums.size(); ++i) {
+    const double want = measured(static_cast<int>(i % columns), all_columns) ? expected[i] : nan;
+    expect(same(sums[i], want) || std::fabs(sums[i] - want) <= 1e-9,
+           "sums[" + std::to_string(i) + "] is " + std::to_string(sums[i]) + ", expected " +
+               std::to_string(want));
+  }
+}
+
+template <class T>
+void all_ops(int64_t number, const TokenShape& shape) {
+  current_case = describe("gated_residual_meter", number, shape, dtype_of<T>);
+  gated_residual_meter_case<T>(shape);
+  current_case = describe("stack_residual_meter", number, shape, dtype_of<T>);
+  stack_residual_meter_case<T>(shape);
+  current_case = describe("residual_meter", number, shape, dtype_of<T>);
+  residual_meter_case<T>(shape);
+}
+
 }  // namespace
 
 void meter_cases(int64_t cases) {
+  for (const int64_t videos : {0, 1, 3}) {
+    video_sums_case(5000, 1, videos, false);
+    video_sums_case(2, 3000, videos, false);
+    video_sums_case(300, 5, videos, videos > 0);
+    video_sums_case(3, 0, videos, videos > 0);
+    video_sums_case(0, 4, videos, false);
+  }
+  for_each_empty_case([](auto element, const TokenShape& shape) { all_ops<decltype(element)>(-1, shape); });
   for (int64_t i = 0; i < cases; ++i)
-    with_random_dtype([&](auto element) {
-      using T = decltype(element);
-      const TokenShape shape = random_shape(80);
-      current_case = describe("gated_residual_meter", i, shape, dtype_of<T>);
-      gated_residual_meter_case<T>(shape);
-      current_case = describe("stack_residual_meter", i, shape, dtype_of<T>);
-      stack_residual_meter_case<T>(shape);
-      current_case = describe("residual_meter", i, shape, dtype_of<T>);
-      residual_meter_case<T>(shape);
-    });
+    with_random_dtype([&](auto element) { all_ops<decltype(element)>(i, random_shape(80)); });
 }
 
 }  // namespace adacache::host

@@ -53,10 +53,9 @@ def denoise(
     """A plain loop with guidance in one batch."""
     z = values["z"]
     for i in range(num_steps):
-        t = torch.full((2 * z.shape[0],), (1 - i / num_steps) * 1000)
-        out = model(
-            torch.cat((z, z)), t, values["y"], values["mask"], fps=24.0, height=64, width=96, **conditions
-        )
+        t = torch.full((2 * z.shape[0],), (1 - i / num_steps) * 1000, device=z.device)
+        settings = {"fps": 24.0, "height": 64, "width": 96, **conditions}
+        out = model(torch.cat((z, z)), t, values["y"], values["mask"], **settings)
         conditional, unconditional = out[:, :4].chunk(2)
         z = z + (unconditional + guidance * (conditional - unconditional)) / num_steps
     return z
@@ -77,7 +76,7 @@ def denoise_slowly(
     distances: list[tuple[int, float]] = []
     last, rate = 0, 1
     for step in range(1, num_steps + 1):
-        t = torch.full((2,), (1 - (step - 1) / num_steps) * 1000)
+        t = torch.full((2,), (1 - (step - 1) / num_steps) * 1000, device=z.device)
         tokens, conditioning = model.embed(torch.cat((z, z)), t, fps=24.0, height=64, width=96)
         if step == last + rate or step in (1, num_steps - 1, num_steps):
             before, residuals = kept, _Recorder()

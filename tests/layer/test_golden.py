@@ -1,18 +1,20 @@
-"""The recorded runs of the published code: same computed steps, same latent; and errors for damaged
-directories."""
+"""Recorded runs of the published code: same computed steps, same latent; errors for damaged directories."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from adacache.commands.cli import main
 from adacache.commands.verify import GoldenError, read_case, verify
 from models import GOLDEN
+from safetensors.torch import load_file, save_file
 
 import adacache_kernels
 
@@ -105,6 +107,26 @@ def edit_json(change: Callable[[dict], None]) -> Callable[[Path], None]:
     return edit
 
 
+def write_json(text: str) -> Callable[[Path], None]:
+    def write(directory: Path) -> None:
+        (directory / "fast30_tattn.json").write_bytes(text.encode(errors="surrogateescape"))
+
+    return write
+
+
+def extra_array(directory: Path) -> None:
+    with zipfile.ZipFile(directory / "fast30_tattn.npz", "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb.npy", bytes(1 << 20))
+
+
+def edit_weights(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Path], None]:
+    def edit(directory: Path) -> None:
+        path = next(directory.glob("weights_*"))
+        save_file({name: change(value) for name, value in load_file(path).items()}, path)
+
+    return edit
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -116,19 +138,48 @@ def edit_json(change: Callable[[dict], None]) -> Callable[[Path], None]:
         (edit_array("y", lambda a: a[:1]), r"array y: expected \[2, 1, 12, 32\]"),
         (
             edit_array("z_adacache", lambda a: a * np.nan),
-            "array z_adacache: holds values that are not finite",
+            "array z_adacache: contains values that are not finite",
         ),
         (edit_array("mask", lambda a: a.astype(np.float32)), "array mask: expected"),
-        (edit_json(lambda v: v.pop("num_steps")), "field num_steps is missing"),
-        (edit_json(lambda v: v.update(cfg_scale="7")), "field cfg_scale: expected float, got '7'"),
-        (edit_json(lambda v: v["adacache"].update(codebook=[])), "field adacache: codebook"),
-        (edit_json(lambda v: v["adacache"].update(cache_res="other")), "field cache_res: expected one of"),
+        (edit_json(lambda v: v.pop("num_steps")), "num_steps: missing"),
+        (edit_json(lambda v: v.update(cfg_scale="7")), "cfg_scale: expected a number, got '7'"),
+        (
+            edit_json(lambda v: v["adacache"].update(codebook=[])),
+            "codebook: expected a list of 1 or more",
+        ),
+        (
+            edit_json(lambda v: v["adacache"].update(cache_res="other")),
+            "cache_res: expected one of t-attn",
+        ),
         (edit_json(lambda v: v["model"].update(depth=5)), "missing spatial_blocks.4"),
         (edit_json(lambda v: v["model"].update(num_heads=5)), "hidden_size: expected"),
         (
             edit_json(lambda v: v["adacache"].update(cache_loc=[7])),
             r"metric_blocks: expected blocks in 0..3, got 7",
         ),
+        (edit_json(lambda v: v.update(num_steps=True)), "num_steps: expected a whole number in 1..10000"),
+        (edit_json(lambda v: v.update(num_steps=12)), r"computed_steps\[\d+\]: expected a .* in 1..12"),
+        (edit_json(lambda v: v["model"].update(depth=10**9)), "model.depth: expected a .* in 1..1024"),
+        (edit_json(lambda v: v["model"].update(depth=1000)), "missing spatial_blocks.4"),
+        (edit_json(lambda v: v.update(frames=1 << 20)), "expected arrays and file of at most"),
+        (
+            edit_json(lambda v: v["adacache"].update(codebook=[[0.1, 2.7]])),
+            r"adacache.codebook\[0\]\[1\]: expected a whole number of at least 1, got 2.7",
+        ),
+        (
+            edit_json(lambda v: v["adacache"].update(codebook=[[0.1, 2], [0.1, 1]])),
+            r"adacache.codebook\[1\]\[0\]: expected a threshold above 0.1, got 0.1",
+        ),
+        (edit_json(lambda v: v["metric_log"][0].pop("rel_l1")), r"metric_log\[0\].rel_l1: missing"),
+        (write_json("[" * 100_000), "nested too deeply"),
+        (write_json(" " * (17 << 20)), "expected at most 16777216 bytes"),
+        (write_json('{"num_steps": 1, "num_steps": 2}'), "keys: expected each key once, got 'num_steps'"),
+        (write_json("\udcff"), "expected UTF-8 text"),
+        (edit_array("z0", lambda a: a.astype(np.float64)), r"array z0: expected .* float32, got .* float64"),
+        (edit_array("z0", np.asfortranarray), "array z0: .* in Fortran order"),
+        (extra_array, r"expected only \['z0', .*got array 'bomb'"),
+        (edit_weights(torch.Tensor.char), "expected the type F64 or F32 or F16 or BF16, got I8"),
+        (edit_weights(torch.Tensor.bool), "expected the type F64 or F32 or F16 or BF16, got BOOL"),
     ],
 )
 def test_damaged_directory(damage: Callable[[Path], None], message: str, tmp_path: Path) -> None:
@@ -137,6 +188,77 @@ def test_damaged_directory(damage: Callable[[Path], None], message: str, tmp_pat
     with pytest.raises(ValueError, match=message):
         list(verify(directory, backends=["reference"], caches=["stack"]))
     assert main(["verify", str(directory), "--backend", "reference"]) == 2
+
+
+HOSTILE = (
+    None, True, False, -1, 0, 1, 2.7, 1e9, 10**400, 1 << 62, float("nan"), float("inf"), "", "x\x1b[31m",
+    [], [[]], [None], {}, {"x": {}}, [[0.1, 2], [0.1, 2]], [1e308, "1"],
+)  # fmt: skip
+
+
+def places(value: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """The paths to all values of a JSON value, of lists the first two items."""
+    yield path
+    items = (
+        value.items() if isinstance(value, dict) else enumerate(value[:2]) if isinstance(value, list) else ()
+    )
+    for key, inner in items:
+        yield from places(inner, (*path, key))
+
+
+def test_any_wrong_field_is_a_golden_error(tmp_path: Path) -> None:
+    """Every field, replaced by every hostile value: the case is read, or the error is a `GoldenError`."""
+    directory = one_case(tmp_path, "fast30_tattn_moreg_strides")
+    path = directory / "fast30_tattn_moreg_strides.json"
+    original = path.read_text()
+    refused: list[str] = []
+    for place in places(json.loads(original)):
+        for value in HOSTILE:
+            values = json.loads(original)
+            if place:
+                parent = values
+                for key in place[:-1]:
+                    parent = parent[key]
+                parent[place[-1]] = value
+            else:
+                values = value
+            path.write_text(json.dumps(values))
+            try:
+                read_case(path)
+            except GoldenError as error:
+                refused.append(str(error))
+    assert len(refused) > 500
+    assert not any("\x1b" in message for message in refused)
+
+
+def test_any_damaged_archive_is_a_golden_error(tmp_path: Path) -> None:
+    directory = one_case(tmp_path, "slow30_tattn")
+    path, archive = directory / "slow30_tattn.json", directory / "slow30_tattn.npz"
+    original = archive.read_bytes()
+    generator = np.random.default_rng(0)
+    refused = 0
+    for position in generator.integers(0, len(original), 400):
+        data = bytearray(original)
+        data[position] ^= int(generator.integers(1, 256))
+        archive.write_bytes(data)
+        try:
+            read_case(path)
+        except GoldenError:
+            refused += 1
+    assert refused > 300
+
+
+def test_control_characters_in_names_are_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = one_case(tmp_path, "slow30_tattn")
+    for suffix in (".json", ".npz"):
+        (directory / f"slow30_tattn{suffix}").rename(directory / f"a\x1b[31m\r{suffix}")
+    assert main(["verify", str(directory), "--cache", "stack", "--backend", "cpu"]) == 0
+    (directory / "a\x1b[31m\r.npz").unlink()
+    assert main(["verify", str(directory), "--cache", "stack", "--backend", "cpu"]) == 2
+    captured = capsys.readouterr()
+    assert "\x1b" not in captured.out + captured.err
+    assert r"a\x1b[31m\r" in captured.out
+    assert r"a\x1b[31m\r" in captured.err
 
 
 def test_empty_and_missing_directories(tmp_path: Path) -> None:
@@ -150,7 +272,7 @@ def test_empty_and_missing_directories(tmp_path: Path) -> None:
         list(verify(tmp_path / "nowhere", backends=["reference"]))
 
 
-def test_settings_that_are_not_given_are_the_published_ones() -> None:
+def test_missing_settings_have_the_published_defaults() -> None:
     case = read_case(GOLDEN / "fast30_camlp_moreg.json")
     assert "moreg_strides" not in case.settings
     motion = case.policy("stack").motion

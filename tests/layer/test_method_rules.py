@@ -327,8 +327,8 @@ def test_taylorseer_keeps_factors_in_other_dtypes(model: STDiT3, cache: str) -> 
     ("settings", "message"),
     [
         ({"interval": 0}, "interval: expected a whole number of at least 1, got 0"),
-        ({"order": -1}, "order: expected a whole number of at least 0, got -1"),
-        ({"order": 4}, "order: expected 0..3, got 4"),
+        ({"order": -1}, "order: expected a whole number in 0..3, got -1"),
+        ({"order": 4}, "order: expected a whole number in 0..3, got 4"),
         ({"first": 0}, "first: expected a whole number of at least 1, got 0"),
         ({"last": -1}, "last: expected a whole number of at least 0, got -1"),
         ({"phase": 5}, "phase: expected 0..4 with this interval, got 5"),
@@ -426,7 +426,7 @@ def test_first_block_keeps_residuals_in_other_dtypes(model: STDiT3, dtype: torch
 
 @pytest.mark.parametrize("threshold", [0, -1.0, math.nan, math.inf, True, "0.1"])
 def test_first_block_settings_are_checked(threshold: Any) -> None:
-    with pytest.raises(ValueError, match="threshold: expected a positive number, got"):
+    with pytest.raises(ValueError, match="threshold: expected a number above 0, got"):
         adacache.FirstBlock(threshold)
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import adacache
+import numpy as np
 import pytest
 from adacache.models.stdit3 import STDiT3
 from models import CODEBOOK, denoise, inputs
@@ -39,8 +43,73 @@ def test_save_and_load(trace: adacache.Trace, tmp_path: Path) -> None:
     assert adacache.Trace.load(tmp_path / "t.json") == trace
     for text in ("", "[]", '{"format": 7}', '{"format": 1, "extra": 1}'):
         (tmp_path / "bad.json").write_text(text)
-        with pytest.raises(ValueError, match="is no saved trace"):
+        with pytest.raises(ValueError, match="not a saved trace"):
             adacache.Trace.load(tmp_path / "bad.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v.update(num_steps=12.0), "num_steps: expected a whole number of at least 1, got 12.0"),
+        (lambda v: v.update(num_videos=True), "num_videos: expected a whole number"),
+        (lambda v: v.update(num_videos=3), r"computed\[0\]: expected a list of 3 items"),
+        (lambda v: v.update(num_steps=11), "computed: expected a list of 0..11 items"),
+        (
+            lambda v: v["computed"].__setitem__(0, [1, 1]),
+            r"computed\[0\]\[0\]: expected true or false",
+        ),
+        (lambda v: v["timesteps"].pop(), "timesteps: expected a list of 12 items"),
+        (lambda v: v["timesteps"].__setitem__(0, "1000"), r"timesteps\[0\]: expected a number, got '1000'"),
+        (lambda v: v["measurements"][1].update(step=13), r"measurements\[1\].step: expected .* in 1..12"),
+        (lambda v: v["measurements"][1].pop("site"), r"measurements\[1\].site: missing"),
+        (
+            lambda v: v["measurements"][0].update(distance=[1.0]),
+            r"measurements\[0\].distance: expected a list",
+        ),
+        (
+            lambda v: v["measurements"][0].update(motion=["a", 1]),
+            r"measurements\[0\].motion\[0\]: expected",
+        ),
+        (lambda v: v.update(cache_bytes=-1), "cache_bytes: expected a whole number of at least 0"),
+        (lambda v: v.update(policy=[]), "policy: expected an object"),
+        (lambda v: v.pop("policy"), "policy: missing"),
+    ],
+)
+def test_wrong_fields_are_named(
+    trace: adacache.Trace, tmp_path: Path, change: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    path = tmp_path / "t.json"
+    trace.save(path)
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=rf"trace: not a saved trace: .*t\.json: {message}"):
+        adacache.Trace.load(path)
+
+
+@pytest.mark.parametrize(
+    "steps", [[1, 1.9], [1, 2.0], [1, True], [True], ["1"], "123", [], 7, None, [1, None]], ids=str
+)
+def test_replay_takes_whole_steps_only(steps: Any) -> None:
+    with pytest.raises(ValueError, match=r"^trace(\[\d\])?: expected "):
+        adacache.Replay(steps)
+    assert adacache.Replay(np.array([1, 3])).computed == [[1, 3]]
+
+
+def test_series_of_what_was_not_measured(trace: adacache.Trace) -> None:
+    for record in trace.measurements:
+        del record["motion"]
+    assert trace.series("motion") == {}
+    with pytest.raises(ValueError, match="name: expected one of distance, motion, factor, rate, got 'speed'"):
+        trace.series("speed")
+
+
+def test_a_plot_that_fails_leaves_the_old_file(trace: adacache.Trace, tmp_path: Path) -> None:
+    (tmp_path / "t.xyz").write_text("old")
+    with pytest.raises(ValueError, match="xyz"):
+        trace.plot(tmp_path / "t.xyz")
+    assert (tmp_path / "t.xyz").read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_plot(trace: adacache.Trace, tmp_path: Path) -> None:

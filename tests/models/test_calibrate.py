@@ -1,4 +1,4 @@
-"""`adacache calibrate`: what it records is what the runs show, and its codebook beats the published one."""
+"""`adacache calibrate`: recordings match runs, and the codebook is better than the published one."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ PUBLISHED = dict(preset("open-sora/fast", 30).codebook)
 
 
 def subject(case: Case) -> Subject:
-    """A random network whose timesteps are close and draw together, so that it changes little and ever more
-    slowly, as trained ones do."""
+    """A random network with timesteps that converge, so that its residuals change less and less, as those of
+    trained networks do."""
     model = case.model()
 
     @torch.no_grad()
@@ -63,8 +63,8 @@ def assert_better(held_out: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("case", [LATTE, COGVIDEOX], ids=lambda case: case.name)
 def test_better_than_the_published_codebook(case: Case) -> None:
-    """On held-out prompts, by its own measure: how much less the output is off than with Open-Sora's
-    codebook, its thresholds multiplied for as many computed steps."""
+    """On held-out prompts, the error is smaller than that of Open-Sora's codebook, scaled to as many
+    computed steps."""
     pytest.importorskip("diffusers")
     found = calibrate_small(case)
     assert_better(found["held_out"])
@@ -87,7 +87,7 @@ def test_recorded_distances_are_those_of_a_run() -> None:
     assert recording.computed(adacache.AdaCache(codebook={99.0: 3}))[0].nonzero()[0].tolist() == [
         step - 1 for step in trace.computed_steps
     ]
-    # The first distance is between steps that both had been computed in the recording too.
+    # The first distance is between steps that the recording computed too.
     ((_, measured),) = trace.series("distance").items()
     assert measured[0][1] == pytest.approx(recording.distances[0, 0, 1], rel=1e-5)
     ((_, motion),) = trace.series("motion").items()
@@ -120,7 +120,7 @@ def test_error_of_a_schedule() -> None:
 
 
 def test_errors_may_cancel() -> None:
-    """Residuals that go forth and back."""
+    """Residuals that go back and forth."""
     place = np.array([0.0, 1.0, 2.0, 0.0, 1.0])
     recording = Recording(np.zeros((1, 5, 5)), np.zeros((1, 5)), np.outer(place, place)[None])
     assert recording.errors(np.array([[True, True, False, True, True]])) == pytest.approx(1 / 5)
@@ -134,7 +134,7 @@ def test_even_schedules() -> None:
 
 
 def test_sensitivity_is_that_of_the_output() -> None:
-    """Of a subject whose output is a sum of its residuals, with the last steps counting more."""
+    """A subject whose output is a sum of its residuals, in which the last steps count more."""
     weights = np.array([1.0] * 6 + [3.0] * 6)
     recording = synthetic(videos=1)
     place = np.sqrt(recording.products[0, range(12), range(12)])
@@ -173,7 +173,7 @@ def test_choice() -> None:
         choose(recording)
 
 
-def test_file_is_taken_by_enable(tmp_path: Path) -> None:
+def test_enable_reads_the_file(tmp_path: Path) -> None:
     pytest.importorskip("diffusers")
     path = tmp_path / "latte.json"
     write(path, {"codebook": [[0.5, 3], [1.0, 2], [9.0, 1]], "num_steps": STEPS, "metric_part": None})
@@ -186,7 +186,7 @@ def test_file_is_taken_by_enable(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="was calibrated for 16 steps, got 20"):
         adacache.enable(model, path, num_steps=20)
     path.write_text("{}")
-    with pytest.raises(ValueError, match="is no file that `adacache calibrate` wrote"):
+    with pytest.raises(ValueError, match="not a file that `adacache calibrate` wrote"):
         adacache.enable(model, path, num_steps=STEPS)
 
 
@@ -211,7 +211,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["calibrate", *given]) == 0
     printed = capsys.readouterr().out
     assert "on 2 held-out prompts" in printed
-    assert "at even distances" in printed
+    assert "evenly spaced" in printed
     found = json.loads(out.read_text())
     assert found["num_steps"] == STEPS
     assert set(found["held_out"]["chosen"]) == {
@@ -225,7 +225,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert adacache.preset(out, STEPS).codebook == dict(found["codebook"])
     assert main(["calibrate", "test_calibrate:small_subject", "--count", "9"]) == 2
     assert "expected at least 13" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="model: expected the directory"):
+    with pytest.raises(ValueError, match="model: expected the folder"):
         subject_of("no such thing")
 
 

@@ -153,6 +153,16 @@ def test_blocks_compiled_do_run_compiled() -> None:
     assert graphs
 
 
+def test_one_graph_of_the_whole_model_is_refused_by_name() -> None:
+    torch._dynamo.reset()
+    model, values = WAN.model(), WAN.values()
+    with enabled(model, POLICY):
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        with pytest.raises(Exception, match=r"AdaCache decides in Python .*compile_repeated_blocks"):
+            WAN.denoise(compiled, values, STEPS)
+    torch._dynamo.reset()
+
+
 def test_hooks_of_others_see_the_computed_steps() -> None:
     model, values = WAN.model(), WAN.values()
     calls = []

@@ -168,9 +168,7 @@ def test_7_a_class_that_nobody_knows_is_cached() -> None:
         return z
 
     plain = run(STEPS)
-    with pytest.warns(
-        UserWarning, match=r"detected in \['zeta', 'alpha'\], and the residual of the middle"
-    ):
+    with pytest.warns(UserWarning, match=r"detected in \['zeta', 'alpha'\], and the residual of the middle"):
         handle = adacache.enable(
             model, adacache.AdaCache(codebook={9.0: 3}), num_steps=STEPS, rows_per_video=1
         )

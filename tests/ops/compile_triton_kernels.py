@@ -28,20 +28,14 @@ from adacache_kernels.columns import METRICS
 from adacache_kernels.triton.decide import decide_kernel
 from adacache_kernels.triton.extrapolate_residual import extrapolate_residual_kernel
 from adacache_kernels.triton.gated_residual import gated_residual_kernel
-from adacache_kernels.triton.gated_residual_meter import gated_residual_meter_kernel
 from adacache_kernels.triton.launch import PER_FRAME, PER_TOKEN, SHARED, Tiling, tiling, whole_token_tiling
-from adacache_kernels.triton.linear_gated_residual_meter import (
-    linear_gated_residual_meter_kernel,
-    product_tiling,
-)
-from adacache_kernels.triton.residual_meter import residual_meter_kernel
+from adacache_kernels.triton.meter import GATED, PAIR, STACK, meter_kernel, warps_of
 from adacache_kernels.triton.reuse_residual import reuse_residual_kernel
-from adacache_kernels.triton.stack_residual_meter import stack_residual_meter_kernel
 from adacache_kernels.triton.sums import combine_sums_kernel
 
 SIZES = {"fp32": 4, "bf16": 2, "fp16": 2}
 #: Numbers of something; strides may pass 2^31.
-COUNTS = ("rows", "frames", "places", "tokens", "channels", "inner", "x_total", "residual_total", "total")
+COUNTS = ("rows", "frames", "places", "tokens", "channels", "x_total", "residual_total", "total")
 COUNTS += ("num_videos", "blocks", "columns")
 #: Pointers whose type is not that of the stream.
 OTHER_POINTERS = {
@@ -54,7 +48,6 @@ OTHER_POINTERS = {
     "coefficients": "*fp32",
     "x_rows": "*i32",
     "residual_rows": "*i32",
-    "index": "*i32",
     "video_of_row": "*i32",
     "reuse": "*u8",
     "eps": "fp32",
@@ -63,16 +56,12 @@ OTHER_POINTERS = {
 POINTERS = (
     "x",
     "y",
-    "a",
     "gate",
     "shift",
     "scale",
     "weight",
     "bias",
     "residual",
-    "old_residual",
-    "x_out",
-    "x_in",
 )
 POINTERS += ("out", "norm_out")
 
@@ -101,7 +90,6 @@ class Compiled:
     flushes: int  # instructions that take subnormal numbers for 0: float8 is widened by way of them
     layout_conversions: int  # 0: each element is read and written by one and the same thread
     barriers: int
-    tensor_core_products: int
     float32_values: int  # in the kernel as written; libdevice has its own
 
 
@@ -127,56 +115,37 @@ def meter_cases(dtype: str, size: int, strides: tuple[int, ...], squares: bool, 
     name = f"{dtype} strides={strides} squares={squares}"
     no_norm = absent("shift", "scale", "weight", "bias", "norm_out")
     no_cache = absent("residual_scale", "residual_rows", "x_rows")
+    no_gate = absent("gate", "residual_rows") | no_norm
     float8 = {"residual": "*u8"}
     for fit in (True, False):
         tile = tiling(400, 1152, size, aligned=fit)
-        blocks = {**block_sizes(tile), "VECTOR": tile.vector, "BARRIER": not fit} | measured
+        blocks = meter_tile(tile, fit) | measured
         per = modulated(SHARED if fit else PER_TOKEN)
-        chunks = {"CHUNKS": 1, **no_cache}
-        yield Case(
-            gated_residual_meter_kernel,
-            f"{name} aligned={fit}",
-            dtype,
-            blocks | per | chunks | no_norm,
-            aligned=fit,
-        )
-        rows = absent("residual_scale", "index", "out")
-        yield Case(
-            stack_residual_meter_kernel,
-            f"{name} aligned={fit}",
-            dtype,
-            blocks | {"CHUNKS": 1, "LATE": False} | rows,
-            aligned=fit,
-        )
-    tile = tiling(400, 1152, size)
-    constants = block_sizes(tile) | {"VECTOR": tile.vector} | measured
-    yield Case(residual_meter_kernel, name, dtype, constants)
+        sources = {"gated": (GATED, no_cache | no_norm), "stack": (STACK, no_cache | no_gate | absent("out"))}
+        if fit:
+            sources["pair"] = (PAIR, no_cache | no_gate | absent("x", "out"))
+        for kind, (source, missing) in sources.items():
+            constants = blocks | per | {"SOURCE": source, "LATE": False} | missing
+            yield Case(meter_kernel, f"{kind} {name} aligned={fit}", dtype, constants, aligned=fit)
     for channels in (1152, 1536, 3072, 5120, 8192) if full and strides == (1,) and not squares else (1152,):
+        kinds: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+            "norm": (no_cache | absent("weight", "bias"), {}),
+            "float8": (no_norm | absent("x_rows", "residual_rows"), float8),
+        }
+        if channels == 1152:
+            kinds["norm float8 rows"] = (absent(), float8)
+        for fit in (True, False) if channels == 1152 else (True,):
+            tile = whole_token_tiling(400, channels, size, aligned=fit)
+            whole = meter_tile(tile, fit) | modulated(PER_FRAME) | {"SOURCE": GATED, "LATE": False} | measured
+            for kind, (missing, types) in kinds.items():
+                case = f"gated {name} {kind} C={channels} aligned={fit}"
+                yield Case(meter_kernel, case, dtype, whole | missing, types, warps_of(tile), fit)
         tile = whole_token_tiling(400, channels, size, aligned=True)
-        whole = whole_tokens(tile) | {"VECTOR": tile.vector, "BARRIER": False} | measured
-        for kind, missing, types in (
-            ("norm", no_cache | absent("weight", "bias"), {}),
-            ("float8", no_norm | absent("x_rows", "residual_rows"), float8),
-            ("norm float8 rows", absent(), float8),
-        ):
-            if kind == "norm float8 rows" and channels != 1152:
-                continue
-            yield Case(
-                gated_residual_meter_kernel,
-                f"{name} {kind} C={channels}",
-                dtype,
-                whole | missing | modulated(PER_FRAME),
-                types,
-                tile.warps,
-            )
+        whole = meter_tile(tile, True) | modulated(PER_FRAME) | measured
         if full or dtype == "bf16":
-            constants = whole | {"LATE": True} | absent()
-            name_of_stack = f"{name} float8 rows in place C={channels}"
-            yield Case(stack_residual_meter_kernel, name_of_stack, dtype, constants, float8, tile.warps)
-    if len(strides) <= 2:
-        product = product_tiling(size)
-        constants = product.constants | measured | {"GATE": SHARED} | absent("x_rows", "residual_rows")
-        yield Case(linear_gated_residual_meter_kernel, name, dtype, constants, {}, product.warps)
+            constants = whole | {"SOURCE": STACK, "LATE": True} | no_gate
+            case = f"stack {name} float8 rows in place C={channels}"
+            yield Case(meter_kernel, case, dtype, constants, float8, tile.warps)
 
 
 def stream_cases(dtype: str, size: int, full: bool) -> Iterator[Case]:
@@ -212,7 +181,6 @@ def decide_case(metric: str, number: int, published: bool) -> Case:
         "STRIDES": (1, 2),
         "METRIC": number,
         "PUBLISHED": published,
-        "ELEMENTS": 6912000.0,
         "SCALE": 0.385,
         "POWER": 8.0,
         "DIVISOR": 1.0,
@@ -234,8 +202,8 @@ def block_sizes(tile: Tiling) -> dict[str, int]:
     return {"BLOCK_PLACES": tile.places, "BLOCK_CHANNELS": tile.channels}
 
 
-def whole_tokens(tile: Tiling) -> dict[str, int]:
-    return block_sizes(tile) | {"CHUNKS": tile.chunks}
+def meter_tile(tile: Tiling, fit: bool) -> dict[str, Any]:
+    return block_sizes(tile) | {"CHUNKS": tile.chunks, "VECTOR": tile.vector, "BARRIER": not fit}
 
 
 def tokens(tile: Tiling) -> dict[str, int]:
@@ -246,7 +214,9 @@ def compile_case(case: Case, architecture: int) -> Compiled:
     names = list(case.kernel.arg_names)
     integer = "i32" if case.kernel is decide_kernel else "i64"
     types: dict[str, Any] = dict.fromkeys(names, integer) | dict.fromkeys(COUNTS, "i32")
-    types |= dict.fromkeys(POINTERS, f"*{case.dtype}") | OTHER_POINTERS | case.types
+    types |= (
+        {"elements_bits": "i64"} | dict.fromkeys(POINTERS, f"*{case.dtype}") | OTHER_POINTERS | case.types
+    )
     signature = {name: "constexpr" if name in case.constants else types[name] for name in names}
     divisible = [["tt.divisibility", 16]] if case.aligned else []
     attributes: dict[tuple[int, ...], Any] = {}
@@ -285,7 +255,6 @@ def compile_case(case: Case, architecture: int) -> Compiled:
         len(re.findall(r"\.ftz\b", ptx)),
         compiled.asm["ttgir"].count("ttg.convert_layout"),
         len(re.findall(r"\bbar(?:rier)?\.sync", ptx)),
-        len(re.findall(r"^\s*(?:@\S+\s+)?(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)", ptx, re.MULTILINE)),
         len(re.findall(r"\bf32\b", compiled.asm["ttir"])),
     )
 

@@ -1,4 +1,4 @@
-"""One good call of each op on small tensors, and all the ways to spoil it."""
+"""One good call of each op on small tensors, and the changes that make it a bad one."""
 
 from __future__ import annotations
 
@@ -47,8 +47,7 @@ def written(op: str) -> list[str]:
 def good_call(
     op: str, device: torch.device, *, float8: bool = False, outputs: bool = False
 ) -> dict[str, Any]:
-    """Arguments by name: the required ones, weight, bias and video_of_row; outputs where they are asked
-    for."""
+    """Arguments by name: the required ones, weight, bias and video_of_row, and on request the outputs."""
     generator = torch.Generator().manual_seed(1)
 
     def normal(*size: int) -> torch.Tensor:
@@ -99,119 +98,119 @@ def by_schema(op: str, call: dict[str, Any], names: tuple[str, ...]) -> list[Any
     return [list(values[name]) if name == "strides" else values[name] for name in names]
 
 
-def spoilt_calls(op: str) -> dict[str, tuple[str, dict[str, Any]]]:
-    """By what is wrong: the argument that the error must name, and what to change in a good call."""
-    return {f"{name} {what}": (name, changes) for name, what, changes in _spoilt(op)}
+def bad_calls(op: str) -> dict[str, tuple[str, dict[str, Any]]]:
+    """By test id: the argument that the error must name, and the changes to a good call."""
+    return {f"{name}-{what}": (name, changes) for name, what, changes in _bad(op)}
 
 
-def _spoilt(op: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
+def _bad(op: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
     first, has = lead(op), set(parameters(op))
     wide = torch.randn(ROWS, TOKENS, 2 * CHANNELS)
     tokens = torch.randn(ROWS, TOKENS, CHANNELS)
-    yield first, "of two dimensions", {first: tokens[0]}
-    yield first, "of float64", {first: tokens.double()}
-    yield first, "with channels apart", {first: wide[:, :, ::2]}
+    yield first, "two_dimensions", {first: tokens[0]}
+    yield first, "float64", {first: tokens.double()}
+    yield first, "strided_channels", {first: wide[:, :, ::2]}
     for name in sorted(has & {"y", "residual", "old", "x_in", "out", "norm_out"} - {first}):
         both = {other: tokens.clone() for other in has & {"out", "norm_out"} if "out" in name}
-        yield name, "of other channels", {**both, name: torch.randn(ROWS, TOKENS, CHANNELS + 1)}
-        yield name, "of fewer tokens", {**both, name: tokens[:, 1:]}
-        yield name, "of one row", {**both, name: tokens[:1]}
-        yield name, "of two dimensions", {**both, name: tokens[0]}
-        yield name, "of float64", {**both, name: tokens.double()}
-        yield name, "on another device", {**both, name: tokens.to("meta")}
-        yield name, "with channels apart", {**both, name: wide[:, :, ::2]}
+        yield name, "other_channels", {**both, name: torch.randn(ROWS, TOKENS, CHANNELS + 1)}
+        yield name, "fewer_tokens", {**both, name: tokens[:, 1:]}
+        yield name, "one_row", {**both, name: tokens[:1]}
+        yield name, "two_dimensions", {**both, name: tokens[0]}
+        yield name, "float64", {**both, name: tokens.double()}
+        yield name, "other_device", {**both, name: tokens.to("meta")}
+        yield name, "strided_channels", {**both, name: wide[:, :, ::2]}
         if not (op == "reuse_residual" and name == "residual"):
-            yield name, "of another dtype", {**both, name: tokens.half()}
-            yield name, "that is no tensor", {**both, name: 1.5}
+            yield name, "other_dtype", {**both, name: tokens.half()}
+            yield name, "not_a_tensor", {**both, name: 1.5}
         if name in written(op):
-            yield name, "shared by rows", {**both, name: tokens[:1].expand(ROWS, TOKENS, CHANNELS)}
-            yield name, "shared by tokens", {**both, name: tokens[:, :1].expand(ROWS, TOKENS, CHANNELS)}
+            yield name, "expanded_rows", {**both, name: tokens[:1].expand(ROWS, TOKENS, CHANNELS)}
+            yield name, "expanded_tokens", {**both, name: tokens[:, :1].expand(ROWS, TOKENS, CHANNELS)}
     for name in sorted(has & set(MODULATORS)):
-        yield name, "of two dimensions", {name: tokens[:, 0]}
-        yield name, "for one row", {name: tokens[:1, :1]}
-        yield name, "for four groups", {name: tokens[:, :4]}
-        yield name, "of other channels", {name: tokens[:, :1, :1]}
-        yield name, "of another dtype", {name: tokens[:, :1].half()}
-        yield name, "on another device", {name: tokens[:, :1].to("meta")}
-        yield name, "with channels apart", {name: wide[:, :1, ::2]}
-        yield name, "shared by channels", {name: tokens[:, :1, :1].expand(ROWS, 1, CHANNELS)}
+        yield name, "two_dimensions", {name: tokens[:, 0]}
+        yield name, "one_row", {name: tokens[:1, :1]}
+        yield name, "four_groups", {name: tokens[:, :4]}
+        yield name, "other_channels", {name: tokens[:, :1, :1]}
+        yield name, "other_dtype", {name: tokens[:, :1].half()}
+        yield name, "other_device", {name: tokens[:, :1].to("meta")}
+        yield name, "strided_channels", {name: wide[:, :1, ::2]}
+        yield name, "expanded_channels", {name: tokens[:, :1, :1].expand(ROWS, 1, CHANNELS)}
         if "frames" in has:
-            yield name, "for two frames", {name: tokens[:, :2]}
+            yield name, "two_groups", {name: tokens[:, :2]}
     present = [name for name in MODULATORS if name in has]
     if len(present) > 1 and "frames" not in has:
         one, other = present[-2:]
-        yield other, f"of other groups than {one}", {one: tokens[:, :3], other: tokens[:, :2]}
+        yield other, f"other_groups_than_{one}", {one: tokens[:, :3], other: tokens[:, :2]}
     for name in sorted(has & {"weight", "bias"}):
-        yield name, "of two dimensions", {name: tokens[0, :1]}
-        yield name, "of one channel", {name: tokens[0, 0, :1]}
-        yield name, "of another dtype", {name: tokens[0, 0].half()}
-        yield name, "on another device", {name: tokens[0, 0].to("meta")}
-        yield name, "with gaps", {name: wide[0, 0, ::2]}
+        yield name, "two_dimensions", {name: tokens[0, :1]}
+        yield name, "one_channel", {name: tokens[0, 0, :1]}
+        yield name, "other_dtype", {name: tokens[0, 0].half()}
+        yield name, "other_device", {name: tokens[0, 0].to("meta")}
+        yield name, "not_contiguous", {name: wide[0, 0, ::2]}
     for name in sorted(has & set(INDICES)):
         # The rows of the others must not be what is refused.
-        yield name, "of two dimensions", {name: video_ids([0, 1])[None]}
-        yield name, "of int64", {name: torch.tensor([0, 1])}
-        yield name, "on another device", {name: video_ids([0, 1], "meta")}
-        yield name, "with gaps", {name: video_ids([0, 0, 1, 1])[::2]}
+        yield name, "two_dimensions", {name: video_ids([0, 1])[None]}
+        yield name, "int64", {name: torch.tensor([0, 1])}
+        yield name, "other_device", {name: video_ids([0, 1], "meta")}
+        yield name, "not_contiguous", {name: video_ids([0, 0, 1, 1])[::2]}
         if name != "x_rows":
-            yield name, "too short", {name: video_ids([0])}
+            yield name, "too_short", {name: video_ids([0])}
     if "residual_scale" in has:
         eight, scale = tokens.to(torch.float8_e4m3fn), torch.ones(ROWS, TOKENS)
         name = "residual_scale"
-        yield name, "without float8", {name: scale}
+        yield name, "without_float8", {name: scale}
         yield name, "missing", {"residual": eight}
-        yield name, "of three dimensions", {"residual": eight, name: scale[:, :, None]}
-        yield name, "of fewer tokens", {"residual": eight, name: scale[:, 1:]}
-        yield name, "of float64", {"residual": eight, name: scale.double()}
-        yield name, "on another device", {"residual": eight, name: scale.to("meta")}
+        yield name, "three_dimensions", {"residual": eight, name: scale[:, :, None]}
+        yield name, "fewer_tokens", {"residual": eight, name: scale[:, 1:]}
+        yield name, "float64", {"residual": eight, name: scale.double()}
+        yield name, "other_device", {"residual": eight, name: scale.to("meta")}
         if name in written(op):
-            yield name, "shared by tokens", {"residual": eight, name: scale[:, :1].expand(ROWS, TOKENS)}
+            yield name, "expanded_tokens", {"residual": eight, name: scale[:, :1].expand(ROWS, TOKENS)}
         e5m2 = tokens.to(torch.float8_e5m2)
-        yield "residual", "of another float8", {"residual": e5m2, name: scale}
+        yield "residual", "float8_e5m2", {"residual": e5m2, name: scale}
     if "frames" in has:
-        yield "frames", "of none", {"frames": 0}
-        yield "frames", "that do not divide N", {"frames": 4}
-        yield "strides", "of no frame", {"strides": (0,)}
-        yield "strides", "below zero", {"strides": (-1,)}
-        yield "strides", "as long as the video", {"strides": (1, FRAMES)}
-        yield "strides", "of which there are nine", {"strides": (1,) * 9}
-        yield "num_videos", "of none", {"num_videos": 0}
-        yield "video_of_row", "missing for two videos", {"video_of_row": None}
+        yield "frames", "zero", {"frames": 0}
+        yield "frames", "not_a_divisor", {"frames": 4}
+        yield "strides", "zero", {"strides": (0,)}
+        yield "strides", "negative", {"strides": (-1,)}
+        yield "strides", "too_long", {"strides": (1, FRAMES)}
+        yield "strides", "too_many", {"strides": (1,) * 9}
+        yield "num_videos", "zero", {"num_videos": 0}
+        yield "video_of_row", "missing_for_two_videos", {"video_of_row": None}
         yield "metric", "unknown", {"metric": "l3"}
-        yield "metric", "of another type", {"metric": 0}
+        yield "metric", "not_a_string", {"metric": 0}
     if "video_of_row" in has:
-        yield "video_of_row", "too short", {"video_of_row": video_ids([0])}
-        yield "video_of_row", "of two dimensions", {"video_of_row": video_ids([0, 1])[None]}
-        yield "video_of_row", "of int64", {"video_of_row": torch.tensor([0, 1])}
-        yield "video_of_row", "of float32", {"video_of_row": torch.zeros(2)}
-        yield "video_of_row", "on another device", {"video_of_row": video_ids([0, 0], "meta")}
-        yield "video_of_row", "with gaps", {"video_of_row": video_ids([0, 0, 0, 0])[::2]}
+        yield "video_of_row", "too_short", {"video_of_row": video_ids([0])}
+        yield "video_of_row", "two_dimensions", {"video_of_row": video_ids([0, 1])[None]}
+        yield "video_of_row", "int64", {"video_of_row": torch.tensor([0, 1])}
+        yield "video_of_row", "float32", {"video_of_row": torch.zeros(2)}
+        yield "video_of_row", "other_device", {"video_of_row": video_ids([0, 0], "meta")}
+        yield "video_of_row", "not_contiguous", {"video_of_row": video_ids([0, 0, 0, 0])[::2]}
     if op == "reuse_residual":
         yes = torch.tensor([True, True])
-        yield "reuse", "of float32", {"reuse": torch.ones(2)}
-        yield "reuse", "of two dimensions", {"reuse": yes[None]}
-        yield "reuse", "for three videos", {"reuse": torch.tensor([True] * 3), "video_of_row": None}
-        yield "reuse", "on another device", {"reuse": yes.to("meta")}
-        yield "reuse", "with gaps", {"reuse": torch.tensor([True] * 4)[::2]}
+        yield "reuse", "float32", {"reuse": torch.ones(2)}
+        yield "reuse", "two_dimensions", {"reuse": yes[None]}
+        yield "reuse", "three_videos", {"reuse": torch.tensor([True] * 3), "video_of_row": None}
+        yield "reuse", "other_device", {"reuse": yes.to("meta")}
+        yield "reuse", "not_contiguous", {"reuse": torch.tensor([True] * 4)[::2]}
     if op == "extrapolate_residual":
-        yield "factors", "of which there are none", {"factors": [], "coefficients": torch.ones(2, 0)}
+        yield "factors", "none", {"factors": [], "coefficients": torch.ones(2, 0)}
         yield (
             "factors",
-            "of which there are five",
+            "too_many",
             {"factors": [tokens] * 5, "coefficients": torch.ones(2, 5)},
         )
-        yield "factors", "of two dtypes", {"factors": [tokens, tokens.half()]}
-        yield "factors", "of float64", {"factors": [tokens.double()] * 2}
-        yield "factors", "of two shapes", {"factors": [tokens, tokens[:, 1:]]}
-        yield "factors", "on another device", {"factors": [tokens, tokens.to("meta")]}
-        yield "factors", "with channels apart", {"factors": [tokens, wide[:, :, ::2]]}
-        yield "coefficients", "of float64", {"coefficients": torch.ones(2, 2).double()}
-        yield "coefficients", "of one dimension", {"coefficients": torch.ones(2)}
-        yield "coefficients", "for three factors", {"coefficients": torch.ones(2, 3)}
+        yield "factors", "two_dtypes", {"factors": [tokens, tokens.half()]}
+        yield "factors", "float64", {"factors": [tokens.double()] * 2}
+        yield "factors", "two_shapes", {"factors": [tokens, tokens[:, 1:]]}
+        yield "factors", "other_device", {"factors": [tokens, tokens.to("meta")]}
+        yield "factors", "strided_channels", {"factors": [tokens, wide[:, :, ::2]]}
+        yield "coefficients", "float64", {"coefficients": torch.ones(2, 2).double()}
+        yield "coefficients", "one_dimension", {"coefficients": torch.ones(2)}
+        yield "coefficients", "three_factors", {"coefficients": torch.ones(2, 3)}
         three = {"coefficients": torch.ones(3, 2), "video_of_row": None}
-        yield "coefficients", "for three videos", three
-        yield "coefficients", "on another device", {"coefficients": torch.ones(2, 2, device="meta")}
-        yield "coefficients", "with gaps", {"coefficients": torch.ones(2, 4)[:, ::2]}
+        yield "coefficients", "three_videos", three
+        yield "coefficients", "other_device", {"coefficients": torch.ones(2, 2, device="meta")}
+        yield "coefficients", "not_contiguous", {"coefficients": torch.ones(2, 4)[:, ::2]}
     if "norm_out" in has:
-        yield "out", "missing beside norm_out", {"norm_out": tokens}
-        yield "norm_out", "missing beside out", {"out": tokens}
+        yield "out", "missing_with_norm_out", {"norm_out": tokens}
+        yield "norm_out", "missing_with_out", {"out": tokens}

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ import pytest
 import torch
 
 import adacache_kernels
-from adacache_kernels import BACKENDS, OPS, _backend, backend_report, build_info, engine, use_backend
-from adacache_kernels.ops._fake import SCHEMAS
+from adacache_kernels import BACKENDS, OPS, _backend, backend_report, build_info, simulate, use_backend
+from adacache_kernels._backend import choose_backend
+from adacache_kernels._libraries import covers
+from adacache_kernels._schemas import SCHEMAS
 
 
 def call() -> torch.Tensor:
@@ -92,7 +95,7 @@ def test_backend_of_another_device_is_an_error() -> None:
         pytest.skip("in the interpreter Triton takes CPU tensors")
     with (
         use_backend("triton"),
-        pytest.raises(RuntimeError, match="'triton' was asked for, which takes no tensors on 'cpu'"),
+        pytest.raises(RuntimeError, match="'triton' is forced and takes no tensors on 'cpu'"),
     ):
         call()
     call()
@@ -105,17 +108,73 @@ def test_missing_backend_is_an_error_that_says_why(monkeypatch: pytest.MonkeyPat
 
 
 def fail_with_cpu_forced() -> None:
-    assert _backend._forced == "cpu"
+    assert _backend._forced.get() == "cpu"
     raise ZeroDivisionError
 
 
 def test_use_backend_nests_and_ends_with_an_error() -> None:
-    before = _backend._forced
+    before = _backend._forced.get()
     with use_backend("reference"):
         with pytest.raises(ZeroDivisionError), use_backend("cpu"):
             fail_with_cpu_forced()
-        assert _backend._forced == "reference"
-    assert _backend._forced == before
+        assert _backend._forced.get() == "reference"
+    assert _backend._forced.get() == before
+
+
+def test_use_backend_holds_for_its_own_thread() -> None:
+    """Two threads whose `with` blocks overlap leave nothing forced, and do not see each other's backend."""
+    inside, leave = threading.Barrier(2), threading.Event()
+    seen: dict[str, str] = {}
+
+    def force(backend: str, first_out: bool) -> None:
+        with use_backend(backend):
+            inside.wait(10)
+            if not first_out:
+                leave.wait(10)
+            seen[backend] = choose_backend("cpu", "reuse_residual")
+        leave.set()
+        seen[f"{backend} after"] = choose_backend("cpu", "reuse_residual")
+
+    before = choose_backend("cpu", "reuse_residual")
+    threads = [threading.Thread(target=force, args=each) for each in (("reference", True), ("cpu", False))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert seen == {"reference": "reference", "cpu": "cpu", "reference after": before, "cpu after": before}
+    assert choose_backend("cpu", "reuse_residual") == before
+
+
+def test_a_thread_does_not_inherit_the_backend() -> None:
+    before, seen = choose_backend("cpu", "reuse_residual"), []
+    with use_backend("reference"):
+        thread = threading.Thread(target=lambda: seen.append(choose_backend("cpu", "reuse_residual")))
+        thread.start()
+        thread.join(20)
+    assert seen == [before]
+
+
+def test_compiled_code_follows_the_backend() -> None:
+    """`use_backend` around a compiled function takes effect, and ends."""
+    ran: list[bool] = []  # whether a graph calls the compiled op
+
+    def spy(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        calls_op = any("adacache" in str(node.target) for node in graph.graph.nodes)
+
+        def run(*arguments: Any) -> Any:
+            ran.append(calls_op)
+            return graph(*arguments)
+
+        return run
+
+    torch.compiler.reset()
+    x = torch.randn(1, 6, 8)
+    compiled = torch.compile(lambda x: adacache_kernels.reuse_residual(x, x), fullgraph=True, backend=spy)
+    for backend in ("cpu", "reference", "cpu"):
+        with use_backend(backend):
+            assert torch.equal(compiled(x), x + x)
+    compiled(x)
+    assert ran == [True, False, True, choose_backend("cpu", "reuse_residual") == "cpu"]
 
 
 def test_report_covers_every_op_device_and_backend() -> None:
@@ -129,7 +188,7 @@ def test_report_covers_every_op_device_and_backend() -> None:
     with use_backend("reference"):
         forced = backend_report()[0]
         assert forced.backend == "reference"
-        assert forced.others["cpu"] == "reference was asked for"
+        assert forced.others["cpu"] == "reference is forced"
 
 
 def test_other_devices_run_the_reference() -> None:
@@ -141,9 +200,6 @@ def test_other_devices_run_the_reference() -> None:
 
 def test_schemas_are_those_of_the_compiled_library() -> None:
     for name, schema in SCHEMAS.items():
-        if name.startswith("linear_"):  # Triton's alone
-            assert not hasattr(torch.ops.adacache, name)
-            continue
         assert str(getattr(torch.ops.adacache, name).default._schema) == f"adacache::{name}{schema}"
 
 
@@ -167,6 +223,48 @@ def test_a_wrong_variable_still_lets_the_report_run() -> None:
     code = "import adacache_kernels as a; print(len(a.backend_report()))"
     run = in_a_process(code, ADACACHE_BACKEND="gpu")
     assert int(run.stdout) == 2 * len(OPS), run.stderr
+
+
+@pytest.mark.parametrize(
+    ("architectures", "capability", "runs"),
+    [
+        (["80", "86", "120+PTX"], (8, 0), True),
+        (["80", "86", "120+PTX"], (8, 9), True),  # code of an older minor version
+        (["80", "86", "120+PTX"], (7, 5), False),
+        (["80", "86", "120+PTX"], (9, 0), False),  # neither code nor PTX of older ones
+        (["80", "86", "120+PTX"], (13, 0), True),  # PTX
+        (["90+PTX"], (8, 9), False),
+        (["90a"], (9, 0), True),
+        (["100a"], (10, 3), False),
+        (["100f"], (10, 3), True),
+        (["103"], (10, 0), False),
+    ],
+)
+def test_which_gpus_the_cuda_library_covers(
+    architectures: list[str], capability: tuple[int, int], runs: bool
+) -> None:
+    assert covers(architectures, capability) is runs
+
+
+def test_a_gpu_that_the_cuda_library_does_not_cover_gets_triton() -> None:
+    code = """
+import torch
+from adacache_kernels import _backend, _libraries, backend_report
+_libraries._recorded = lambda: {"cuda": {"architectures": ["80", "90"]}}
+_backend._missing = lambda backend, op=None: None
+_backend._chosen["cuda", "reuse_residual"] = "cuda"
+_backend._runnable.add(("triton", "cuda", "reuse_residual"))
+torch.cuda.is_available = lambda: True
+torch.cuda.device_count = lambda: 2
+torch.cuda.get_device_capability = lambda index: [(9, 0), (7, 5)][index]
+print(_backend.choose_backend("cuda", "reuse_residual"))
+choice = next(choice for choice in backend_report() if choice.device == "cuda")
+print(choice.backend, choice.others["cuda"])
+"""
+    assert in_a_process(code).stdout.splitlines() == [
+        "triton",
+        "triton it is built for sm_80, sm_90, and cuda:1 is sm_75",
+    ]
 
 
 @pytest.mark.parametrize("package", ["adacache_kernels", "adacache"])
@@ -199,8 +297,8 @@ def test_ops_answer_under_inductor() -> None:
     assert torch.equal(given_residual, expected_residual)
 
 
-def test_engine_simulates_what_it_decides() -> None:
-    """One codebook of `simulate` against `engine.decide` fed with the same distances, step by step."""
+def test_schedules_follow_the_decision() -> None:
+    """One codebook of `simulate` against `simulate.decide` fed with the same distances, step by step."""
     import numpy
 
     random = numpy.random.default_rng(0)
@@ -210,16 +308,16 @@ def test_engine_simulates_what_it_decides() -> None:
     codebooks = numpy.array([[0.08, 0.16, 0.24, 0.32, 0.4, 1.0], [0.02, 0.04, 0.08, 0.16, 0.3, 2.0]])
     rates = numpy.array([[6.0, 5, 4, 3, 2, 1], [9, 5, 4, 3, 2, 1]])
     for regularisation in (None, (4, 26)):
-        computed, rate = engine.simulate(distances, motion, codebooks, rates, window=regularisation)
+        computed, rate = simulate.simulate(distances, motion, codebooks, rates, window=regularisation)
         assert computed.shape == rate.shape == (2, videos, steps)
         for codebook in range(2):
             for video in range(videos):
-                state = engine.initial_state(1)
+                state = simulate.initial_state(1)
                 for step in range(1, steps + 1):
                     last, due = int(state[0, 0]), state[0, 2] == step or step in (1, steps - 1, steps)
                     distance = distances[video, last - 1, step - 1] if last else 1.0
                     sums = [[distance, 1, 1, 0, 0, 0, 0, motion[video, step - 1], 1]]
-                    engine.decide(
+                    simulate.decide(
                         sums,
                         state,
                         step=step,
@@ -249,13 +347,13 @@ def test_engine_simulates_what_it_decides() -> None:
         ("scale", {"window": (1, 2), "scale": 0.0}),
     ],
 )
-def test_engine_names_what_is_wrong(name: str, changes: dict[str, Any]) -> None:
+def test_simulation_names_what_is_wrong(name: str, changes: dict[str, Any]) -> None:
     good: dict[str, Any] = {
         "distances": [[[0.5] * 2] * 2],
         "motion": [[0.5] * 2],
         "thresholds": [[0.1, 0.2]],
         "rates": [[2.0, 1.0]],
     }
-    engine.simulate(**good)
+    simulate.simulate(**good)
     with pytest.raises(ValueError, match=f"^{name}: "):
-        engine.simulate(**(good | changes))
+        simulate.simulate(**(good | changes))

@@ -1,5 +1,5 @@
-"""decide: every backend and the engine against the rule written out in plain Python, over random sequences of
-steps."""
+"""decide: every backend and `simulate.decide` against the rule written out in plain Python, over random
+sequences of steps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import adacache_kernels
-from adacache_kernels import decide, engine, initial_state, state_columns, sum_columns
+from adacache_kernels import decide, initial_state, simulate, state_columns, sum_columns
 
 NAN = math.nan
 
@@ -259,7 +259,7 @@ def good_call() -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("what", bad_inputs())
+@pytest.mark.parametrize("what", bad_inputs(), ids=lambda what: what.replace(" ", "_"))
 def test_bad_input_names_the_argument(backend: str, device: torch.device, what: str) -> None:
     with device:  # where the factory functions make their tensors
         name, changes = bad_inputs()[what]
@@ -310,20 +310,20 @@ def test_opcheck(backend: str, device: torch.device, op_namespace: str) -> None:
 
 @pytest.mark.parametrize("rule", ["published", "paper"])
 @pytest.mark.parametrize("seed", range(10))
-def test_engine_and_op_are_one_rule(rule: str, seed: int) -> None:
-    """The engine on NumPy arrays and the compiled op: the same bits. Both against plain Python."""
+def test_numpy_and_op_are_one_rule(rule: str, seed: int) -> None:
+    """`simulate.decide` on NumPy arrays and the compiled op: the same bits. Both against plain Python."""
     pick = random.Random(1000 + seed)
     policy = random_policy(pick, rule, pick.choice(["l1", "l2", "cosine"]))
     print(f"seed {seed}: {policy}")
     thresholds, rates = (list(column) for column in zip(*policy["codebook"], strict=True))
-    state = engine.initial_state(2, 2, rule=rule)
+    state = simulate.initial_state(2, 2, rule=rule)
     of_op = torch.from_numpy(state.copy())
     assert torch.equal(of_op.nan_to_num(-5), initial_state(2, 2, rule=rule).nan_to_num(-5))
     expected = [dict(zip(state_columns(2), row, strict=True)) for row in state.tolist()]
     for step in range(1, policy["num_steps"] + 1):
         for site in (0, 1):
             rows = [random_sums(pick, policy) for _ in range(2)]
-            engine.decide(
+            simulate.decide(
                 rows, state, step=step, thresholds=thresholds, rates=rates, site=site, **options(policy)
             )
             with adacache_kernels.use_backend("cpu"):

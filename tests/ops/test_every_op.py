@@ -1,5 +1,4 @@
-"""What all ops on [B, N, C] have in common: which input they refuse, that their bits repeat, and how they
-behave under torch.compile, opcheck, autocast and autograd."""
+"""Shared by all ops on [B, N, C]: refused input, determinism, torch.compile, opcheck, autocast, autograd."""
 
 from __future__ import annotations
 
@@ -13,21 +12,22 @@ from op_calls import (
     ROWS,
     TOKEN_OPS,
     TOKENS,
+    bad_calls,
     by_schema,
     copied,
     good_call,
     lead,
     parameters,
     run,
-    spoilt_calls,
     written,
 )
 from op_cases import Buffer, same_bits, video_ids
 
-from adacache_kernels import _arguments
-from adacache_kernels.ops._fake import ARGUMENTS, SCHEMAS
+from adacache_kernels import _checks
+from adacache_kernels._fakes import NAMES
+from adacache_kernels._schemas import SCHEMAS
 
-SPOILT = [(op, what) for op in TOKEN_OPS for what in spoilt_calls(op)]
+BAD_CALLS = [(op, what) for op in TOKEN_OPS for what in bad_calls(op)]
 VARIANTS = [
     pytest.param(op, float8, outputs, id="-".join([op] + ["float8"] * float8 + ["outputs"] * outputs))
     for op in TOKEN_OPS
@@ -37,10 +37,10 @@ VARIANTS = [
 ]
 
 
-@pytest.mark.parametrize(("op", "what"), SPOILT, ids=lambda value: value)
+@pytest.mark.parametrize(("op", "what"), BAD_CALLS, ids=lambda value: value)
 def test_bad_input_names_the_argument(backend: str, device: torch.device, op: str, what: str) -> None:
     with device:  # where the factory functions make their tensors
-        name, changes = spoilt_calls(op)[what]
+        name, changes = bad_calls(op)[what]
     call = good_call(op, device)
     before = copied(call)
     with pytest.raises((ValueError, TypeError), match=f"^{name}: ") as refusal:
@@ -71,7 +71,7 @@ def test_requires_grad_is_refused(
             run(op, call | {"factors": [factor.clone().requires_grad_() for factor in call["factors"]]})
 
 
-WRONG_ROWS = [
+OUT_OF_RANGE = [
     pytest.param(op, name, ids, id=f"{op}-{name}-{ids}")
     for op in TOKEN_OPS
     for name in INDICES
@@ -80,9 +80,9 @@ WRONG_ROWS = [
 ]
 
 
-@pytest.mark.parametrize(("op", "name", "ids"), WRONG_ROWS)
+@pytest.mark.parametrize(("op", "name", "ids"), OUT_OF_RANGE)
 @pytest.mark.parametrize("float8", [False, True])
-def test_rows_that_there_are_not(
+def test_row_indices_out_of_range(
     backend: str,
     device: torch.device,
     monkeypatch: pytest.MonkeyPatch,
@@ -91,7 +91,7 @@ def test_rows_that_there_are_not(
     ids: list[int],
     float8: bool,
 ) -> None:
-    """On the CPU an error; where nobody looks at the index NaN for the row and its video, nothing written."""
+    """An error on the CPU. Unchecked: NaN for the row and its video, and nothing written."""
     float8 &= "residual_scale" in parameters(op)
     call = good_call(op, device, float8=float8) | {name: video_ids(ids, device)}
     if "reuse" in call:
@@ -105,18 +105,18 @@ def test_rows_that_there_are_not(
             assert tensor not in call or same_bits(call[tensor], before[tensor])
     if backend == "cpu":
         return
-    monkeypatch.setattr(_arguments, "_can_look_at", lambda rows: False)
+    monkeypatch.setattr(_checks, "_values_are_readable", lambda rows: False)
     for result in run(op, call):
         bad, good = (wrong, right) if result.dim() == 3 else call["video_of_row"][[wrong, right]]
         assert result[bad].isnan().all()
         assert result[good].isfinite().all()
-    row = wrong if name == "x_rows" else 1 - ids[right]  # of the cache, which nobody may touch
+    row = wrong if name == "x_rows" else 1 - ids[right]  # of the cache, which must not be written
     for tensor in written(op):
         assert tensor not in call or same_bits(call[tensor][row], before[tensor][row])
 
 
 @pytest.mark.parametrize("op", TOKEN_OPS)
-def test_a_row_that_is_written_is_picked_once(backend: str, device: torch.device, op: str) -> None:
+def test_written_rows_must_be_distinct(backend: str, device: torch.device, op: str) -> None:
     for name in ("residual_rows", "rows"):
         if name in parameters(op) and device.type == "cpu":
             call = good_call(op, device) | {name: video_ids([1, 1], device)}
@@ -131,17 +131,17 @@ def test_a_row_that_is_written_is_picked_once(backend: str, device: torch.device
 
 @pytest.mark.parametrize("op", [op for op in TOKEN_OPS if "video_of_row" in parameters(op)])
 @pytest.mark.parametrize("ids", [[0, 2], [-1, 0]], ids=str)
-def test_videos_that_there_are_not(
+def test_video_ids_out_of_range(
     backend: str, device: torch.device, monkeypatch: pytest.MonkeyPatch, op: str, ids: list[int]
 ) -> None:
-    """On the CPU an error; where nobody looks at the ids NaN."""
+    """An error on the CPU. Unchecked: NaN."""
     call = good_call(op, device) | {"video_of_row": video_ids(ids, device)}
     if device.type == "cpu":
         with pytest.raises(ValueError, match=r"^video_of_row: .*got (2|-1)"):
             run(op, call)
     if backend == "cpu":
         return
-    monkeypatch.setattr(_arguments, "_can_look_at", lambda rows: False)
+    monkeypatch.setattr(_checks, "_values_are_readable", lambda rows: False)
     *_, last = run(op, call)
     if "meter" in op:
         assert last.isnan().all()
@@ -161,7 +161,7 @@ def test_written_memory_must_not_be_shared(
         for other, tensor in tensors.items():
             if name not in call or other == name or (name == "out" and other in ("x", "x_in")):
                 continue
-            # Views of one memory, whose sizes and types are their own.
+            # Views of one buffer, each with its own shape and dtype.
             one, two = call[name], tensor
             memory = torch.zeros(4096, dtype=torch.uint8, device=device)
             views = {
@@ -191,8 +191,8 @@ def test_out_may_be_x_and_not_a_part_of_it(backend: str, device: torch.device, o
 
 
 @pytest.mark.parametrize("op", TOKEN_OPS)
-def test_interleaved_slices_of_one_tensor_are_told_apart(backend: str, device: torch.device, op: str) -> None:
-    """As fused projections give them."""
+def test_interleaved_slices_do_not_overlap(backend: str, device: torch.device, op: str) -> None:
+    """As fused projections return them."""
     call = good_call(op, device, outputs=True)
     names = [name for name, value in call.items() if isinstance(value, torch.Tensor) and value.dim() == 3]
     names = [name for name in names if call[name].shape[1] == TOKENS]
@@ -208,7 +208,7 @@ def test_interleaved_slices_of_one_tensor_are_told_apart(backend: str, device: t
 def test_same_input_gives_same_bits(
     backend: str, device: torch.device, op: str, float8: bool, outputs: bool
 ) -> None:
-    """At every run and every number of threads."""
+    """At every run and for every number of threads."""
     generator = torch.Generator().manual_seed(4)
     interpreted = backend == "triton" and device.type == "cpu"
     repeats = (1, 1, 1) if interpreted else (1, 67, 33)
@@ -265,7 +265,7 @@ def test_compile_without_graph_breaks(
         second = run(op, call)
         return tuple(result * 2 for result in (*first, *second))
 
-    torch.compiler.reset()  # `step` is one function to the compiler, which compiles it only so often
+    torch.compiler.reset()  # the compiler limits how often it compiles one function
     expected_call, given_call = copied(call), copied(call)
     expected = step(expected_call)
     given = torch.compile(step, fullgraph=True, backend="aot_eager")(given_call)
@@ -295,9 +295,9 @@ def test_opcheck(
         if "x_rows" in parameters(op) and layout == "contiguous":
             call["x_rows"] = video_ids([1, 0], device)
         checks = ("test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
-        # PyTorch itself lacks the arithmetic in float8 by which it would see what was written.
+        # opcheck compares what is written, for which PyTorch lacks float8 arithmetic.
         checks += () if float8 else ("test_schema",)
-        arguments = tuple(by_schema(op, call, ARGUMENTS[name]))
+        arguments = tuple(by_schema(op, call, NAMES[name]))
         torch.library.opcheck(operator, arguments, test_utils=checks)
 
 

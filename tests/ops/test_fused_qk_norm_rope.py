@@ -188,7 +188,7 @@ def good_call(device: torch.device | str) -> dict[str, Any]:
 
 
 def bad_inputs() -> dict[str, tuple[str, dict[str, Any]]]:
-    """Changes to `good_call`, and the argument that they spoil."""
+    """By test id: the argument that the error must name, and the changes to `good_call`."""
     rows, tokens, heads, dim = SMALL.rows, SMALL.tokens, SMALL.heads, SMALL.dim
     no_weights = {"q_weight": None, "k_weight": None}
     return {
@@ -218,7 +218,7 @@ def bad_inputs() -> dict[str, tuple[str, dict[str, Any]]]:
     }
 
 
-@pytest.mark.parametrize("what", bad_inputs())
+@pytest.mark.parametrize("what", bad_inputs(), ids=lambda what: what.replace(" ", "_"))
 def test_bad_input_names_the_argument(backend: str, device: torch.device, what: str) -> None:
     with device:  # where the factory functions make their tensors
         name, changes = bad_inputs()[what]

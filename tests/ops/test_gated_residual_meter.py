@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 from judge import FLOAT8, JUDGES, MODULATORS, VALUES, Case
+from op_calls import good_call, run
 from op_cases import (
     DTYPES,
     EMPTY_SHAPES,
@@ -129,6 +130,21 @@ def test_a_cache_of_nothing_yet(backend: str, device: torch.device, kept: torch.
         assert sums[:, 2].isfinite().all()
     assert sums[:, :2].isnan().all()
     assert all(same_bits(one, two) for one, two in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("op", ["gated_residual_meter", "gated_residual_norm_meter", "stack_residual_meter"])
+def test_scales_stay_without_channels(backend: str, device: torch.device, op: str) -> None:
+    """With C = 0 a float8 cache has nothing to scale: its scales are left as they are."""
+    call = good_call(op, device, float8=True)
+    for name, value in call.items():
+        if isinstance(value, torch.Tensor) and value.dim() == 3:
+            call[name] = value[:, :, :0]
+        elif name in ("weight", "bias"):
+            call[name] = value[:0]
+    before = call["residual_scale"].clone()
+    *_, sums = run(op, call)
+    assert same_bits(call["residual_scale"], before)
+    assert (sums == 0).all()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

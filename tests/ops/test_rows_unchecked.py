@@ -1,4 +1,4 @@
-"""Rows that no check has looked at, as on a GPU: the Triton kernels called below the public functions."""
+"""Unchecked row indices, as on a GPU: the Triton kernels called below the public functions."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Tensors:
         return video_ids(ids, self.device)
 
     def changed(self) -> list[int]:
-        """The rows of the cache that are not as they were."""
+        """The rows of the cache that were written."""
         now, before = self.residual.view(torch.uint8), self.before.view(torch.uint8)
         return [row for row in range(4) if not torch.equal(now[row], before[row])]
 
@@ -96,7 +96,7 @@ def test_meters(device: torch.device, float8: bool) -> None:
 
 
 @pytest.mark.parametrize("float8", [False, True])
-def test_what_reads_the_cache_alone(device: torch.device, float8: bool) -> None:
+def test_ops_that_only_read_the_cache(device: torch.device, float8: bool) -> None:
     ops, given = torch.ops.adacache_triton, Tensors(device, float8)
     picked = (given.ids(0, 1, 2), given.ids(3, 7, 7))
     reuse = torch.tensor([True, True, False], device=device)
@@ -114,6 +114,6 @@ def test_streams(device: torch.device) -> None:
     assert missing(given.norm_out) == [1, 2]
     coefficients = torch.ones(2, 2, device=device)
     factors = [given.random(4), given.random(4)]
-    videos = given.ids(0, 1, 2)  # of which there are two
+    videos = given.ids(0, 1, 2)  # two exist
     ops.extrapolate_residual_out(given.x, factors, coefficients, given.ids(0, 7, 2), None, videos, given.out)
     assert missing(given.out) == [1, 2]

@@ -8,7 +8,7 @@ import torch
 from judge import FLOAT8, JUDGES, VALUES, Case
 from op_cases import DTYPES, EMPTY_SHAPES, READ_LAYOUTS, SHAPES, Shape, random_tensor, same_bits
 
-from adacache_kernels import residual_meter, stack_residual_meter
+from adacache_kernels import decide, initial_state, residual_meter, stack_residual_meter
 
 judge = JUDGES["stack_residual_meter"]
 
@@ -79,3 +79,39 @@ def test_agrees_with_the_sums_alone(backend: str, device: torch.device, dtype: t
     assert same_bits(kept, x_out - x_in)
     alone = residual_meter(kept, old, frames=3, strides=(1, 2), metric="l2")
     torch.testing.assert_close(sums, alone, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("kept", [None, FLOAT8])
+def test_a_difference_beyond_float16_is_flagged(
+    backend: str, device: torch.device, kept: torch.dtype | None
+) -> None:
+    """Two finite float16 streams may lie further apart than float16 reaches. R is infinite then, as in eager
+    PyTorch; the sums of its video are not finite, and `decide` has it computed and marks it."""
+    x_out = torch.full((2, 4, 16), 1.0, dtype=torch.float16, device=device)
+    x_in = torch.full_like(x_out, 0.5)
+    x_out[1, 2, 3], x_in[1, 2, 3] = 40000.0, -40000.0
+    residual = torch.zeros_like(x_out).to(kept or torch.float16)
+    scale = torch.ones(2, 4, device=device) if kept else None
+    videos = torch.tensor([0, 1], dtype=torch.int32, device=device)
+    sums = stack_residual_meter(
+        x_out, x_in, residual, frames=2, video_of_row=videos, num_videos=2, residual_scale=scale
+    )
+    if not kept:
+        assert same_bits(residual, x_out - x_in)
+    assert sums[0, :3].isfinite().all()
+    assert not sums[1, 0].isfinite()
+    state = initial_state(2, device=device)
+    codebook = torch.tensor([9.0], dtype=torch.float64, device=device)
+    for step in (1, 2):
+        decide(
+            sums,
+            state,
+            step=step,
+            num_steps=9,
+            thresholds=codebook,
+            rates=codebook // 3,
+            frames=2,
+            metric="l1",
+        )
+    assert state[:, 1].tolist() == [1, 1]
+    assert state[:, 9].tolist() == [1, 1]

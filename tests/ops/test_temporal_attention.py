@@ -299,7 +299,7 @@ def good_call(device: torch.device | str) -> dict[str, Any]:
 
 
 def bad_inputs() -> dict[str, tuple[str, dict[str, Any]]]:
-    """Changes to `good_call`, and the argument that they spoil."""
+    """By test id: the argument that the error must name, and the changes to `good_call`."""
     rows, tokens, heads, dim = SMALL.rows, SMALL.tokens, SMALL.heads, SMALL.dim
     channels = heads * dim
     plain = {"q_weight": None, "k_weight": None, "cos": None, "sin": None}
@@ -346,7 +346,7 @@ def bad_inputs() -> dict[str, tuple[str, dict[str, Any]]]:
     }
 
 
-@pytest.mark.parametrize("what", bad_inputs())
+@pytest.mark.parametrize("what", bad_inputs(), ids=lambda what: what.replace(" ", "_"))
 def test_bad_input_names_the_argument(backend: str, device: torch.device, what: str) -> None:
     with device:  # where the factory functions make their tensors
         name, changes = bad_inputs()[what]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from generated_code import expect_of_compiler
 
 FOLDER = Path(__file__).resolve().parent
 FILES = ("test_fused_qk_norm_rope.py", "test_temporal_attention.py")
@@ -63,13 +64,13 @@ def compiled() -> list[dict[str, Any]]:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_kernel_fits(architecture: int) -> None:
-    """No spills, and shared memory that every GPU has."""
+    """No spills; registers and shared memory fit every GPU."""
     mine = [result for result in compiled() if result["architecture"] == architecture]
     assert {result["kernel"] for result in mine} == {"temporal_attention_kernel", "fused_qk_norm_rope_kernel"}
     for result in mine:
-        assert result["spill_bytes"] == 0, result
-        assert result["shared_bytes"] <= SHARED_BYTES, result
-        assert result["registers"] * 32 * result["warps"] <= 65536, result
+        expect_of_compiler(result["spill_bytes"] == 0, f"expected no spills: {result}")
+        fits = result["shared_bytes"] <= SHARED_BYTES and result["registers"] * 32 * result["warps"] <= 65536
+        expect_of_compiler(fits, f"expected one block per multiprocessor at least: {result}")
 
 
 @pytest.mark.timeout(1800)
@@ -77,8 +78,8 @@ def test_half_precision_is_multiplied_by_tensor_cores_and_read_in_wide_accesses(
     seen = 0
     for result in compiled():
         if result["kernel"] == "temporal_attention_kernel" and not result["case"].startswith("fp32"):
-            assert result["tensor_core_products"] > 0, result
+            expect_of_compiler(result["tensor_core_products"] > 0, f"expected tensor cores: {result}")
             if "rope=2" not in result["case"]:  # halves of 36 channels begin at 8 bytes
-                assert result["wide_loads"] > 0, result
+                expect_of_compiler(result["wide_loads"] > 0, f"expected 16-byte loads: {result}")
             seen += 1
     assert seen >= 12

@@ -1,5 +1,5 @@
-"""The Triton kernels, compiled for GPUs that need not be there: no spills, no fused roundings, no element
-handed between threads."""
+"""The Triton kernels, compiled for GPUs that this machine need not have: no fused roundings, no element
+passed between threads, and no more spills than measured."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from generated_code import expect_of_compiler
 
 FOLDER = Path(__file__).resolve().parent
 ARCHITECTURES = (80, 90, 100, 120)
@@ -21,11 +22,8 @@ KERNELS = {
     "decide_kernel",
     "extrapolate_residual_kernel",
     "gated_residual_kernel",
-    "gated_residual_meter_kernel",
-    "linear_gated_residual_meter_kernel",
-    "residual_meter_kernel",
+    "meter_kernel",
     "reuse_residual_kernel",
-    "stack_residual_meter_kernel",
 }
 
 
@@ -77,46 +75,32 @@ def test_constants_of_the_decision_keep_their_precision() -> None:
         assert result["float32_values"] == 0, result
 
 
-def test_the_linear_layer_runs_on_tensor_cores() -> None:
-    products = [
-        result
-        for result in brief()
-        if result["kernel"] == "linear_gated_residual_meter_kernel" and "bf16" in result["case"]
-    ]
-    assert len(products) == len(ARCHITECTURES)
-    for result in products:
-        assert result["tensor_core_products"] > 0, result
-        assert result["shared_bytes"] <= 99 * 1024, result  # what a program may have on sm_86 and sm_120
-
-
 def check_resources(result: dict[str, Any]) -> None:
     assert result["cubin_bytes"] > 0, result
-    assert result["spill_bytes"] <= spills_allowed(result["kernel"], result["case"]), result
-    if result["kernel"] != "linear_gated_residual_meter_kernel":
-        assert result["fused_multiply_adds"] == 0, result
+    assert result["fused_multiply_adds"] == 0, result
     if "float8" in result["case"]:
         assert result["flushes"] == 0, result
+    allowed = spills_allowed(result["case"])
+    expect_of_compiler(result["spill_bytes"] <= allowed, f"expected spills of at most {allowed}: {result}")
 
 
-def spills_allowed(kernel: str, case: str) -> int:
-    """Bytes per thread. None where a program holds one tile. Where it holds whole tokens or a matrix product,
-    a smaller tile would cost more than a few bytes of stack; with many strides it is kilobytes, since whole
-    tokens are tiled by their width alone, for a norm to add up in the same order in each op."""
+def spills_allowed(case: str) -> int:
+    """Bytes per thread. None where a program holds one tile. Where it holds whole tokens, a smaller tile
+    would cost more than a few bytes of stack; with many strides it is kilobytes, since whole tokens are tiled
+    by their width alone, so that a norm adds up in the same order in each op."""
     many_strides = "strides=(1, 2, 3" in case
-    if kernel == "linear_gated_residual_meter_kernel":
-        return 1024 if "strides=(1, 2)" in case else 512
     if "C=" in case:
         return 4096 if many_strides else 128
     return 128 if many_strides and "aligned=False" in case else 0
 
 
 def check_conversions(results: list[dict[str, Any]]) -> None:
-    """Where everything is aligned, the meters rely on it: the old residual is read and the new one written
-    without a barrier. Where it is not, they have one in between."""
+    """Aligned meters read the old residual and write the new one without a barrier, which is a race unless
+    one thread does both. Unaligned ones have a barrier in between. Required of every compiler release."""
     aligned, barred = 0, 0
     for result in results:
         case, kernel = result["case"], result["kernel"]
-        if kernel in ("linear_gated_residual_meter_kernel", "decide_kernel"):
+        if kernel == "decide_kernel":
             continue
         if "aligned=False" in case:
             same = (kernel, result["architecture"], case.replace("aligned=False", "aligned=True"))

@@ -44,6 +44,18 @@ def test_all_cases_in_the_interpreter(tmp_path: Path) -> None:
     run_in_the_interpreter(tmp_path, random_cases=200, every=1, at_least=3000)
 
 
+def test_partial_sums_of_programs_become_those_of_videos() -> None:
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("the package triton is not installed")
+    script = FOLDER / "interpret_sums.py"
+    environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
+    if "only 0-dimensional arrays can be converted to Python scalars" in done.stderr:
+        pytest.skip("the interpreter of this Triton cannot run loops under NumPy 2.4 or later")
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert "shapes of partial sums passed" in done.stdout
+
+
 def run_in_the_interpreter(folder: Path, *, random_cases: int, every: int, at_least: int) -> None:
     """Run tests on the Triton backend; with fewer than `at_least` a collection that went wrong would pass for
     a success."""

@@ -144,6 +144,9 @@ def test_places_heads_and_rows_know_nothing_of_each_other(backend: str, device: 
         if "by token" in case.rope:
             return  # these angles belong to places
         inputs, shape = case.inputs(device), case.shape
+        if backend == "triton" and device.type == "cuda":
+            # Triton compiles anew for other strides, and a norm may then add in another order.
+            inputs = Inputs(**vars(inputs) | {"qkv": inputs.qkv.contiguous()})
         y = attend(inputs).unflatten(2, (shape.heads, shape.dim))
         generator = torch.Generator().manual_seed(case.seed)
         rows = torch.randperm(shape.rows, generator=generator)[: max(1, shape.rows - 1)]

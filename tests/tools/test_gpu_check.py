@@ -130,6 +130,41 @@ def test_dry_run_prints_and_runs_nothing(
     assert not gpu_check.WORK.exists()
 
 
+@pytest.mark.parametrize(("package", "module"), [("pillow", "PIL"), ("matplotlib", "matplotlib")])
+def test_dry_run_names_imports_of_packages_that_are_not_listed(
+    gpu_check: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    package: str,
+    module: str,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--dry-run"])
+    assert gpu_check.main() == 0
+    monkeypatch.delitem(gpu_check.NEEDED, package)
+    if package == "pillow":  # which matplotlib requires
+        monkeypatch.delitem(gpu_check.NEEDED, "matplotlib")
+    assert gpu_check.main() == 1
+    assert f"NOT IN NEEDED: {module}, imported by " in capsys.readouterr().out
+
+
+def test_a_program_on_path_serves_for_a_package(
+    gpu_check: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def not_installed(package: str) -> str:
+        raise gpu_check.importlib.metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(gpu_check.importlib.metadata, "version", not_installed)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpu_check.version_of("cmake") is None
+    for name in ("cmake", "pytest"):
+        program = tmp_path / name
+        program.write_text("#!/bin/sh\necho cmake version 3.31.6\n")
+        program.chmod(0o755)
+    assert gpu_check.version_of("cmake") == "3.31.6"
+    assert gpu_check.version_of("pytest") is None
+    assert "cmake is not installed" not in gpu_check.missing_here()
+
+
 def test_stages_that_do_not_exist_are_named(
     gpu_check: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

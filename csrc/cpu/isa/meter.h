@@ -9,13 +9,32 @@
 namespace adacache::cpu {
 inline namespace ADACACHE_ISA {
 
+// Running sums over elements, lane by lane.
+template <bool all_columns>
+struct Meter {
+  Lanes sums[all_columns ? first_motion_column : sq_diff] = {};
+
+  void measure(Lanes new_value, Lanes old_value) {
+    const Lanes difference = new_value - old_value;
+    sums[abs_diff] = sums[abs_diff] + absolute(difference);
+    sums[abs_old] = sums[abs_old] + absolute(old_value);
+    sums[abs_new] = sums[abs_new] + absolute(new_value);
+    if constexpr (all_columns) {
+      sums[sq_diff] = sums[sq_diff] + difference * difference;
+      sums[sq_old] = sums[sq_old] + old_value * old_value;
+      sums[sq_new] = sums[sq_new] + new_value * new_value;
+      sums[dot] = sums[dot] + new_value * old_value;
+    }
+  }
+};
+
 // The sums of one unit, gathered token by token.
 template <bool all_columns>
 struct UnitSums {
   WideLanes sums[max_columns];
   WideLanes frame_abs;
 
-  void gather_token(const Meter<Lanes, all_columns>& token) {
+  void gather_token(const Meter<all_columns>& token) {
     for (int column = 0; column < (all_columns ? first_motion_column : sq_diff); ++column)
       if (column != abs_new) sums[column].gather(token.sums[column]);
     frame_abs.gather(token.sums[abs_new]);
@@ -53,7 +72,7 @@ ADACACHE_INLINE void walk_unit(const TokenShape& shape, const MotionStrides& mot
   for (int64_t frame = 0; frame < shape.frames; ++frame) {
     for (int64_t place = unit.first_place; place < unit.end_place; ++place) {
       const int64_t n = frame * shape.places + place;
-      Meter<Lanes, all_columns> meter;
+      Meter<all_columns> meter;
       measure(frame, place, n, meter);
       sums.gather_token(meter);
       for (int i = 0; i < motion.count; ++i) {
@@ -163,7 +182,7 @@ ADACACHE_INLINE void keep_and_measure(const Parameters& p, const MeterUnit& unit
   KeptResidual<T, Stored> kept(p.residual, p.shape, p.motion, unit);
   walk_unit<all_columns>(
       p.shape, p.motion, unit,
-      [&](int64_t frame, int64_t place, int64_t n, Meter<Lanes, all_columns>& meter) {
+      [&](int64_t frame, int64_t place, int64_t n, Meter<all_columns>& meter) {
         const auto residual_of_token = prepare(n);
         kept.start_token(frame, place, n);
         for_each_sixteen(p.shape.channels, [&](int64_t c, auto count) ADACACHE_INLINE_LAMBDA {

@@ -13,7 +13,7 @@ void residual_meter_unit(const ResidualMeter& p, const MeterUnit& unit) {
   };
   walk_unit<all_columns>(
       p.shape, p.motion, unit,
-      [&](int64_t, int64_t, int64_t n, Meter<Lanes, all_columns>& meter) {
+      [&](int64_t, int64_t, int64_t n, Meter<all_columns>& meter) {
         const InputToken<T> residual = input_token<T>(p.residual, p.residual_strides, unit.row, n);
         const InputToken<T> old = input_token<T>(p.old, p.old_strides, unit.row, n);
         for_each_sixteen(p.shape.channels, [&](int64_t c, auto count) ADACACHE_INLINE_LAMBDA {

@@ -1,9 +1,9 @@
 // How the CPU kernels of one instruction set walk over a token, sixteen channels at a time.
 #pragma once
 
-#include "../../core/lanes.h"
 #include "../../core/tokens.h"
 #include "../kernels.h"
+#include "lanes.h"
 
 namespace adacache::cpu {
 inline namespace ADACACHE_ISA {

@@ -1,5 +1,5 @@
-"""Models without a declaration: block lists are found by structure, streams by their shapes, and whole blocks are
-measured."""
+"""Models without a declaration: block lists are found by structure, streams by their shapes, and whole blocks
+are measured."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def generic_spec(model: nn.Module) -> ModelSpec:
     Raises:
         ValueError: the model has no list of blocks, or its forward has no argument for the timestep.
     """
-    kind = plain_class(model)
+    kind: Any = plain_class(model)
     where = f"{kind.__module__}.{kind.__qualname__}"
     lists = tuple(BlockList(name) for name in block_lists(model))
     if not lists:
         raise ValueError(
-            f"model: found no list of blocks in {where}: expected a torch.nn.ModuleList of at least two modules "
-            "of one class"
+            f"model: found no list of blocks in {where}: expected a torch.nn.ModuleList of at least two "
+            "modules of one class"
         )
     names = list(inspect.signature(kind.forward).parameters)[1:]
     timesteps = [name for name in names if name in TIMESTEPS]
@@ -47,9 +47,9 @@ def generic_spec(model: nn.Module) -> ModelSpec:
 
 
 def block_lists(model: nn.Module) -> list[str]:
-    """Names of the lists of blocks of a model, in the order of definition: lists of at least two modules of one
-    class that have parameters and take at least two arguments; of several, those with the most parameters per
-    block."""
+    """Names of the lists of blocks of a model, in the order of definition: lists of at least two modules of
+    one class that have parameters and take at least two arguments; of several, those with the most parameters
+    per block."""
     sizes: dict[str, int] = {}
     for name, child in model.named_children():
         if isinstance(child, nn.ModuleList) and len(child) > 1 and _are_blocks(list(child)):

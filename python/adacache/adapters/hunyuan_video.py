@@ -1,4 +1,5 @@
-"""HunyuanVideo (arXiv 2412.03603) and HunyuanVideo-1.5: blocks with two streams, then blocks that join them."""
+"""HunyuanVideo (arXiv 2412.03603) and HunyuanVideo-1.5: blocks with two streams, then blocks that join
+them."""
 
 from __future__ import annotations
 
@@ -12,8 +13,8 @@ from adacache.adapters.spec import Arguments, BlockList, GatedResidual, ModelSpe
 
 
 def gated_attention(block: Any, outputs: Outputs, given: Arguments) -> Tensor:
-    """attention * gate of the video's tokens; the block's first norm returns the gate. Where the first frame is
-    given, its tokens have their own gate."""
+    """attention * gate of the video's tokens; the block's first norm returns the gate. Where the first frame
+    is given, its tokens have their own gate."""
     attention, gates = outputs["attn"][0], outputs["norm1"]
     if len(gates) == 5:
         return attention * gates[1].unsqueeze(1)

@@ -30,8 +30,8 @@ def known_models() -> list[str]:
 
 
 def spec_for(model: object) -> tuple[ModelSpec, bool]:
-    """The declaration of a model, and whether it is declared; if not, one is made from its block lists (with a
-    warning).
+    """The declaration of a model, and whether it is declared; if not, one is made from its block lists (with
+    a warning).
 
     Raises:
         ValueError: it has none.

@@ -1,4 +1,5 @@
-"""How a model class is declared: its block lists, its streams and its sub-layers. See docs/adding_a_model.md."""
+"""How a model class is declared: its block lists, its streams and its sub-layers. See
+docs/adding_a_model.md."""
 
 from __future__ import annotations
 
@@ -81,7 +82,7 @@ def latent_frames(model: Any, arguments: Arguments, latents: str, axis: int) -> 
     x, config = arguments[latents], getattr(model, "config", None)
     patch = getattr(config, "patch_size", 1)
     patch = patch[0] if isinstance(patch, tuple | list) else getattr(config, "patch_size_t", None) or 1
-    return -(-int(x.shape[axis]) // patch) if x.ndim == 5 else 1
+    return -(-int(x.shape[axis]) // patch) if isinstance(x, Tensor) and x.ndim == 5 else 1
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""Vchitect 2.0 of `videosys`: the batch of its blocks holds the frames. The model takes one video per call."""
+"""Vchitect 2.0 of `videosys`: the batch of its blocks holds the frames. The model takes one video per
+call."""
 
 from __future__ import annotations
 

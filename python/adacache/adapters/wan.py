@@ -24,9 +24,7 @@ def gated_attention_of_new_tokens(block: Any, outputs: Outputs, given: Arguments
     return gated_attention(block, outputs, given)[:, -given["original_context_length"] :]
 
 
-_BLOCKS = (
-    BlockList("blocks", outputs={"attention": "attn1", "cross_attention": "attn2", "mlp": "ffn"}),
-)
+_BLOCKS = (BlockList("blocks", outputs={"attention": "attn1", "cross_attention": "attn2", "mlp": "ffn"}),)
 
 WAN = ModelSpec(
     classes=("WanTransformer3DModel", "ChronoEditTransformer3DModel", "SkyReelsV2Transformer3DModel"),

@@ -1,13 +1,22 @@
-"""`adacache calibrate`: finds a codebook for a model and a sampler from a few full runs.
+"""`adacache calibrate`: searches a codebook for a model and a sampler from a few full runs.
 
-One run per prompt computes every step and keeps some tokens of the metric residual and of the stack's. A few
-more runs that reuse in one part of the schedule only show how much the output suffers there. What any
-codebook would have computed, and what its output would have been off by, is then simulated from them; the
-best one is run for real on prompts that it was not chosen on. Minutes, and no gradient.
+One run per prompt computes every step and records some tokens of the metric residual and the stack residual.
+A few more runs reuse steps in one segment of the schedule only and measure how sensitive the output is there.
+The computed steps and the output error of any codebook are then simulated from these records. The best
+codebook is run on held-out prompts. This takes minutes and no gradient.
 """
 
 from adacache.calibration.recording import Record, Recording
-from adacache.calibration.runs import Outcome, Subject, even_schedule, probe, record, subject_of
+from adacache.calibration.runs import (
+    Outcome,
+    Subject,
+    difference,
+    even_schedule,
+    probe,
+    record,
+    run,
+    subject_of,
+)
 from adacache.calibration.search import calibrate, choose, scale, write
 
 __all__ = [
@@ -17,9 +26,11 @@ __all__ = [
     "Subject",
     "calibrate",
     "choose",
+    "difference",
     "even_schedule",
     "probe",
     "record",
+    "run",
     "scale",
     "subject_of",
     "write",

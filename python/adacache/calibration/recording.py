@@ -1,4 +1,4 @@
-"""Full runs: the policy `Record` samples residuals; a `Recording` predicts steps and errors from them."""
+"""Records of full runs: the policy `Record` samples residuals, `Recording` predicts steps and errors."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from adacache.checks import optional, text, whole
 from adacache.policies import AdaCache, Keep, Plan, Step, Sums, Watch
 from adacache.policies.base import Decider, Kept, check_steps
 from adacache.sites import ModelSites, Site
@@ -17,24 +18,24 @@ from adacache.sites import ModelSites, Site
 Doubles = NDArray[np.float64]
 
 TOKENS = 512
-"""Tokens per video that are kept of each residual, by default."""
+"""Default number of tokens per video that are recorded of each residual."""
 
 
 @dataclass(frozen=True)
 class Recording:
-    """What the metric site and the stack showed while all of N steps were computed, of V videos."""
+    """Residual statistics of V videos, of whose N steps all were computed."""
 
     distances: Doubles
-    """[V, N, N]: relative distance of step j's metric residual from that of step i < j (0-based)."""
+    """[V, N, N]: relative distance between the metric residuals of steps i < j (0-based)."""
     motion: Doubles
     """[V, N]: motion of the metric residual between frames."""
     products: Doubles
-    """[V, N, N]: inner products of the stack residuals of two steps; the mean square of one is 1."""
+    """[V, N, N]: inner products of the stack residuals of two steps, scaled to a mean square of 1."""
     sensitivity: Doubles | None = None
-    """[N]: what the output is off by, for a step whose stack residual is off by 1; None: not known, 1 / N."""
+    """[N]: output error per unit error of the stack residual of a step; None: unknown, taken as 1 / N."""
 
     def __add__(self, other: Recording) -> Recording:
-        """The videos of both; what is known of the sensitivity is not kept."""
+        """The videos of both, without sensitivity."""
         pairs = zip(
             (self.distances, self.motion, self.products),
             (other.distances, other.motion, other.products),
@@ -47,7 +48,7 @@ class Recording:
         return int(self.motion.shape[1])
 
     def computed(self, policy: AdaCache) -> NDArray[np.bool_]:
-        """Steps that each video would compute, bool [V, N], were the residuals those of the recording."""
+        """The steps that each video would compute with the recorded residuals, bool [V, N]."""
         regularisation: dict[str, Any] = {}
         if policy.motion is not None:
             names = ("scale", "power", "divisor", "gradient_weight")
@@ -58,21 +59,21 @@ class Recording:
 
     def computed_by(self, thresholds: Any, rates: Any, **regularisation: Any) -> NDArray[np.bool_]:
         """The same for many codebooks of one length, bool [codebooks, V, N]."""
-        from adacache_kernels import engine
+        from adacache_kernels import simulate
 
-        return engine.simulate(self.distances, self.motion, thresholds, rates, **regularisation)[0]
+        return simulate.simulate(self.distances, self.motion, thresholds, rates, **regularisation)[0]
 
     def errors(self, computed: NDArray[np.bool_]) -> Doubles:
-        """What the output of each video is off by, relative to it, for schedules [..., V, N]: [..., V].
+        """Relative output error of each video for schedules [..., V, N]: [..., V].
 
-        Reused steps add the differences of their residuals, times the sensitivity, to the output, where they
-        may cancel: its error is the norm of the sum. Without a sensitivity, it is that of the mean residual.
+        The error of the output is the norm of the sum of residual differences at reused steps, each times the
+        sensitivity of its step; differences may cancel.
         """
         steps = np.arange(self.num_steps)
         source = np.maximum.accumulate(np.where(computed, steps, 0), axis=-1)
         known = 1 / self.num_steps if self.sensitivity is None else self.sensitivity
         sensitivity = np.broadcast_to(known, computed.shape)
-        # A sum over the residuals of all steps: each counts where it was used, less where it belongs.
+        # Coefficients of the residuals in that sum: +sensitivity where a residual is used, - at its own step.
         counts = -sensitivity
         index = np.indices(computed.shape, sparse=True)[:-1]
         np.add.at(counts, (*index, source), sensitivity)
@@ -88,11 +89,11 @@ class Recording:
 
 @dataclass(frozen=True)
 class Record:
-    """A policy that computes every step and keeps some tokens of its residuals, for `Recording`.
+    """A policy that computes every step and records some tokens of the residuals, for `Recording`.
 
     Attributes:
-        metric_block, metric_part: what is looked at, as for `AdaCache`.
-        tokens: kept per video.
+        metric_block, metric_part: the measured block and sub-layer, as for `AdaCache`.
+        tokens: recorded per video.
     """
 
     metric_block: int | None = None
@@ -103,14 +104,23 @@ class Record:
 
     per_video = True
 
+    def __post_init__(self) -> None:
+        whole(1)(self.tokens, "tokens")
+        optional(whole(0))(self.metric_block, "metric_block")
+        optional(text())(self.metric_part, "metric_part")
+
+    @property
+    def measured(self) -> AdaCache:
+        """An AdaCache policy that measures the same block and sub-layer."""
+        blocks = None if self.metric_block is None else [self.metric_block]
+        return AdaCache(codebook={1.0: 1}, metric_blocks=blocks, metric_part=self.metric_part)
+
     def check(self, sites: ModelSites, num_steps: int) -> None:
         check_steps(num_steps)
         self._site(sites)
 
     def _site(self, sites: ModelSites) -> Site:
-        blocks = None if self.metric_block is None else [self.metric_block]
-        policy = AdaCache(codebook={1.0: 1}, metric_blocks=blocks, metric_part=self.metric_part)
-        return policy.watched(sites)[0]
+        return self.measured.watched(sites)[0]
 
     def start(
         self, sites: ModelSites, num_steps: int, num_videos: int, device: torch.device
@@ -123,7 +133,7 @@ class Record:
 
 
 class RecordDecider(Decider):
-    """`Record` at work on one request."""
+    """The state of `Record` for one request."""
 
     def __init__(self, stack: Site, site: Site, num_videos: int, tokens: int):
         self.keeps = {stack: Keep()}
@@ -151,39 +161,38 @@ class RecordDecider(Decider):
             self._residuals.append(self._sample(residual))
 
     def _sample(self, residual: Tensor) -> Tensor:
-        """Some places of all frames: [rows, T, places, C] float32 on the host."""
+        """Some positions of all frames: [rows, T, positions, C] float32 on the host."""
         channels, frames, rows = residual.shape[-1], self._frames, self._rows
         if residual.shape[0] == rows:
             r = residual.reshape(rows, frames, -1, channels)
-        else:  # rows of places, each with its frames
+        else:  # rows of positions, each with its frames
             r = residual.reshape(rows, -1, frames, channels).transpose(1, 2)
-        places = r.shape[2]
-        count = max(1, min(places, self._tokens // frames))
-        index = torch.linspace(0, places - 1, count, device=r.device).round().long()
+        positions = r.shape[2]
+        count = max(1, min(positions, self._tokens // frames))
+        index = torch.linspace(0, positions - 1, count, device=r.device).round().long()
         return r[:, :, index].float().cpu()
 
     def recording(self) -> Recording:
-        """What was seen. Row b of a batch belongs to video b % V.
+        """The recorded statistics. Row b of a batch is of video b % V.
 
         Raises:
-            RuntimeError: the request did not run all of its steps.
+            RuntimeError: no step ran in the request.
         """
         if not self._metric:
-            raise RuntimeError("recording: the request ended before a step had run")
+            raise RuntimeError("recording: no step ran in the request")
 
         def by_video(samples: list[Tensor]) -> Tensor:
-            # [N, rows, ...] -> [V, N, rows of a video, T, places, C]
+            # [N, rows, ...] -> [V, N, rows of a video, T, positions, C]
             return torch.stack(samples).unflatten(1, (-1, self._num_videos)).movedim(2, 0)
 
         metric = by_video(self._metric)
-        # Where residuals are stored by block, the measured one stands for them.
+        # Residuals stored by block: the measured block represents the stack.
         stack = by_video(self._residuals) if len(self._residuals) == len(self._metric) else metric
         return Recording(*compare(metric), inner_products(stack))
 
 
 def compare(residuals: Tensor) -> tuple[Doubles, Doubles]:
-    """Distances [V, N, N] and motion [V, N] of residuals [V, N, rows, T, places, C], as the ops measure
-    them."""
+    """Distances [V, N, N] and motion [V, N] of residuals [V, N, rows, T, positions, C], as the ops do."""
     r = residuals.flatten(4)
     videos, steps = r.shape[:2]
     size = r.abs().sum((2, 3, 4), dtype=torch.float64)
@@ -200,7 +209,7 @@ def compare(residuals: Tensor) -> tuple[Doubles, Doubles]:
 
 
 def inner_products(residuals: Tensor) -> Doubles:
-    """Inner products [V, N, N] of residuals [V, N, ...], such that the mean square of one is 1."""
+    """Inner products [V, N, N] of residuals [V, N, ...], scaled to a mean square of 1."""
     r = residuals.flatten(2).double()
     products = r @ r.mT
     squares = products.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]

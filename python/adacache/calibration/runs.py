@@ -1,8 +1,9 @@
-"""Runs of a model: full ones, ones that reuse in one part of the schedule, ones with a codebook."""
+"""Runs of a model: full runs, runs that reuse steps in one segment of the schedule, runs with a codebook."""
 
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,25 +14,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adacache.calibration.recording import Doubles, Record, Recording
 from adacache.api import disable, enable
+from adacache.calibration.recording import Doubles, Record, Recording
+from adacache.checks import refuse, text, whole
 from adacache.policies import AdaCache, Replay
 
 PARTS = 5
-"""Parts of the schedule that are told apart in what reusing there does to the output."""
+"""Segments of the schedule with a separate sensitivity estimate."""
 PROBED = 2
-"""Prompts that this is looked at with, by default."""
+"""Default number of prompts used to estimate the sensitivity."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is calibrated.
+    """The model and sampler to calibrate.
 
     Attributes:
         model: a model or pipeline that `enable` takes.
         generate: (prompt, seed) -> the final latent or video of one prompt.
-        num_steps: of the sampler.
-        name: for the file.
+        num_steps: steps of the sampler.
+        name: written to the file.
     """
 
     model: Any
@@ -39,9 +41,13 @@ class Subject:
     num_steps: int
     name: str
 
+    def __post_init__(self) -> None:
+        whole(1)(self.num_steps, "num_steps")
+        text()(self.name, "name")
+
 
 def even_schedule(num_steps: int, count: int) -> NDArray[np.bool_]:
-    """`count` computed steps at even distances, the first and (of several) the last among them."""
+    """A schedule of `count` evenly spaced computed steps, with the first and (if count > 1) the last step."""
     computed = np.zeros(num_steps, dtype=bool)
     computed[np.linspace(0, num_steps - 1, count).round().astype(int)] = True
     return computed
@@ -55,13 +61,15 @@ def replay(schedule: NDArray[np.bool_]) -> Replay:
 def record(
     subject: Subject, prompts: Sequence[Any], seeds: Sequence[int], policy: Record
 ) -> tuple[Recording, list[Tensor]]:
-    """One full run per prompt: what was seen, and what came out."""
+    """One full run per prompt: the recording and the outputs."""
     outputs, recordings = [], []
     for prompt, seed in zip(prompts, seeds, strict=True):
         policy.deciders.clear()
         outputs.append(run(subject, policy, prompt, seed)[0])
-        # A pipeline with two transformers, or one that makes a long video in parts, has several requests.
-        recordings += [decider.recording() for decider in policy.deciders[:1]]
+        # A pipeline with two transformers, or one that generates a long video in parts, has several requests.
+        if not policy.deciders:
+            raise RuntimeError("generate: expected calls of the model, got none")
+        recordings.append(policy.deciders[0].recording())
     policy.deciders.clear()
     together = recordings[0]
     for recording in recordings[1:]:
@@ -70,10 +78,12 @@ def record(
 
 
 def run(subject: Subject, policy: Any, prompt: Any, seed: int) -> tuple[Tensor, int]:
-    """One run under a policy: the output, and the number of computed steps."""
+    """One run with a policy: the output and the number of computed steps."""
     handle = enable(subject.model, policy, num_steps=subject.num_steps)
     try:
         output = subject.generate(prompt, seed)
+        if not isinstance(output, Tensor):
+            refuse("generate", "a tensor", output)
         return output, len(handle.trace.computed_steps)
     finally:
         disable(subject.model)
@@ -91,16 +101,19 @@ def probe(
     outputs: Sequence[Tensor],
     recording: Recording,
 ) -> Recording:
-    """The recording with a sensitivity, from runs that reuse two of three steps in one part of the schedule.
+    """Estimates the sensitivity from runs that reuse two of three steps in one segment of the schedule.
 
     Args:
-        prompts, seeds: of the recording's first runs; outputs: of these runs.
+        prompts, seeds, outputs: those of the first runs of the recording.
+
+    Returns:
+        The recording with its sensitivity.
     """
     steps = recording.num_steps
     parts = [part for part in np.array_split(np.arange(1, steps), PARTS) if len(part) > 1]
 
-    def tried(reused: NDArray[np.int64], sensitivity: Doubles) -> float:
-        """The output's error over the one that is predicted."""
+    def measured_ratio(reused: NDArray[np.int64], sensitivity: Doubles) -> float:
+        """Measured output error / predicted error."""
         schedule = np.ones(steps, dtype=bool)
         schedule[reused] = False
         errors = [
@@ -116,15 +129,15 @@ def probe(
     reused = [np.array([step for i, step in enumerate(part) if i % 3]) for part in parts]
     sensitivity = np.zeros(steps)
     for part, some in zip(parts, reused, strict=True):
-        sensitivity[part] = tried(some, np.ones(steps))
+        sensitivity[part] = measured_ratio(some, np.ones(steps))
     sensitivity[parts[-1][-1] :] = sensitivity[parts[-1][-1]]  # parts of a single step were left out
-    sensitivity *= tried(np.concatenate(reused), sensitivity)
+    sensitivity *= measured_ratio(np.concatenate(reused), sensitivity)
     return replace(recording, sensitivity=sensitivity)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a codebook was predicted to do and did, on prompts that it was not chosen on (means over them)."""
+    """Predicted and measured results of a codebook on held-out prompts (means)."""
 
     predicted_steps: float
     steps: float
@@ -132,9 +145,9 @@ class Outcome:
     error: float
     """mean|output - full output| / mean|full output|."""
     even_error: float
-    """The same of as many computed steps at even distances."""
+    """Error of a schedule with as many computed steps, evenly spaced."""
     gain: float
-    """1 - error / even_error: how much better than not looking at the video. 0 if nothing is off."""
+    """1 - error / even_error: improvement over even spacing; 0 if the latter has no error."""
 
 
 def judge(
@@ -146,7 +159,7 @@ def judge(
     outputs: Sequence[Tensor],
     known_even: dict[tuple[int, int], float],
 ) -> Outcome:
-    """Runs a codebook on held-out prompts whose full runs are given.
+    """Runs a codebook on held-out prompts and compares with their full runs.
 
     Args:
         known_even: errors of evenly spaced steps by seed and number of steps, for the next codebook.
@@ -175,26 +188,40 @@ def judge(
 def subject_of(
     name: str, num_steps: int | None = None, arguments: dict[str, Any] | None = None
 ) -> tuple[Subject, list[Any]]:
-    """What a name on the command line stands for, and prompts that come with it.
+    """The subject that a name stands for, and its prompts.
 
     Args:
-        name: a directory that a diffusers pipeline was saved in; or "module:function", a function
-            that takes the number of steps (or None) and returns a `Subject` and a list of prompts.
-        num_steps: of the sampler; None: 50 for a pipeline.
-        arguments: of the pipeline's call, besides the prompt.
+        name: the folder of a saved diffusers pipeline, or "module:function": a function that takes the number
+            of steps (or None) and returns a `Subject` and a list of prompts.
+        num_steps: steps of the sampler; None: 50 for a pipeline.
+        arguments: further arguments of the pipeline's call.
 
     Raises:
-        ValueError: the name is none of these.
+        ValueError: the name is neither, or the function does not return these.
     """
     if Path(name).is_dir():
         return _saved_pipeline(name, num_steps or 50, arguments or {}), []
     module, separator, function = name.partition(":")
     if not separator:
-        raise ValueError(
-            f'model: expected the directory of a saved diffusers pipeline or "module:function", got {name!r}'
-        )
-    found: tuple[Subject, list[Any]] = getattr(importlib.import_module(module), function)(num_steps)
-    return found
+        refuse("model", 'the folder of a saved diffusers pipeline or "module:function"', name)
+    made = getattr(importlib.import_module(module), function, None)
+    if not callable(made):
+        refuse("model", f"a function of the module {module}", function)
+    match made(num_steps):
+        case (Subject() as subject, list(prompts)):
+            return subject, prompts
+        case other:
+            refuse("model", f"a Subject and a list of prompts from {name}", other)
+
+
+def _check_arguments(pipeline: Any, arguments: dict[str, Any]) -> None:
+    accepted = set(inspect.signature(pipeline.__call__).parameters)
+    given = {"prompt", "num_inference_steps", "generator", "output_type"}
+    for name in arguments:
+        if name in given:
+            refuse("arguments", f"none of {', '.join(sorted(given))}, which are passed already", name)
+        if name not in accepted:
+            refuse("arguments", f"arguments of {type(pipeline).__name__}", name)
 
 
 def _saved_pipeline(path: str, num_steps: int, arguments: dict[str, Any]) -> Subject:
@@ -202,16 +229,18 @@ def _saved_pipeline(path: str, num_steps: int, arguments: dict[str, Any]) -> Sub
     pipeline = diffusers.DiffusionPipeline.from_pretrained(path, local_files_only=True)
     if torch.cuda.is_available():
         pipeline.to("cuda")
+    _check_arguments(pipeline, arguments)
 
     def generate(prompt: str, seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
-        output: Tensor = pipeline(
+        output = pipeline(
             prompt=prompt,
             num_inference_steps=num_steps,
             generator=generator,
             output_type="latent",
             **arguments,
-        ).frames
-        return output
+        )
+        frames: Tensor = output.frames
+        return frames
 
     return Subject(pipeline, generate, num_steps, type(pipeline).__name__)

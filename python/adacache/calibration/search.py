@@ -1,8 +1,7 @@
-"""Finds a codebook: simulates candidates on recorded runs, and judges the best one on held-out prompts."""
+"""Searches a codebook: simulates candidates on recorded runs, runs the best one on held-out prompts."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,8 @@ from numpy.typing import NDArray
 
 from adacache.calibration.recording import Doubles, Record, Recording
 from adacache.calibration.runs import PROBED, Subject, judge, probe, record
+from adacache.checks import number, refuse, whole
+from adacache.files import write_json
 from adacache.policies import AdaCache, preset
 
 LADDERS: tuple[tuple[int, ...], ...] = (
@@ -38,15 +39,15 @@ LADDERS: tuple[tuple[int, ...], ...] = (
     (8, 6),
     *((rate,) for rate in (2, 3, 4, 5, 6, 8)),
 )
-"""Rates that are tried, from the smallest distance to the greatest."""
+"""Candidate rates, from the smallest distance to the largest."""
 SHAPES = (0.5, 1.0, 2.0)
-"""Powers of the even spacing of a ladder's thresholds that are tried."""
+"""Candidate exponents of the spacing of a ladder's thresholds."""
 SCALES = np.geomspace(0.003, 10.0, 240)
-"""Greatest thresholds that are tried."""
+"""Candidate largest thresholds."""
 
 
 def candidates() -> list[tuple[Doubles, NDArray[np.int64]]]:
-    """Codebooks by length: thresholds and rates [codebooks, entries]."""
+    """Candidate codebooks, grouped by length: thresholds and rates [codebooks, entries]."""
     found = []
     for ladder in LADDERS:
         entries = len(ladder)
@@ -63,11 +64,11 @@ def candidates() -> list[tuple[Doubles, NDArray[np.int64]]]:
 
 
 def choose(recording: Recording, *, share: float | None = None, error: float | None = None) -> AdaCache:
-    """The candidate of the least loss among those that compute at most `share` of the steps, or the one of
-    the fewest computed steps among those whose loss is at most `error`; of equal ones, that in the middle.
+    """The candidate with the smallest loss among those that compute at most `share` of the steps, or with the
+    fewest computed steps among those with a loss of at most `error`; the middle one of equal candidates.
 
     Raises:
-        ValueError: not one of the two is given, or no candidate reaches it.
+        ValueError: neither or both are given, or no candidate reaches the goal.
     """
     if (share is None) == (error is None):
         raise ValueError(f"share: expected either share or error, got share={share}, error={error}")
@@ -96,8 +97,8 @@ def choose(recording: Recording, *, share: float | None = None, error: float | N
 
 
 def scale(recording: Recording, known: AdaCache, share: float) -> AdaCache:
-    """A codebook with its thresholds multiplied, such that it computes at least `share` of the steps and as
-    few more as can be; of equal ones, that of the least loss."""
+    """A codebook with scaled thresholds that computes at least `share` of the steps, and as few more as
+    possible; the one with the smallest loss of equal candidates."""
     thresholds, rates = np.array(list(known.codebook)), np.array(list(known.codebook.values()))
     books = np.outer(np.geomspace(100, 0.001, 600), thresholds)
     computed = recording.computed_by(books, np.broadcast_to(rates, books.shape).copy())
@@ -121,30 +122,37 @@ def calibrate(
     probed: int = PROBED,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Finds a codebook, and judges it and a known one on held-out prompts, this also with its thresholds
-    multiplied such that it computes as many steps on these.
+    """Searches a codebook and evaluates it on held-out prompts, next to a known codebook and the known one
+    scaled to as many computed steps.
 
     Args:
-        prompts, held_out: whatever `subject.generate` takes; the codebook is chosen on the first.
-        share: of the steps that is to be computed at most; error: what the output may be off by, as predicted
-            (see `Recording.loss`); or like: a codebook whose share is to be kept. One of the three.
-        seed: of the first prompt's noise; the next ones count on.
-        recorder: how the runs are recorded.
-        probed: prompts with which it is found out where reusing harms the output most (`probe`), six runs
-            each.
-        say: takes a line for everything that was found.
+        prompts, held_out: arguments of `subject.generate`; the codebook is chosen on the first.
+        share: largest share of computed steps; error: largest predicted output error (`Recording.loss`);
+            like: a preset or codebook whose share of computed steps is the limit. Exactly one of the three.
+        seed: seed of the first prompt; the next ones count up.
+        recorder: the policy that records the runs.
+        probed: number of prompts with six extra runs, which estimate the sensitivity (`probe`).
+        say: receives a line per result.
 
     Returns:
-        What `write` writes: `codebook`, `num_steps`, `metric_part`, and `held_out`, the `Outcome` of the
-        codebook ("chosen"), of the known one ("known") and of this with other thresholds ("scaled") as dicts.
+        The content of the file: `codebook`, `num_steps`, `metric_part`, and `held_out`, the `Outcome` of the
+        codebook ("chosen"), the known one ("known") and the scaled one ("scaled") as dicts.
 
     Raises:
-        ValueError: too few prompts, or no codebook does what is asked.
+        ValueError: an argument is wrong (before any run), or no codebook reaches the goal.
     """
     if not prompts or not held_out:
+        raise ValueError(f"prompts, held_out: expected some of each, got {len(prompts)}, {len(held_out)}")
+    if sum(goal is not None for goal in (share, error, like)) != 1:
         raise ValueError(
-            f"prompts: expected some to choose on and some held out, got {len(prompts)}, {len(held_out)}"
+            f"share, error, like: expected exactly one, got share={share}, error={error}, like={like}"
         )
+    whole(0)(seed, "seed")
+    whole(0)(probed, "probed")
+    if share is not None:
+        _check_share(share, subject.num_steps)
+    if error is not None:
+        number(above=0)(error, "error")
     recorder = Record() if recorder is None else recorder
     seeds = list(range(seed, seed + len(prompts) + len(held_out)))
     known = AdaCache(codebook=preset("open-sora/fast", 30).codebook)
@@ -164,18 +172,19 @@ def calibrate(
     found, known_even = {}, dict[tuple[int, int], float]()
     scaled = scale(kept, known, float(kept.computed(chosen).mean()))
     for name, policy in (("chosen", chosen), ("known", known), ("scaled", scaled)):
-        real = AdaCache(codebook=policy.codebook, metric_part=recorder.metric_part)
+        real = replace(recorder.measured, codebook=policy.codebook)
         outcome = judge(subject, real, kept, held_out, seeds[len(prompts) :], outputs, known_even)
         found[name] = outcome
         say(
             f"{name}, on {len(held_out)} held-out prompts: {outcome.steps:.1f} computed steps "
             f"({outcome.predicted_steps:.1f} predicted), error {outcome.error:.4f} "
-            f"({outcome.predicted_error:.4f} predicted); {outcome.even_error:.4f} at even distances"
+            f"({outcome.predicted_error:.4f} predicted); {outcome.even_error:.4f} evenly spaced"
         )
     return {
         "made_by": "adacache calibrate",
         "model": subject.name,
         "num_steps": subject.num_steps,
+        "metric_block": recorder.metric_block,
         "metric_part": recorder.metric_part,
         "codebook": [[threshold, rate] for threshold, rate in chosen.codebook.items()],
         "prompts": len(prompts),
@@ -183,6 +192,16 @@ def calibrate(
     }
 
 
+def _check_share(share: float, num_steps: int) -> None:
+    """Raises ValueError if no candidate can compute so few steps, whatever the video."""
+    number(above=0, most=1)(share, "share")
+    still = np.zeros((1, num_steps, num_steps))
+    longest = AdaCache(codebook={1.0: max(rate for ladder in LADDERS for rate in ladder)})
+    fewest = int(Recording(still, still[:, 0], still).computed(longest).sum())
+    if share * num_steps < fewest - 1e-9:
+        refuse("share", f"at least {fewest} of {num_steps} steps ({fewest / num_steps:.3g})", share)
+
+
 def write(path: str | Path, found: dict[str, Any]) -> None:
-    """Writes a calibration as the JSON that `enable` takes by path."""
-    Path(path).write_text(json.dumps(found, indent=1) + "\n")
+    """Writes a calibration as JSON, for `enable`."""
+    write_json(path, found)

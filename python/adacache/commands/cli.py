@@ -6,10 +6,20 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from adacache.checks import printable
+from adacache.commands.options import (
+    device,
+    input_file,
+    json_object,
+    output_file,
+    real_number,
+    whole_number,
+)
 from adacache.commands.table import print_table
+from adacache.files import MEBIBYTE, read_text
 
 SUBJECTS = {"digits": "adacache.digits.subject:subject"}
-"""Names of models that `calibrate` takes, and the functions that give them."""
+"""Models that `calibrate` accepts by name, and the function of each."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status: int = options.run(options)
     except (ValueError, RuntimeError, OSError, ImportError) as error:
-        print(f"adacache {options.command}: {error}", file=sys.stderr)
+        print(printable(f"adacache {options.command}: {error}"), file=sys.stderr)
         return 2
     return status
 
@@ -30,78 +40,118 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     doctor = commands.add_parser(
-        "doctor", help="versions, what was built, which backend each op would use and why"
+        "doctor", help="show versions, the build, and the backend of each op with the reason"
     )
     doctor.set_defaults(run=_doctor)
 
-    verify = commands.add_parser("verify", help="run recorded cases of the published code again")
-    verify.add_argument("directory", help="directory with weights_*.safetensors, CASE.json and CASE.npz")
+    verify = commands.add_parser("verify", help="compare with recorded runs of the published code")
+    verify.add_argument("directory", help="folder with weights_*.safetensors, CASE.json and CASE.npz")
     verify.add_argument(
-        "--backend", action="append", help="backend to run on (repeatable; default: the device's own)"
+        "--backend", action="append", help="backend (repeatable; default: the one chosen for the device)"
     )
-    verify.add_argument("--cache", action="append", choices=("stack", "sublayer"), help="default: both")
-    verify.add_argument("--device", default="cpu", help="torch device (default: cpu)")
+    verify.add_argument(
+        "--cache",
+        action="append",
+        choices=("stack", "sublayer"),
+        help="residuals that are cached (repeatable; default: both)",
+    )
+    verify.add_argument("--device", type=device, default="cpu", help="torch device (default: %(default)s)")
     verify.set_defaults(run=_verify)
 
     flops = commands.add_parser(
-        "flops", help="FLOPs of STDiT3-XL/2 per step and per schedule, counted without a GPU"
+        "flops", help="count the FLOPs of STDiT3-XL/2 per step and schedule, without a GPU"
     )
     flops.add_argument(
         "--video", action="append", help="480p-2s, 720p-2s or FRAMESxHEIGHTxWIDTH (repeatable)"
     )
-    flops.add_argument("--num-steps", type=int, default=30)
     flops.add_argument(
-        "--computed-steps", type=float, action="append", help="schedules to count (repeatable)"
+        "--num-steps", type=whole_number(1), default=30, help="denoising steps (default: %(default)s)"
     )
     flops.add_argument(
-        "--trace", action="append", default=[], help="saved trace whose schedule to count (repeatable)"
+        "--computed-steps",
+        type=real_number(0),
+        action="append",
+        help="mean computed steps of a schedule (repeatable; default: all)",
+    )
+    flops.add_argument(
+        "--trace",
+        action="append",
+        default=[],
+        help="saved trace: counts its schedule (repeatable)",
     )
     flops.set_defaults(run=_flops)
 
-    demo = commands.add_parser(
-        "demo", help="generate six clips with and without AdaCache and show the difference"
-    )
-    demo.add_argument(
-        "--out", default="adacache_demo", help="directory of the report (default: adacache_demo)"
-    )
+    demo = commands.add_parser("demo", help="generate clips with and without caching and compare them")
+    demo.add_argument("--out", default="adacache_demo", help="folder of the report (default: %(default)s)")
     demo.set_defaults(run=_demo)
 
     calibrate = commands.add_parser(
-        "calibrate", help="find a codebook for a model and a sampler from one full run per prompt"
+        "calibrate", help="search a codebook for a model and a sampler, from one full run per prompt"
     )
     calibrate.add_argument(
         "model",
-        help='"digits", the directory of a saved diffusers pipeline, or "module:function", which takes the '
-        "number of steps and returns an adacache.calibration.Subject and its prompts",
+        help=f"{', '.join(SUBJECTS)}, the folder of a saved diffusers pipeline, or module:function. The "
+        "function takes the number of steps, or None, and returns an adacache.calibration.Subject and a list "
+        "of prompts",
     )
     goal = calibrate.add_mutually_exclusive_group()
-    goal.add_argument("--share", type=float, help="of the steps that may be computed (default: .4)")
     goal.add_argument(
-        "--error", type=float, help="mean relative error of the output that is allowed, as predicted"
+        "--share", type=real_number(above=0, most=1), help="largest share of computed steps (default: 0.4)"
     )
-    goal.add_argument("--like", help='keep the share that a preset keeps, such as "open-sora/fast"')
-    calibrate.add_argument("--prompts", help="file with a prompt per line; some are held out")
-    calibrate.add_argument("--count", type=int, default=6, help="prompts to choose on (default: %(default)s)")
+    goal.add_argument(
+        "--error", type=real_number(above=0), help="largest predicted mean relative error of the output"
+    )
+    goal.add_argument("--like", help='same share of computed steps as a preset, e.g. "open-sora/fast"')
+    calibrate.add_argument("--prompts", type=input_file, help="text file, one prompt per line")
     calibrate.add_argument(
-        "--held-out", type=int, default=4, help="prompts to judge on (default: %(default)s)"
+        "--count",
+        type=whole_number(1),
+        default=6,
+        help="prompts on which the codebook is chosen (default: %(default)s)",
+    )
+    calibrate.add_argument(
+        "--held-out",
+        type=whole_number(1),
+        default=4,
+        help="further prompts on which it is evaluated (default: %(default)s)",
     )
     calibrate.add_argument(
         "--probed",
-        type=int,
+        type=whole_number(0),
         default=2,
-        help="of the prompts to choose on, those that are run six times more, to see where in the schedule "
-        "reusing harms most (default: %(default)s)",
+        help="of the --count prompts, those with six extra runs, which measure where in the schedule reuse "
+        "harms the output most (default: %(default)s)",
     )
-    calibrate.add_argument("--num-steps", type=int, help="of the sampler")
+    calibrate.add_argument("--num-steps", type=whole_number(1), help="steps of the sampler")
     calibrate.add_argument(
-        "--arguments", default="{}", help="JSON of the pipeline's call, besides the prompt"
+        "--arguments",
+        type=json_object,
+        default={},
+        help="JSON object with further arguments of the pipeline's call",
     )
-    calibrate.add_argument("--metric-block", type=int, help="default: the middle one")
-    calibrate.add_argument("--metric-part", help="default: the model's (temporal) self-attention")
-    calibrate.add_argument("--tokens", type=int, default=512, help="kept per video (default: %(default)s)")
-    calibrate.add_argument("--seed", type=int, default=0)
     calibrate.add_argument(
-        "--out", default="adacache.json", help="file for adacache.enable (default: %(default)s)"
+        "--metric-block", type=whole_number(0), help="measured block (default: the middle one)"
+    )
+    calibrate.add_argument(
+        "--metric-part", help="measured sub-layer (default: the model's (temporal) self-attention)"
+    )
+    calibrate.add_argument(
+        "--tokens",
+        type=whole_number(1),
+        default=512,
+        help="tokens per video that are recorded (default: %(default)s)",
+    )
+    calibrate.add_argument(
+        "--seed",
+        type=whole_number(0, (1 << 63) - 1),
+        default=0,
+        help="seed of the first prompt; the next ones count up (default: %(default)s)",
+    )
+    calibrate.add_argument(
+        "--out",
+        type=output_file,
+        default="adacache.json",
+        help="file for adacache.enable (default: %(default)s)",
     )
     calibrate.set_defaults(run=_calibrate)
     return parser
@@ -120,9 +170,10 @@ def _verify(options: argparse.Namespace) -> int:
     import adacache_kernels
     from adacache.commands.verify import TOLERANCE, verify
 
-    device = torch.device(options.device)
+    kind = torch.device(options.device).type
+    choices = adacache_kernels.backend_report()
     backends = options.backend or [
-        next(choice.backend for choice in adacache_kernels.backend_report() if choice.device == device.type)
+        next((choice.backend for choice in choices if choice.device == kind), "reference")
     ]
     outcomes = []
     for outcome in verify(
@@ -132,7 +183,8 @@ def _verify(options: argparse.Namespace) -> int:
         device=options.device,
     ):
         outcomes.append(outcome)
-        print(f"\r{len(outcomes)} runs, last: {outcome.case}".ljust(78), end="", file=sys.stderr, flush=True)
+        progress = printable(f"{len(outcomes)} runs, last: {outcome.case}")
+        print(f"\r{progress}".ljust(78), end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     print_table(
         [
@@ -167,7 +219,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _flops(options: argparse.Namespace) -> int:
-    from adacache.commands.flops import VIDEOS, count_flops, latent_size
+    from adacache.commands.flops import count_flops, latent_size, video_size
     from adacache.trace import Trace
 
     schedules = [
@@ -179,9 +231,8 @@ def _flops(options: argparse.Namespace) -> int:
         schedules.append((path, trace.num_steps, len(trace.computed_steps)))
     schedules = schedules or [(f"all of {options.num_steps}", options.num_steps, float(options.num_steps))]
     rows = []
-    for name in options.video or VIDEOS:
-        frames, height, width = VIDEOS[name] if name in VIDEOS else _video(name)
-        latent = latent_size(frames, height, width)
+    for name, size in [(name, video_size(name)) for name in options.video or ("480p-2s", "720p-2s")]:
+        latent = latent_size(*size)
         flops = count_flops(latent)
         for label, num_steps, computed in schedules:
             rows.append(
@@ -199,16 +250,6 @@ def _flops(options: argparse.Namespace) -> int:
     return 0
 
 
-def _video(text: str) -> tuple[int, int, int]:
-    try:
-        frames, height, width = (int(part) for part in text.split("x"))
-    except ValueError:
-        raise ValueError(f"--video: expected 480p-2s, 720p-2s or FRAMESxHEIGHTxWIDTH, got {text!r}") from None
-    if min(frames, height, width) < 1:
-        raise ValueError(f"--video: expected positive sizes, got {text!r}")
-    return frames, height, width
-
-
 def _demo(options: argparse.Namespace) -> int:
     from adacache.commands.demo import run
 
@@ -216,16 +257,12 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _calibrate(options: argparse.Namespace) -> int:
-    import json
-    from pathlib import Path
-
     from adacache.calibration import Record, calibrate, subject_of, write
 
-    subject, prompts = subject_of(
-        SUBJECTS.get(options.model, options.model), options.num_steps, json.loads(options.arguments)
-    )
+    name = SUBJECTS.get(options.model, options.model)
+    subject, prompts = subject_of(name, options.num_steps, options.arguments)
     if options.prompts:
-        lines = Path(options.prompts).read_text().splitlines()
+        lines = read_text(options.prompts, MEBIBYTE).splitlines()
         prompts = [line.strip() for line in lines if line.strip()]
     needed = options.count + options.held_out
     if len(prompts) < needed:
@@ -246,5 +283,6 @@ def _calibrate(options: argparse.Namespace) -> int:
         say=lambda line: print(line, flush=True),
     )
     write(options.out, found)
-    print(f"written to {options.out}: adacache.enable(model, {options.out!r}, num_steps={subject.num_steps})")
+    path = str(options.out)
+    print(f"written to {path}: adacache.enable(model, {path!r}, num_steps={subject.num_steps})")
     return 0

@@ -1,7 +1,7 @@
-"""`adacache demo`: real clips with and without caching, what that costs and keeps, and a report to look at.
+"""`adacache demo`: generates clips with and without caching, compares them, and writes a report.
 
-The digit model generates each prompt's clip from the same noise without caching, with AdaCache fast and slow,
-and with fast and motion regularisation.
+The digit model generates each clip from the same noise without caching, with AdaCache fast and slow, and with
+fast and motion regularisation.
 """
 
 from __future__ import annotations
@@ -19,18 +19,20 @@ import torch
 from torch import Tensor
 
 import adacache_kernels
+from adacache.api import disable, enable
+from adacache.checks import whole
 from adacache.commands.report import (
     Clip,
     Study,
     method_table,
     motion_finding,
     motion_table,
-    write_json,
     write_report,
+    write_results,
 )
 from adacache.commands.table import print_table
 from adacache.digits import FPS, FRAMES, SIZE, encode, load, noise, parse, sampler, with_null
-from adacache.api import disable, enable
+from adacache.files import check_writable
 from adacache.models.rectified_flow import RectifiedFlow
 from adacache.models.stdit3 import STDiT3
 from adacache.policies import AdaCache, Policy, preset
@@ -44,7 +46,7 @@ PROMPTS = (
     "a 7 racing right over a plain background",
     "a 3 racing left over a noisy background",
 )
-"""From still to racing; neither training nor calibration has seen them."""
+"""From still to racing; held out from training and calibration."""
 
 BASELINE, FAST, SLOW, REGULARISED = "no caching", "fast", "slow", "fast + MoReg"
 METHODS: Mapping[str, str | None] = {
@@ -53,10 +55,12 @@ METHODS: Mapping[str, str | None] = {
     SLOW: "digits/slow",
     REGULARISED: "digits/fast+moreg",
 }
-"""Preset of each method."""
+"""The preset of each method."""
 
 SUBLAYERS = 4
-"""Residuals that the published code keeps for a block pair: attention, and cross-attention + MLP, in both."""
+"""Residuals that the published code caches per block pair: attention and cross-attention + MLP in each."""
+
+REPORT, RESULTS = "report.html", "results.json"
 
 _NEEDED = {"torchmetrics": "torchmetrics", "matplotlib": "matplotlib", "PIL": "pillow", "tqdm": "tqdm"}
 
@@ -72,31 +76,38 @@ def run(
     num_steps: int = 30,
     threads: int = 1,
 ) -> int:
-    """Generates, measures, prints two tables, and writes `out_dir`/report.html and results.json.
+    """Generates clips, prints two tables, and writes `out_dir`/report.html and results.json.
 
     Args:
-        out_dir: folder to write to; made if need be.
-        weights: of the digit model; None: the shipped ones.
+        out_dir: output folder; created if missing.
+        weights: weights of the digit model; None: the shipped ones.
         model: a loaded model instead of `weights`.
         prompts: sentences of the digit model's grammar, from still to racing.
-        seeds_per_prompt: clips of each prompt.
-        methods: policy or preset of each method, by the name it is shown with; None: no caching. The first is
-            the baseline.
+        seeds_per_prompt: clips per prompt.
+        methods: policy or preset of each method, by display name; None: no caching. The first is the
+            baseline.
         num_steps: denoising steps.
-        threads: CPU threads. One gives the same clips and schedules however many cores there are, and times
-            that other programs disturb least; the network is small.
+        threads: CPU threads. The network is small; with one thread, other programs disturb the times least.
 
     Returns:
         0.
 
     Raises:
         ImportError: a package of the extra `demo` is missing.
-        OSError: the folder cannot be written to, or the weights are not there.
-        ValueError: a prompt is not of the grammar, or the weights do not fit.
+        OSError: the folder cannot be written, or the weights do not exist.
+        ValueError: an argument is wrong, a prompt is not in the grammar, or the weights do not fit.
     """
     out = Path(out_dir)
+    for name, count in {
+        "seeds_per_prompt": seeds_per_prompt,
+        "num_steps": num_steps,
+        "threads": threads,
+        "prompts": len(prompts),
+        "methods": len(methods),
+    }.items():
+        whole(1)(count, name)
     _require_packages()
-    _require_writable(out)
+    _create(out)
     model = load_model(weights) if model is None else model
     flow = sampler(num_steps)
     with _cpu_threads(threads):
@@ -108,24 +119,23 @@ def run(
     findings = [motion_finding(study, FAST, REGULARISED)] if {FAST, REGULARISED} <= set(study.methods) else []
     print("\n" + "\n".join(findings))
     print("\n" + "\n".join(f"{name}: {text}" for name, text in study.facts.items()))
-    report = out / "report.html"
-    write_json(study, out / "results.json")
-    write_report(study, report, findings)
-    print(f"\nThe clips side by side, their schedules, distance and motion: {report}")
+    write_results(study, out / RESULTS)
+    write_report(study, out / REPORT, findings)
+    print(f"\nClips side by side, schedules, distance and motion: {out / REPORT}")
     return 0
 
 
 def load_model(weights: str | Path | None = None) -> STDiT3:
-    """The digit model, ready to sample.
+    """The digit model without gradients.
 
     Raises:
-        FileNotFoundError: the weights are not there; says what to do.
+        FileNotFoundError: the weights do not exist.
     """
     try:
         return load(weights).requires_grad_(False)
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"{error}; the digit model's weights come with the package: install it again, or train them with "
+            f"{error}; the weights ship with the package: reinstall it, or train them with "
             "`python examples/digits/train.py`"
         ) from error
 
@@ -138,10 +148,10 @@ def compare(
     methods: Mapping[str, Policy | str | None] = METHODS,
     progress: bool = True,
 ) -> Study:
-    """Generates every prompt and seed with every method, one clip after the other, the methods in turn.
+    """Generates every prompt and seed with every method, one clip at a time.
 
-    The methods take turns clip by clip, so that a machine that gets slower or faster meanwhile treats them
-    alike; each is warmed up by a clip that does not count.
+    The methods alternate clip by clip, so that a drift of the machine's speed affects all alike. Each method
+    generates one clip as warm-up.
     """
     policies = {name: policy_of(policy, flow.num_steps) for name, policy in methods.items()}
     names = list(policies)
@@ -179,14 +189,14 @@ def compare(
 
 
 def policy_of(policy: Policy | str | None, num_steps: int) -> Policy | None:
-    """A policy by itself or by the name of its preset."""
+    """A policy, given as such or as a preset."""
     return preset(policy, num_steps) if isinstance(policy, str) else policy
 
 
 def generate(
     model: STDiT3, flow: RectifiedFlow, prompt: str, seed: int, policy: Policy | None
 ) -> tuple[Tensor, float, Trace | None]:
-    """One clip [T, H, W] float32 in 0 .. 1, the seconds of its denoising loop, and its trace if cached."""
+    """One clip [T, H, W] float32 in 0 .. 1, the seconds of its denoising loop, and its trace if any."""
     y, z = with_null(model, encode([prompt])), noise([seed])
     handle = None if policy is None else enable(model, policy, num_steps=flow.num_steps)
     try:
@@ -200,7 +210,7 @@ def generate(
 
 
 def fidelity(video: Tensor, reference: Tensor) -> tuple[float, float]:
-    """PSNR in dB (infinite for clips that are the same) and SSIM of clips [T, H, W] in 0 .. 1."""
+    """PSNR in dB (infinite for equal clips) and SSIM of clips [T, H, W] in 0 .. 1."""
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
     psnr = peak_signal_noise_ratio(video, reference, data_range=1.0)
@@ -210,7 +220,7 @@ def fidelity(video: Tensor, reference: Tensor) -> tuple[float, float]:
 
 
 def describe(policy: Policy | None) -> str:
-    """A policy's settings in words."""
+    """The settings of a policy as text."""
     if policy is None:
         return "every step computed"
     if not isinstance(policy, AdaCache):
@@ -226,7 +236,7 @@ def describe(policy: Policy | None) -> str:
 
 
 def published_cache_bytes(model: STDiT3) -> int:
-    """Bytes that the published layout keeps for one clip with guidance: a residual per sub-layer and row."""
+    """Bytes that the published code caches for one clip with guidance: a residual per sub-layer and row."""
     _, height, width = model.config.patch_size
     elements = 2 * FRAMES * (SIZE // height) * (SIZE // width) * model.config.hidden_size
     return SUBLAYERS * model.config.depth * elements * next(model.parameters()).element_size()
@@ -243,15 +253,14 @@ def _require_packages() -> None:
         raise ImportError(f"demo: {', '.join(missing)} missing; pip install 'adacache-kernels[demo]'")
 
 
-def _require_writable(out: Path) -> None:
-    """Finds out before minutes of work, not after."""
+def _create(out: Path) -> None:
+    """Creates the folder and checks that it can be written, before the work."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".writable"
-        probe.touch()
-        probe.unlink()
     except OSError as error:
-        raise OSError(f"out: cannot write to the folder {out}: {error.strerror or error}") from error
+        raise OSError(f"out: cannot create the folder {out}: {error.strerror or error}") from error
+    for name in (REPORT, RESULTS):
+        check_writable(out / name, "out")
 
 
 @contextmanager
@@ -268,7 +277,7 @@ def _cpu_threads(count: int) -> Iterator[None]:
 def _progress_bar(total: int, shown: bool) -> Iterator[Any]:
     from tqdm import tqdm
 
-    # In a log, where every update is a line of its own, a line now and then is enough.
+    # In a log every update is a new line, so updates are rare there.
     every = 0.1 if sys.stderr.isatty() else 10.0
     with tqdm(total=total, unit="clip", disable=not shown, mininterval=every, dynamic_ncols=True) as bar:
         yield bar
@@ -283,7 +292,7 @@ def _facts(model: STDiT3, flow: RectifiedFlow) -> dict[str, str]:
         "model": f"STDiT3, {config.depth} block pairs of width {config.hidden_size}, "
         f"{parameters:.2f} million parameters, clips of 16 frames, 32x32",
         "sampler": f"rectified flow, {flow.num_steps} steps, guidance {flow.guidance_scale:g} in one batch",
-        "timing": "wall-clock of the whole denoising loop, methods in turn in one process, "
+        "timing": "wall-clock time of the denoising loop, methods alternating in one process, "
         f"CPU threads: {torch.get_num_threads()}",
         "backend": ", ".join(sorted(used)),
         "versions": f"adacache-kernels {_version('adacache-kernels')}, torch {torch.__version__}, "

@@ -1,4 +1,4 @@
-"""What is installed, what was built, which backend each op would use, and why the others are out."""
+"""Versions, the build, and the backend of each op, with the reason why the others are not used."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def report() -> list[str]:
     lines += [f"  {name:<17} {_version(name)}" for name in PACKAGES]
     lines += ["", "Device"]
     if torch.version.cuda is None:
-        lines.append("  this torch is a CPU-only build")
+        lines.append("  torch is a CPU-only build")
     elif not torch.cuda.is_available():
-        lines.append(f"  torch has CUDA {torch.version.cuda}, and no GPU can be used here")
+        lines.append(f"  torch is built with CUDA {torch.version.cuda}, but no GPU is available")
     else:
         for index in range(torch.cuda.device_count()):
             major, minor = torch.cuda.get_device_capability(index)
@@ -46,7 +46,7 @@ def report() -> list[str]:
             value = cuda[key]
             lines.append(f"  {key:<17} {', '.join(value) if isinstance(value, list) else value}")
     for name, library in info["libraries"].items():
-        lines.append(f"  {name:<17} {'loaded' if library['loaded'] else 'out: ' + library['reason']}")
+        lines.append(f"  {name:<17} {'loaded' if library['loaded'] else 'not loaded: ' + library['reason']}")
     lines += ["", "Backends"]
     groups: dict[tuple[str, str, tuple[tuple[str, str], ...]], list[str]] = {}
     for choice in adacache_kernels.backend_report():

@@ -1,14 +1,15 @@
-"""FLOPs of STDiT3 per step and per schedule, counted on the meta device: no weights, no memory, no
-arithmetic."""
+"""Counts the FLOPs of STDiT3 per step and per schedule on the meta device, without weights or arithmetic."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from adacache.checks import number, refuse, whole
 from adacache.models.stdit3 import STDiT3, STDiT3Config
 
 VIDEOS: dict[str, tuple[int, int, int]] = {
@@ -16,6 +17,7 @@ VIDEOS: dict[str, tuple[int, int, int]] = {
     "720p-2s": (51, 720, 1280),
 }
 """Frames, height and width in pixels of the published benchmarks."""
+LARGEST = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -25,19 +27,33 @@ class StepFlops:
     computed: int
     """The whole network."""
     reused: int
-    """Embedders and final layer, all that runs besides adding the kept residual."""
+    """Embedders and final layer: what still runs besides the addition of the cached residual."""
 
     def schedule(self, num_steps: int, computed_steps: float) -> float:
-        """FLOPs of a schedule that computes some steps and reuses the others."""
-        if not 0 <= computed_steps <= num_steps:
-            raise ValueError(f"computed_steps: expected 0..{num_steps}, got {computed_steps}")
+        """FLOPs of a schedule that computes some steps (on average) and reuses the others."""
+        number(0, whole(1)(num_steps, "num_steps"))(computed_steps, "computed_steps")
         return computed_steps * self.computed + (num_steps - computed_steps) * self.reused
 
 
+def video_size(name: str) -> tuple[int, int, int]:
+    """Frames, height and width of a name in `VIDEOS`, or of "FRAMESxHEIGHTxWIDTH"."""
+    if name in VIDEOS:
+        return VIDEOS[name]
+    if not re.fullmatch("[0-9]{1,6}x[0-9]{1,6}x[0-9]{1,6}", name):
+        refuse("video", f"{', '.join(VIDEOS)} or FRAMESxHEIGHTxWIDTH", name)
+    frames, height, width = map(int, name.split("x"))
+    return frames, height, width
+
+
 def latent_size(frames: int, height: int, width: int) -> tuple[int, int, int]:
-    """Latent (T, H, W) of a video under Open-Sora 1.2's autoencoder: 17 frames become 5, 8x8 pixels one."""
-    whole, rest = divmod(frames, 17)
-    return max(1, 5 * whole + -(-rest // 4)), height // 8, width // 8
+    """Latent (T, H, W) of a video under Open-Sora 1.2's autoencoder: 17 frames become 5, 8x8 pixels one.
+
+    Raises:
+        ValueError: frames outside 1..65536, or height or width outside 8..65536.
+    """
+    groups, rest = divmod(whole(1, LARGEST)(frames, "frames"), 17)
+    height, width = (whole(8, LARGEST)(size, name) for size, name in ((height, "height"), (width, "width")))
+    return max(1, 5 * groups + -(-rest // 4)), height // 8, width // 8
 
 
 def count_flops(
@@ -54,16 +70,21 @@ def count_flops(
         config: the network's shape; None: STDiT3-XL/2.
         rows: rows of the batch, 2 for one video with guidance.
         caption_tokens: valid tokens of each caption.
+
+    Raises:
+        ValueError: a size is not a whole number of at least 1.
     """
+    for name, size in (("rows", rows), ("caption_tokens", caption_tokens), *zip("THW", latent, strict=True)):
+        whole(1)(size, name)
     with torch.device("meta"):
         model = STDiT3(config).eval()
         x = torch.empty(rows, model.config.in_channels, *latent)
         timestep = torch.empty(rows)
         y = torch.empty(rows, 1, caption_tokens, model.config.caption_channels)
-    size: dict[str, Any] = {"height": 8.0 * latent[1], "width": 8.0 * latent[2]}
+    pixels: dict[str, Any] = {"height": 8.0 * latent[1], "width": 8.0 * latent[2]}
     with torch.no_grad():
-        with FlopCounterMode(display=False) as whole:
-            model(x, timestep, y, fps=24.0, **size)
+        with FlopCounterMode(display=False) as all_layers:
+            model(x, timestep, y, fps=24.0, **pixels)
         with FlopCounterMode(display=False) as ends:
-            model.unembed(*model.embed(x, timestep, fps=24.0, **size))
-    return StepFlops(computed=whole.get_total_flops(), reused=ends.get_total_flops())
+            model.unembed(*model.embed(x, timestep, fps=24.0, **pixels))
+    return StepFlops(computed=all_layers.get_total_flops(), reused=ends.get_total_flops())

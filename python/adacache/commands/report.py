@@ -1,10 +1,9 @@
-"""What a comparison of caching methods measured: tables, findings, and one HTML file that shows it all."""
+"""The report of a comparison of caching methods: tables, findings, and one self-contained HTML file."""
 
 from __future__ import annotations
 
 import base64
 import io
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adacache.files import write_json, write_text
 from adacache.plots import draw_traces
 from adacache.trace import Trace
 
@@ -46,11 +46,11 @@ class Clip:
     video: Tensor
     """[T, H, W] float32 in 0 .. 1."""
     seconds: float
-    """Wall-clock of its whole denoising loop."""
+    """Wall-clock time of the denoising loop."""
     computed: int
-    """Steps at which the block stack ran."""
+    """Steps that ran the block stack."""
     psnr: float | None = None
-    """Against the clip without caching, in dB; infinite if they are the same, None for that clip itself."""
+    """Against the clip without caching, in dB; infinite if both are equal, None for that clip itself."""
     ssim: float | None = None
     trace: Trace | None = None
 
@@ -60,34 +60,34 @@ class Study:
     """All clips of a comparison: every prompt and seed with every method."""
 
     baseline: str
-    """The method that the others are compared with."""
+    """The method that the others are compared to."""
     methods: list[str]
     """All methods, the baseline first."""
     num_steps: int
     published_cache_bytes: int
-    """What one residual per sub-layer takes, as the published code keeps them."""
+    """Bytes of one residual per sub-layer, which the published code caches."""
     facts: dict[str, str] = field(default_factory=dict)
-    """How it was measured, for the reader."""
+    """How it was measured."""
     settings: dict[str, str] = field(default_factory=dict)
-    """The settings of each method, in words."""
+    """The settings of each method as text."""
     clips: list[Clip] = field(default_factory=list)
 
     def of(self, method: str, motion: str | None = None) -> list[Clip]:
-        """The clips of a method, and of a motion class if one is given."""
+        """The clips of a method, optionally of one motion class."""
         return [c for c in self.clips if c.method == method and motion in (None, c.motion)]
 
     @property
     def motions(self) -> list[str]:
-        """Motion classes in the order they occur."""
+        """Motion classes in order of appearance."""
         return list(dict.fromkeys(clip.motion for clip in self.clips))
 
     @property
     def takes(self) -> list[tuple[str, int]]:
-        """Prompts with their seeds, in the order they occur."""
+        """Pairs of prompt and seed in order of appearance."""
         return list(dict.fromkeys((clip.prompt, clip.seed) for clip in self.clips))
 
     def seconds(self, method: str) -> float:
-        """Median over the clips of a method."""
+        """Median over the clips."""
         return median(clip.seconds for clip in self.of(method))
 
     def computed(self, method: str, motion: str | None = None) -> float:
@@ -95,19 +95,19 @@ class Study:
         return fmean(clip.computed for clip in self.of(method, motion))
 
     def psnr(self, method: str, motion: str | None = None) -> float:
-        """Mean over the clips, dB."""
+        """Mean over the clips in dB."""
         return fmean(clip.psnr for clip in self.of(method, motion) if clip.psnr is not None)
 
     def ssim(self, method: str) -> float:
         return fmean(clip.ssim for clip in self.of(method) if clip.ssim is not None)
 
     def cache_bytes(self, method: str) -> int:
-        """Bytes of all kept residuals of one clip."""
+        """Bytes of all cached residuals of one clip."""
         return max((clip.trace.cache_bytes for clip in self.of(method) if clip.trace is not None), default=0)
 
 
 def method_table(study: Study) -> Table:
-    """What each method costs and keeps: computed steps, seconds, speedup, PSNR, SSIM, cache."""
+    """Computed steps, seconds, speedup, PSNR, SSIM and cache size of each method."""
     header = [
         "method",
         "computed steps",
@@ -145,7 +145,7 @@ def motion_table(study: Study) -> Table:
 
 
 def motion_finding(study: Study, plain: str, regularised: str) -> str:
-    """Whether motion regularisation moved computed steps from still to fast clips, in one sentence."""
+    """One sentence: did motion regularisation move computed steps from still to fast clips?"""
     still, fast = study.motions[0], study.motions[-1]
     change = {m: study.computed(regularised, m) - study.computed(plain, m) for m in study.motions}
     gain = {m: study.psnr(regularised, m) - study.psnr(plain, m) for m in study.motions}
@@ -153,53 +153,53 @@ def motion_finding(study: Study, plain: str, regularised: str) -> str:
     quality = ", ".join(f"{m} {gain[m]:+.1f}" for m in study.motions)
     moved = change[fast] - change[still]
     if moved >= 0.25:
-        verdict = f"{regularised} moved computed steps to where the motion is"
+        verdict = f"{regularised} moved computed steps to the clips with motion"
     elif moved <= -0.25:
-        verdict = f"{regularised} moved computed steps away from where the motion is"
+        verdict = f"{regularised} moved computed steps away from the clips with motion"
     else:
         verdict = f"{regularised} did not move computed steps between still and moving clips"
     return f"{verdict}: against {plain}, steps {steps}; PSNR {quality} dB."
 
 
 def decibels(psnr: float) -> str:
-    """A PSNR for a table; clips that are the same have an infinite one."""
+    """A PSNR for a table; "same" if it is infinite, that is, for equal clips."""
     return "same" if math.isinf(psnr) else f"{psnr:.2f}"
 
 
 def write_report(
     study: Study, path: str | Path, findings: Sequence[str] = (), title: str = "AdaCache demo"
 ) -> None:
-    """Writes one HTML file that needs nothing else: clips side by side, tables, schedules, settings."""
+    """Writes one self-contained HTML file: clips side by side, tables, schedules, settings."""
     cached = [method for method in study.methods if method != study.baseline]
     parts = [
         f"<h1>{escape(title)}</h1>",
         f"<p>{escape(_introduction(study))}</p>",
         "<h2>Clips</h2>",
         _clips(study),
-        "<h2>What it costs and what it keeps</h2>",
+        "<h2>Cost and quality</h2>",
         _table(*method_table(study)),
-        "<p class=note>Seconds: median over the clips, the whole denoising loop. PSNR and SSIM: mean over "
-        f"the clips, against {escape(study.baseline)}. Cache: all residuals kept for one clip, the metric's "
-        "included; published: one residual per sub-layer.</p>",
+        "<p class=note>Seconds: median time of the denoising loop over the clips. PSNR and SSIM: mean over "
+        f"the clips, against {escape(study.baseline)}. Cache: all residuals cached for one clip, including "
+        "the metric's; published: one residual per sub-layer.</p>",
         "<h2>By motion</h2>",
         _table(*motion_table(study)),
         *(f"<p>{escape(finding)}</p>" for finding in findings),
         "<h2>Schedules</h2>",
-        "<p>A dot is a computed step; all others reuse the last computed residual. Below: how far the "
-        "residual moved since the last computed step (relative; the codebook decides on it, divided by the "
-        "rate), and how much it changes from frame to frame.</p>",
+        "<p>A dot is a computed step; the other steps reuse the last computed residual. Curves: the relative "
+        "distance of the residual to that of the last computed step (the codebook maps the distance, divided "
+        "by the rate, to the next rate), and its motion between frames.</p>",
         *(_schedules(study, method) for method in cached),
         "<h2>Settings</h2>",
         _table(["method", "settings"], [[method, text] for method, text in study.settings.items()]),
         "<h2>How it was measured</h2>",
         _table(["", ""], [[name, text] for name, text in study.facts.items()]),
     ]
-    html = _PAGE.replace("{title}", escape(title)).replace("{body}", "\n".join(parts))
-    Path(path).write_text(html, encoding="utf-8")
+    head, end = _PAGE.split("{body}")
+    write_text(path, head.replace("{title}", escape(title)) + "\n".join(parts) + end)
 
 
-def write_json(study: Study, path: str | Path) -> None:
-    """Writes every clip's figures as JSON."""
+def write_results(study: Study, path: str | Path) -> None:
+    """Writes the results of every clip as JSON."""
     clips = [
         {
             "prompt": clip.prompt,
@@ -215,13 +215,13 @@ def write_json(study: Study, path: str | Path) -> None:
         for clip in study.clips
     ]
     values: dict[str, Any] = {"facts": study.facts, "settings": study.settings, "clips": clips}
-    Path(path).write_text(json.dumps(values, indent=1) + "\n")
+    write_json(path, values)
 
 
 def gif(videos: Sequence[Tensor], scale: int = SCALE, gap: int = GAP) -> bytes:
-    """Grey clips [T, H, W] in 0 .. 1 side by side in one animated GIF, so that they stay in step.
+    """Grey clips [T, H, W] in 0 .. 1 side by side in one animated GIF, which keeps them synchronous.
 
-    Every pixel is a square of `scale` x `scale`; white columns, `gap` wide, stand between the clips.
+    Every pixel becomes a square of `scale` x `scale` pixels; the clips are `gap` white columns apart.
     """
     from PIL import Image
 
@@ -286,7 +286,7 @@ def _schedules(study: Study, method: str) -> str:
     if not traces:
         return ""
     buffer = io.BytesIO()
-    draw_traces(traces, buffer, title=f"{method}: computed steps (their number at the right)", colors=colors)
+    draw_traces(traces, buffer, title=f"{method}: computed steps (number at the right)", colors=colors)
     data = base64.b64encode(buffer.getvalue()).decode()
     return f'<img class=plot alt="schedules of {escape(method)}" src="data:image/svg+xml;base64,{data}">'
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from adacache.checks import printable
+
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Columns padded to their widest cell; numbers to the right, text to the left."""
-    cells = [[str(cell) for cell in row] for row in rows]
+    """Pads columns, aligns numbers right and text left, and escapes control characters."""
+    cells = [[printable(str(cell)).replace("\n", r"\n") for cell in row] for row in rows]
     widths = [max(len(line[i]) for line in [list(header), *cells]) for i in range(len(header))]
     right = [all(_numeric(row[i]) for row in cells) for i in range(len(header))]
 

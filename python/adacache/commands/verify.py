@@ -1,14 +1,15 @@
-"""Runs recorded cases of the published AdaCache code again: same computed steps, same final latent?
+"""Runs recorded cases of the published AdaCache code again and compares computed steps and final latents.
 
-A directory holds one weights_*.safetensors and, per case, CASE.json (shape, settings, what was measured) and
-CASE.npz (inputs and results). See tests/golden/README.md for the format.
+A directory holds one weights_*.safetensors and, per case, CASE.json (shape, settings, measurements) and
+CASE.npz (inputs and results). tests/golden/README.md describes the format.
 """
 
 from __future__ import annotations
 
-import json
+import math
+import zipfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,26 @@ from torch import Tensor
 
 import adacache_kernels
 from adacache.api import disable, enable
+from adacache.checks import anything, array, fields, flag, number, text, whole
+from adacache.files import MEBIBYTE, read_json
+from adacache.models.config import SHAPE, config_of
 from adacache.models.rectified_flow import guided_velocity
 from adacache.models.stdit3 import STDiT3, STDiT3Config
+from adacache.models.weights import check_safetensors
 from adacache.policies import AdaCache, MotionRegularization, Policy
+from adacache.policies.presets import check_pairs
 
 TOLERANCE = 1e-4
 """Largest mean|a - b| / mean|b| of the final latent in float32."""
+TINY = 1e-300
+"""Smallest recorded distance that is divided by."""
 
 METRIC_PARTS = {
     "t-attn": "temporal_attention",
     "s-attn": "spatial_attention",
     "ca-mlp": "cross_attention_mlp",
 }
-"""The published names of the measured residual, and ours."""
+"""The published names of the measured residuals, and ours."""
 
 PUBLISHED_DEFAULTS: dict[str, Any] = {
     "cache_loc": [13],
@@ -41,16 +49,20 @@ PUBLISHED_DEFAULTS: dict[str, Any] = {
     "moreg_hyp": [0.385, 8, 1, 2],
     "mograd_mul": 10,
 }
-"""What the published block takes for a setting that is not given."""
+"""The published defaults of settings that a case leaves out."""
+
+LARGEST_JSON = 16 * MEBIBYTE
+LARGEST_ARRAYS = 256 * MEBIBYTE
+"""Bytes of all arrays of a case."""
 
 
 class GoldenError(ValueError):
-    """A recorded case that cannot be run: a missing file, a missing field, or an array that does not fit."""
+    """A recorded case that cannot run: a file or field is missing or wrong, or an array does not fit."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One recorded run, ready to be run again."""
+    """One recorded run."""
 
     name: str
     num_steps: int
@@ -80,7 +92,7 @@ class Case:
                 gradient_weight=values["mograd_mul"],
             )
         return AdaCache(
-            codebook={float(threshold): int(rate) for threshold, rate in values["codebook"]},
+            codebook=values["codebook"],
             metric_blocks=values["cache_loc"],
             metric_part=METRIC_PARTS[values["cache_res"]],
             motion=motion,
@@ -91,7 +103,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one case came out with one cache kind on one backend ("off": without AdaCache)."""
+    """The result of one case with one cache kind on one backend ("off": without AdaCache)."""
 
     case: str
     backend: str
@@ -120,7 +132,7 @@ def verify(
     """Yields one outcome per case, backend and cache kind, and one per case without AdaCache.
 
     Raises:
-        GoldenError: naming what is missing from the directory or does not fit.
+        GoldenError: something in the directory is missing or does not fit; names it.
     """
     paths = sorted(Path(directory).glob("*.json"))
     if not Path(directory).is_dir():
@@ -136,6 +148,8 @@ def verify(
     cases = [read_case(path) for path in paths]
     for case in cases:
         try:
+            with torch.device("meta"):  # allocates nothing before the file is known to hold the weights
+                check_safetensors(STDiT3(case.config), weights[0])
             model = STDiT3.from_safetensors(case.config, weights[0]).to(device)
         except ValueError as error:
             raise GoldenError(f"{case.name}.json: model: {error}") from error
@@ -178,7 +192,10 @@ def _verify_case(case: Case, model: STDiT3, backend: str, cache: str, device: st
         steps_match=trace.computed_steps == case.computed_steps,
         latent_error=_error(final, case, "z_adacache"),
         distance_error=max(
-            (abs(ours - theirs) / abs(theirs) if ours is not None else np.inf for ours, theirs in pairs),
+            (
+                abs(ours - theirs) / max(theirs, TINY) if ours is not None else np.inf
+                for ours, theirs in pairs
+            ),
             default=np.nan,
         ),
     )
@@ -186,7 +203,7 @@ def _verify_case(case: Case, model: STDiT3, backend: str, cache: str, device: st
 
 @torch.no_grad()
 def run_case(case: Case, model: STDiT3, device: str = "cpu") -> Tensor:
-    """The recorded loop: even timesteps, guidance in one batch, frames that x_mask excludes kept as given."""
+    """The recorded loop: even timesteps, guidance in one batch; frames that x_mask excludes are kept."""
     arrays = {name: value.to(device) for name, value in case.arrays.items()}
     z, x_mask = arrays["z0"], arrays.get("x_mask")
     conditions: dict[str, Any] = {
@@ -215,100 +232,129 @@ def read_case(path: Path) -> Case:
     """Reads and checks CASE.json and the CASE.npz beside it.
 
     Raises:
-        GoldenError: naming the file and the field or array.
+        GoldenError: names the file and the field or array.
     """
     try:
-        values = json.loads(path.read_text())
+        values = read_json(path, _CASE, LARGEST_JSON)
+        steps = values["num_steps"]
+        array(whole(1, steps))(values["computed_steps"], "computed_steps")
+        config = config_of(values["model"])
     except (OSError, ValueError) as error:
-        raise GoldenError(f"{path.name}: not readable as JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise GoldenError(f"{path.name}: expected an object, got {type(values).__name__}")
-
-    def field(name: str, *kinds: type, of: dict[str, Any] = values) -> Any:
-        if name not in of:
-            raise GoldenError(f"{path.name}: field {name} is missing")
-        if not isinstance(of[name], kinds) or isinstance(of[name], bool) != (bool in kinds):
-            raise GoldenError(f"{path.name}: field {name}: expected {kinds[0].__name__}, got {of[name]!r}")
-        return of[name]
-
-    model = field("model", dict)
-    shape = {item.name: field(item.name, *_kinds(item.name), of=model) for item in fields(STDiT3Config)}
-    settings = field("adacache", dict)
-    field("codebook", list, of=settings)
-    for name, default in PUBLISHED_DEFAULTS.items():
-        if name in settings:
-            field(name, *((int, float) if name == "mograd_mul" else (type(default),)), of=settings)
-    if settings.get("cache_res", "t-attn") not in METRIC_PARTS:
-        raise GoldenError(
-            f"{path.name}: field cache_res: expected one of {list(METRIC_PARTS)}, "
-            f"got {settings['cache_res']!r}"
-        )
-    size = (field("frames", int), field("latent_height", int), field("latent_width", int))
+        raise GoldenError(f"{path.name}: {str(error).removeprefix(f'{path}: ')}") from error
+    size = (values["frames"], values["latent_height"], values["latent_width"])
     case = Case(
         name=path.stem,
-        num_steps=field("num_steps", int),
-        videos=field("videos", int),
-        cfg_scale=field("cfg_scale", float, int),
-        step_scale=field("step_scale", float, int),
-        fps=field("fps", float, int),
-        pixel_height=field("pixel_height", int, float),
-        pixel_width=field("pixel_width", int, float),
-        config=STDiT3Config(**{**shape, "patch_size": tuple(shape["patch_size"])}),
-        settings=settings,
-        computed_steps=field("computed_steps", list),
-        metric_log=field("metric_log", list),
-        arrays=_read_arrays(path.with_suffix(".npz"), values, shape, size, field("image_conditioned", bool)),
+        num_steps=steps,
+        videos=values["videos"],
+        cfg_scale=values["cfg_scale"],
+        step_scale=values["step_scale"],
+        fps=values["fps"],
+        pixel_height=values["pixel_height"],
+        pixel_width=values["pixel_width"],
+        config=config,
+        settings=values["adacache"],
+        computed_steps=values["computed_steps"],
+        metric_log=values["metric_log"],
+        arrays=_read_arrays(
+            path.with_suffix(".npz"), values["videos"], config, size, values["image_conditioned"]
+        ),
     )
     try:
         case.policy("stack")
-    except (ValueError, TypeError) as error:
-        raise GoldenError(f"{path.name}: field adacache: {error}") from error
+    except ValueError as error:
+        raise GoldenError(f"{path.name}: adacache: {error}") from error
     return case
 
 
-def _kinds(name: str) -> tuple[type, ...]:
-    if name == "patch_size":
-        return (list,)
-    return (bool,) if name in ("pred_sigma", "qk_norm") else (float, int) if name == "mlp_ratio" else (int,)
+_SIZE = whole(1, 1 << 20)
+_CASE = fields(
+    {
+        "num_steps": whole(1, 10_000),
+        "videos": whole(1, 1024),
+        "frames": _SIZE,
+        "latent_height": _SIZE,
+        "latent_width": _SIZE,
+        "cfg_scale": number(),
+        "step_scale": number(),
+        "fps": number(above=0),
+        "pixel_height": number(above=0),
+        "pixel_width": number(above=0),
+        "image_conditioned": flag,
+        "model": fields(SHAPE, others=anything),
+        "adacache": fields(
+            {"codebook": check_pairs},
+            {
+                "cache_loc": array(whole(0), least=1),
+                "cache_res": text(*METRIC_PARTS),
+                "apply_moreg": flag,
+                "moreg_strides": array(whole(1), least=1),
+                "moreg_steps": array(whole(1), 2, 2),
+                "moreg_hyp": array(number(), 3, 4),
+                "mograd_mul": number(0),
+            },
+            others=anything,
+        ),
+        "computed_steps": array(anything, least=1),
+        "metric_log": array(fields({"rel_l1": number(0)}, others=anything)),
+    },
+    others=anything,
+)
 
 
 def _read_arrays(
-    path: Path,
-    values: dict[str, Any],
-    model: dict[str, Any],
-    size: tuple[int, int, int],
-    image_conditioned: bool,
+    path: Path, videos: int, model: STDiT3Config, size: tuple[int, int, int], image_conditioned: bool
 ) -> dict[str, Tensor]:
-    videos, tokens, latent = (
-        values["videos"],
-        model["model_max_length"],
-        (values["videos"], model["in_channels"], *size),
-    )
-    expected: dict[str, tuple[tuple[int, ...], str]] = {
-        "z0": (latent, "f"),
-        "y": ((2 * videos, 1, tokens, model["caption_channels"]), "f"),
-        "mask": ((videos, tokens), "biu"),
-        "z_no_cache": (latent, "f"),
-        "z_adacache": (latent, "f"),
+    """The arrays of a case. Shapes, types and sizes are checked before an array is read."""
+    latent = (videos, model.in_channels, *size)
+    expected: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {
+        "z0": (latent, ("float32",)),
+        "y": ((2 * videos, 1, model.model_max_length, model.caption_channels), ("float32",)),
+        "mask": ((videos, model.model_max_length), ("bool", "uint8", "int32", "int64")),
+        "z_no_cache": (latent, ("float32",)),
+        "z_adacache": (latent, ("float32",)),
     }
     if image_conditioned:
-        expected["x_mask"] = ((videos, size[0]), "b")
+        expected["x_mask"] = ((videos, size[0]), ("bool",))
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+        bytes_of_all = sum(8 * math.prod(shape) for shape, _ in expected.values())
+        if max(bytes_of_all, path.stat().st_size) > LARGEST_ARRAYS:
+            raise GoldenError(f"{path.name}: expected arrays and file of at most {LARGEST_ARRAYS} bytes")
+        with zipfile.ZipFile(path) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            for name in names:
+                if name not in expected:
+                    raise GoldenError(f"{path.name}: expected only {list(expected)}, got array {name!r}")
+            for name in expected:
+                if name not in names:
+                    raise GoldenError(f"{path.name}: array {name} is missing")
+            return {
+                name: _read_array(archive, name, f"{path.name}: array {name}", *expected[name])
+                for name in expected
+            }
     except FileNotFoundError as error:
         raise GoldenError(f"{path.name}: missing") from error
+    except GoldenError:
+        raise
     except Exception as error:  # a damaged archive can fail in zipfile, zlib or NumPy
         raise GoldenError(f"{path.name}: not readable as an archive of arrays ({error})") from error
-    for name, (shape, kinds) in expected.items():
-        if name not in arrays:
-            raise GoldenError(f"{path.name}: array {name} is missing")
-        array = arrays[name]
-        if array.shape != shape or array.dtype.kind not in kinds:
+
+
+def _read_array(
+    archive: zipfile.ZipFile, name: str, label: str, shape: tuple[int, ...], types: tuple[str, ...]
+) -> Tensor:
+    with archive.open(f"{name}.npy") as file:
+        versions = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }
+        found, fortran, dtype = versions[np.lib.format.read_magic(file)](file)
+        if found != shape or str(dtype) not in types or fortran:
+            order = " in Fortran order" if fortran else ""
             raise GoldenError(
-                f"{path.name}: array {name}: expected {list(shape)} of kind {kinds!r}, "
-                f"got {list(array.shape)} {array.dtype}"
+                f"{label}: expected {list(shape)} {' or '.join(types)}, got {list(found)} {dtype}{order}"
             )
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise GoldenError(f"{path.name}: array {name}: holds values that are not finite")
-    return {name: torch.from_numpy(arrays[name]) for name in expected}
+        data = file.read(math.prod(shape) * dtype.itemsize)
+    array = np.frombuffer(bytearray(data), dtype).reshape(shape)
+    if dtype.kind == "f" and not np.isfinite(array).all():
+        raise GoldenError(f"{label}: contains values that are not finite")
+    return torch.from_numpy(array)

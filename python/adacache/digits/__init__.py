@@ -1,4 +1,4 @@
-"""A small text-to-video model of moving handwritten digits, trained by this package and shipped with it."""
+"""A small text-to-video model of moving handwritten digits; its weights ship with the package."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from adacache.digits.captions import encode, parse
+from adacache.models.config import read_config
 from adacache.models.rectified_flow import RectifiedFlow
-from adacache.models.stdit3 import STDiT3, STDiT3Config
+from adacache.models.stdit3 import STDiT3
 
 __all__ = [
     "FPS",
@@ -30,44 +31,44 @@ FRAMES, SIZE = 16, 32
 FPS = 24.0
 
 WEIGHTS = Path(__file__).with_name("digits.safetensors")
-"""The shipped weights; the network's shape stands beside them in digits.json."""
+"""The shipped weights; digits.json beside them holds the network's shape."""
 GUIDANCE = 2.5
-"""Guidance scale that the model is demonstrated and evaluated with."""
+"""Guidance scale of the demo and the evaluation."""
 
 
 def load(weights: str | Path | None = None) -> STDiT3:
     """The trained digit model in float32, ready to sample.
 
-    It makes clips [V, 1, T = 16, 32, 32] in -1 .. 1 of prompts encoded by `encode`, and is run with
+    It generates clips [V, 1, T = 16, 32, 32] in -1 .. 1 from prompts that `encode` encodes. Call it with
     fps=`FPS`, height=`SIZE`, width=`SIZE`: it works on pixels, without an autoencoder.
 
     Args:
         weights: a safetensors file with a config of the same name in .json beside it, as
-            `python examples/digits/train.py --export` writes them; None means the shipped `WEIGHTS`.
+            `python examples/digits/train.py --export` writes them; None: the shipped `WEIGHTS`.
 
     Raises:
         FileNotFoundError: there is no such file, or no config beside it.
-        ValueError: the file does not hold exactly this network's weights.
+        ValueError: the config is not valid, or the weights do not fit it.
     """
     weights = WEIGHTS if weights is None else Path(weights)
     config = weights.with_suffix(".json")
     for file in (weights, config):
         if not file.is_file():
             raise FileNotFoundError(f"weights: no file {file}")
-    return STDiT3.from_safetensors(STDiT3Config.from_json(config), weights)
+    return STDiT3.from_safetensors(read_config(config), weights)
 
 
 def sampler(num_steps: int = 30) -> RectifiedFlow:
-    """The sampler that the digit model is shown with."""
+    """The sampler of the demo and the evaluation."""
     return RectifiedFlow(num_steps=num_steps, guidance_scale=GUIDANCE)
 
 
 def noise(seeds: list[int]) -> Tensor:
-    """Where sampling starts: one clip of standard normal noise per seed, [V, 1, 16, 32, 32] float32."""
+    """One clip of standard normal noise per seed, from which sampling starts: [V, 1, 16, 32, 32] float32."""
     sources = [torch.Generator().manual_seed(seed) for seed in seeds]
     return torch.stack([torch.randn(1, FRAMES, SIZE, SIZE, generator=source) for source in sources])
 
 
 def with_null(model: STDiT3, y: Tensor) -> Tensor:
-    """Captions [V, 1, L, C] and then as many unconditional ones, as guidance takes them: [2V, 1, L, C]."""
+    """Captions [V, 1, L, C] followed by V unconditional ones, for guidance: [2V, 1, L, C]."""
     return torch.cat((y, model.null_captions(y.shape[0])))

@@ -1,4 +1,4 @@
-"""The grammar of the digit model's prompts, and prompts as the word vectors that its network reads.
+"""The grammar of the digit model's prompts, and their encoding as word vectors.
 
 "a {digit} {resting|drifting|racing} {left|right|up|down} over {a plain|a striped|a noisy} background"
 """
@@ -19,21 +19,21 @@ MOTIONS = ("resting", "drifting", "racing")
 DIRECTIONS = ("left", "right", "up", "down")
 BACKGROUNDS = ("plain", "striped", "noisy")
 VOCABULARY = ("a", "over", "background", *DIGITS, *MOTIONS, *DIRECTIONS, *BACKGROUNDS)
-"""Every word of the grammar; a word's place here is the entry of its vector that is not zero."""
+"""Every word of the grammar; its index is the nonzero entry of its vector."""
 
 _MOTION, _DIRECTION, _BACKGROUND = ("|".join(words) for words in (MOTIONS, DIRECTIONS, BACKGROUNDS))
 GRAMMAR = f"a {{0-9}} {{{_MOTION}}} {{{_DIRECTION}}} over a {{{_BACKGROUND}}} background"
 TOKENS = 8
-"""Words of a prompt, L."""
+"""Words per prompt, L."""
 CHANNELS = 32
 """Entries of a word vector."""
 HELD_OUT = 96
-"""Prompts that training never sees."""
+"""Number of prompts held out from training."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One sentence of the grammar, taken apart."""
+    """One parsed sentence of the grammar."""
 
     digit: int
     motion: str
@@ -45,10 +45,10 @@ class Prompt:
 
 
 def parse(text: str) -> Prompt:
-    """A prompt as a `Prompt`. Case and spacing do not matter; the digit may be a numeral or its English name.
+    """Parses a prompt, ignoring case and spacing; the digit is a numeral or its English name.
 
     Raises:
-        ValueError: naming the first word that is not understood, and what is accepted in its place.
+        ValueError: names the first wrong word and the accepted words.
     """
     accepted: tuple[tuple[str, ...], ...] = (
         ("a",),
@@ -64,30 +64,29 @@ def parse(text: str) -> Prompt:
     for place, choices in enumerate(accepted):
         if place == len(words):
             raise ValueError(
-                f"prompt: {text!r} ends after {place} of {TOKENS} words; "
+                f"prompt: expected {TOKENS} words, {text!r} ends after {place}; "
                 f"next is {_one_of(choices)} (grammar: {GRAMMAR})"
             )
         if words[place] not in choices:
             raise ValueError(
-                f"prompt: word {place + 1} of {text!r}, {words[place]!r}, is not understood; "
-                f"expected {_one_of(choices)} (grammar: {GRAMMAR})"
+                f"prompt: word {place + 1} of {text!r}: expected {_one_of(choices)}, got {words[place]!r} "
+                f"(grammar: {GRAMMAR})"
             )
     if len(words) > TOKENS:
         raise ValueError(
-            f"prompt: {text!r} goes on after its {TOKENS} words with {words[TOKENS]!r} (grammar: {GRAMMAR})"
+            f"prompt: expected {TOKENS} words, {text!r} goes on with {words[TOKENS]!r} (grammar: {GRAMMAR})"
         )
     digit = DIGITS.index(words[1]) if words[1] in DIGITS else DIGIT_NAMES.index(words[1])
     return Prompt(digit, words[2], words[3], words[6])
 
 
 def encode(prompts: Iterable[str | Prompt]) -> Tensor:
-    """Prompts as word vectors, float32 [V, 1, L = 8, 32]: what the network takes as `y`.
+    """Word vectors of prompts, float32 [V, 1, L = 8, 32]: the argument `y` of the network.
 
-    A word is one-hot, times sqrt(32) so that a vector's mean square is 1. No token is padding, so no mask is
-    needed.
+    A word is one-hot times sqrt(32), so that the mean square of a vector is 1. There is no padding.
 
     Raises:
-        ValueError: a prompt does not follow the grammar.
+        ValueError: a prompt is not in the grammar.
     """
     sentences = [str(parse(prompt) if isinstance(prompt, str) else prompt).split() for prompt in prompts]
     places = [[VOCABULARY.index(word) for word in words] for words in sentences]
@@ -101,7 +100,7 @@ def all_prompts() -> list[Prompt]:
 
 
 def held_out_prompts() -> list[Prompt]:
-    """The 96 prompts that training never sees, evenly of all digits, motions, directions and backgrounds."""
+    """The 96 prompts held out from training, evenly spread over all words."""
     return [prompt for place, prompt in enumerate(all_prompts()) if _held_out(place)]
 
 
@@ -111,7 +110,7 @@ def training_prompts() -> list[Prompt]:
 
 
 def _held_out(place: int) -> bool:
-    # 97 has no factor in common with 360, so the products are a permutation: exactly 96 of them lie below 96.
+    # 97 and 360 are coprime, so the products are a permutation: exactly 96 of them are below 96.
     return place * 97 % 360 < HELD_OUT
 
 

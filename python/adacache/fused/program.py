@@ -69,7 +69,8 @@ class Program(Protocol):
         Args:
             tokens: [B, N, C].
             context: of the rows that run.
-            rows: int32 [b], the rows of tokens that run: the first `emit` of the call gathers them. None: all.
+            rows: int32 [b], the rows of tokens that run: the first `emit` of the call gathers them. None:
+                all.
 
         Returns:
             [b, N, C].

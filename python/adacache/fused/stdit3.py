@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,8 +33,8 @@ class STDiT3Program:
     """See `Program`."""
 
     method = "run_stack"
-    storage = ("stack", "block", "sublayer")
-    composites = {"cross_attention_mlp": ("cross_attention", "mlp")}
+    storage: tuple[str, ...] = ("stack", "block", "sublayer")
+    composites: Mapping[str, tuple[str, ...]] = {"cross_attention_mlp": ("cross_attention", "mlp")}
     eps = NORM_EPS
 
     def block_sites(self, number: int, kind: str) -> BlockSites:

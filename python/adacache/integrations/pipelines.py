@@ -43,12 +43,14 @@ def is_pipeline(thing: Any) -> bool:
         if not modules:
             return False
         raise ValueError(
-            f"model: found no transformer in {type(thing).__name__} under {list(TRANSFORMERS)}; it has {modules}"
+            f"model: found no transformer in {type(thing).__name__} under {list(TRANSFORMERS)}; it has "
+            f"{modules}"
         )
     missing = [name for name in ("scheduler", "__call__") if not hasattr(thing, name)]
     if missing:
         raise ValueError(
-            f"model: {type(thing).__name__} has a transformer but no {' and no '.join(missing)}, so it is not a "
+            f"model: {type(thing).__name__} has a transformer but no {' and no '.join(missing)}, so it is "
+            "not a "
             "pipeline; pass the transformer itself"
         )
     return True
@@ -59,25 +61,25 @@ class PipelineHandle:
 
     Args:
         pipeline: has a scheduler and transformers.
-        enable, disable: for one transformer.
+        enable, release: for one transformer.
 
     Attributes:
         handles: the handle of each transformer, by its name in the pipeline.
     """
 
     def __init__(
-        self, pipeline: Any, enable: Callable[[nn.Module], Handle], disable: Callable[[nn.Module], None]
+        self, pipeline: Any, enable: Callable[[nn.Module], Handle], release: Callable[[Handle], None]
     ):
         self.pipeline = pipeline
         self.handles: dict[str, Handle] = {}
-        self._disable_model = disable
+        self._release = release
         self._latest: PipelineRun | None = None
         try:
             for name, transformer in transformers(pipeline).items():
                 self.handles[name] = enable(transformer)
         except BaseException:
             for handle in self.handles.values():
-                disable(handle.model)
+                release(handle)
             raise
         pipeline.__dict__[ATTRIBUTE] = self
         methods: dict[str, Callable[..., Any]] = {"__call__": self._call}
@@ -125,15 +127,15 @@ class PipelineHandle:
         restore(self.pipeline)
         self.pipeline.__dict__.pop(ATTRIBUTE, None)
         for handle in self.handles.values():
-            if handle.enabled:
-                self._disable_model(handle.model)
+            self._release(handle)
 
     def _call(self, plain: Callable[..., Any], pipeline: Any, *args: Any, **kwargs: Any) -> Any:
         for name, handle in self.handles.items():
             if getattr(pipeline, name, None) is not handle.model:
                 handle.warn(
                     "exchanged",
-                    f"the pipeline's {name} was exchanged after AdaCache was enabled, so it runs without caching; "
+                    f"the pipeline's {name} was exchanged after AdaCache was enabled, so it runs without "
+                    "caching; "
                     "disable and enable the pipeline again",
                 )
         run = self._latest = PipelineRun(pipeline, list(self.handles.values()))
@@ -184,13 +186,24 @@ class PipelineRun:
         self.loop = 0
         self.num_videos: int | None = None
         self.requests: dict[Handle, Request] = {}
+        self._before: tuple[int | None, int | None] = (None, None)
+
+    def begin_loop(self) -> None:
+        """Notes that the scheduler is about to begin a loop."""
+        if self.step:
+            self.loop, self.step, self._before = self.loop + 1, 0, self._lengths()
+
+    def _lengths(self) -> tuple[int | None, int | None]:
+        """Steps of the loop by the scheduler, and as the pipeline states them."""
+        timesteps = getattr(self.pipeline.scheduler, "timesteps", None)
+        return None if timesteps is None else len(timesteps), getattr(self.pipeline, "_num_timesteps", None)
 
     def loop_steps(self) -> int | None:
-        """Steps of the scheduler's loop; None: unknown."""
-        timesteps = getattr(self.pipeline.scheduler, "timesteps", None)
-        scheduled = None if timesteps is None else len(timesteps)
-        stated = getattr(self.pipeline, "_num_timesteps", None)
-        if stated is None or (scheduled is not None and stated > scheduled):
+        """Steps of the scheduler's loop; None: unknown. A pipeline may run some of the scheduler's timesteps
+        only,  and then states how many; what it stated for an earlier loop does not count."""
+        scheduled, stated = self._lengths()
+        stale = stated == self._before[1] and scheduled != self._before[0] and self.loop > 0
+        if stated is None or stale or (scheduled is not None and stated > scheduled):
             return scheduled
         return int(stated)
 
@@ -243,8 +256,8 @@ def _note_step(plain: Callable[..., Any], scheduler: Any, *args: Any, **kwargs: 
 
 def _note_loop(plain: Callable[..., Any], scheduler: Any, *args: Any, **kwargs: Any) -> Any:
     run = _RUN.get()
-    if run is not None and run.step:
-        run.loop, run.step = run.loop + 1, 0
+    if run is not None:
+        run.begin_loop()
     return plain(scheduler, *args, **kwargs)
 
 
@@ -274,7 +287,9 @@ class SchedulerClock:
         new_step = request is None or now != self._seen
         if new_step:
             over = request is not None and request.step >= request.num_steps
-            another = now[0] != self._seen[0] or over or (request is not None and not request.fits(facts.shape[0]))
+            another = (
+                now[0] != self._seen[0] or over or (request is not None and not request.fits(facts.shape[0]))
+            )
             if request is None or another:
                 request = self._open(facts)
             calls = Calls()
@@ -305,7 +320,8 @@ class SchedulerClock:
 
     def _tick_by_timestep(self, facts: Facts) -> Tick:
         if self._blind is None:
-            assert self._request is not None and self._first is not None
+            assert self._request is not None
+            assert self._first is not None
             self._handle.warn(
                 "scheduler",
                 "the pipeline does not use its own scheduler, so steps are recognized by reading timesteps, "
@@ -319,4 +335,3 @@ class SchedulerClock:
     def tock(self, tick: Tick) -> None:
         if self._blind is not None:
             self._blind.tock(tick)
-

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+
+from adacache.models.stdit3 import STDiT3
 
 Progress = Callable[[Iterable[int]], Iterable[int]]
 
@@ -108,7 +110,8 @@ class RectifiedFlow:
             conditions["x_mask"] = generated.repeat(2, 1)
         times = [*self.timesteps(height=height, width=width, latent_frames=z.shape[2]), 0.0]
         steps: Iterable[int] = range(self.num_steps)
-        with model.generation(num_steps=self.num_steps, num_videos=z.shape[0]):
+        generation = cast(STDiT3, model).generation
+        with generation(num_steps=self.num_steps, num_videos=z.shape[0]):
             for i in steps if progress is None else progress(steps):
                 velocity = guided_velocity(model, z, times[i], y, self.guidance_scale, **conditions)
                 moved = z + velocity * ((times[i] - times[i + 1]) / 1000.0)

@@ -32,8 +32,8 @@ AddResidual = Callable[
 ]
 """(part, x, y, gate, norm) -> x + gate * y() and its modulated layer norm, which the next sub-layer takes.
 
-part is one of `PARTS`; y runs the sub-layer; gate is [B, 1|T, C] or None for an ungated residual; without `norm`
-the second result is None."""
+part is one of `PARTS`; y runs the sub-layer; gate is [B, 1|T, C] or None for an ungated residual; without
+`norm`  the second result is None."""
 
 NORM_EPS = 1e-6
 LONGEST_FUSED_CLIP = 64
@@ -320,6 +320,7 @@ class STDiT3Block(nn.Module):
         Returns:
             x [B, T*S, C], and its norm if `following` is given.
         """
+
         def attend() -> Tensor:
             return cast(Tensor, self.attn(normed, conditioning.frames, angles))
 
@@ -592,7 +593,9 @@ class STDiT3(nn.Module):
         dtype = self.x_embedder.proj.weight.dtype
         height = 8.0 * x.shape[3] if height is None else _number(height)
         width = 8.0 * x.shape[4] if width is None else _number(width)
-        fps = torch.as_tensor(24.0 if fps is None else fps, device=x.device).reshape(-1)
+        if not isinstance(fps, Tensor):  # filled on the device: a copy of a number would block the host
+            fps = torch.full((1,), 24.0 if fps is None else fps, device=x.device)
+        fps = fps.to(x.device).reshape(-1)
         if fps.shape[0] not in (1, batch):
             raise ValueError(f"fps: expected a number, [1] or [B] = [{batch}], got {list(fps.shape)}")
 

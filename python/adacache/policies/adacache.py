@@ -62,10 +62,13 @@ class MotionRegularization:
     gradient_weight: float = 10.0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.strides, Sequence):
+            raise ValueError(f"strides: expected a sequence of whole numbers, got {self.strides!r}")
         object.__setattr__(self, "strides", tuple(self.strides))
         if not self.strides or any(not isinstance(s, int) or s < 1 for s in self.strides):
             raise ValueError(f"strides: expected whole numbers of at least 1, got {list(self.strides)}")
-        if len(self.window) != 2 or {type(edge) for edge in self.window} not in ({int}, {float}):
+        edges = {type(edge) for edge in self.window} if isinstance(self.window, tuple | list) else set()
+        if len(edges) != 1 or not edges < {int, float} or len(self.window) != 2:
             raise ValueError(
                 f"window: expected two steps (int) or two fractions (float), got {self.window!r}"
             )
@@ -96,11 +99,13 @@ class MotionRegularization:
 
 @dataclass(frozen=True)
 class AdaCache:
-    """AdaCache: the smaller the distance of a residual to the last computed one, the longer residuals are reused.
+    """AdaCache: the smaller the distance of a residual to the last computed one, the longer residuals are
+    reused.
 
     Attributes:
-        codebook: {threshold: rate}, thresholds ascending. The first threshold above the distance gives the rate:
-            the number of steps to the next computed one. Past all thresholds, the last rate applies.
+        codebook: {threshold: rate}, thresholds ascending. The first threshold above the distance gives
+            the rate: the number of steps to the next computed one. Past all thresholds, the last rate
+            applies.
         metric_blocks: numbers of the blocks whose residual is measured (running mean over them); None: the
             middle block.
         metric_part: the sub-layer that is measured, such as "temporal_attention", "spatial_attention",
@@ -108,12 +113,12 @@ class AdaCache:
             of STDiT3, "attention" of models with joint attention, "block" (the residual of a whole block) of
             every model; None: the model's (temporal) self-attention.
         motion: motion regularization, or None.
-        rule: "published" makes the decisions of the published code; "paper" follows the paper's equations (mean
-            absolute distance per elapsed step, signed motion gradient, no power).
+        rule: "published" makes the decisions of the published code; "paper" follows the paper's equations
+            (mean absolute distance per elapsed step, signed motion gradient, no power).
         metric: "l1", "l2" or "cosine".
         per_video: each video of a batch has its own decision; False: one decision for all rows, as published.
-        cache: what is stored: "stack" (one residual of the whole stack), "block" (one per block) or "sublayer"
-            (one per sub-layer as published; models with a fused program only).
+        cache: what is stored: "stack" (one residual of the whole stack), "block" (one per block) or
+            "sublayer" (one per sub-layer as published; models with a fused program only).
         cache_dtype: dtype of the stored residuals: float32, bfloat16, float16 or float8_e4m3fn (with a scale
             per token); None: the dtype of the tokens.
     """
@@ -129,10 +134,18 @@ class AdaCache:
     cache_dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "codebook", dict(self.codebook))
         check_codebook(self.codebook)
+        object.__setattr__(self, "codebook", dict(self.codebook))
         if self.metric_blocks is not None:
+            if not isinstance(self.metric_blocks, tuple | list | range):
+                raise ValueError(
+                    f"metric_blocks: expected a sequence of block numbers or None, got {self.metric_blocks!r}"
+                )
             object.__setattr__(self, "metric_blocks", tuple(self.metric_blocks))
+        if not isinstance(self.motion, MotionRegularization | None):
+            raise ValueError(f"motion: expected a MotionRegularization or None, got {self.motion!r}")
+        if not isinstance(self.per_video, bool):
+            raise ValueError(f"per_video: expected True or False, got {self.per_video!r}")
         for name, accepted in (("rule", RULES), ("metric", METRICS), ("cache", CACHES)):
             if getattr(self, name) not in accepted:
                 raise ValueError(f"{name}: expected one of {list(accepted)}, got {getattr(self, name)!r}")
@@ -229,13 +242,16 @@ class AdaCacheDecider(Decider):
         if self._unmeasured and not self._warned:
             self._warned = True
             warnings.warn(
-                f"AdaCache: the model did not run {list(self._names.values())} at a computed step, so nothing "
+                f"AdaCache: the model did not run {list(self._names.values())} at a computed step, so "
+                "nothing "
                 "was measured; until it does, every step is computed",
                 stacklevel=2,
             )
         next_step = self._host.read()[:, self._columns.index("next_step")].tolist()
         everything = self._unmeasured or forced(step.number, step.num_steps)
-        actions = [Action.COMPUTE if everything or int(due) == step.number else Action.REUSE for due in next_step]
+        actions = [
+            Action.COMPUTE if everything or int(due) == step.number else Action.REUSE for due in next_step
+        ]
         self._unmeasured = Action.COMPUTE in actions
         return Plan({self._stack: actions})
 
@@ -276,7 +292,8 @@ class AdaCacheDecider(Decider):
 
 
 def _sent(values: Sequence[float], device: torch.device) -> Tensor:
-    """A float64 tensor built on the host and copied asynchronously: building it on the GPU would synchronize."""
+    """A float64 tensor built on the host and copied asynchronously: building it on the GPU would
+    synchronize."""
     return torch.tensor(values, dtype=torch.float64).to(device, non_blocking=True)
 
 
@@ -300,7 +317,10 @@ class _HostCopy:
 
 
 def check_codebook(codebook: Mapping[float, int]) -> None:
-    """Raises ValueError unless the codebook has ascending positive thresholds and whole rates of at least 1."""
+    """Raises ValueError unless the codebook has ascending positive thresholds and whole rates of at least
+    1."""
+    if not isinstance(codebook, Mapping):
+        raise ValueError(f"codebook: expected a mapping {{threshold: rate}}, got {codebook!r}")
     if not codebook:
         raise ValueError("codebook: expected at least one {threshold: rate}, got an empty one")
     thresholds = list(codebook)

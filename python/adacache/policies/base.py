@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from adacache.checks import whole
 from adacache.sites import ModelSites, Site
 
 STORAGE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn)
@@ -55,8 +56,8 @@ class Watch:
     Attributes:
         metric: "l1", "l2" or "cosine".
         strides: frame strides of the motion sums.
-        until: None: each measured residual becomes the next old one; a kept site: only those of the videos
-            that compute this site at the step do.
+        until: None: each measured residual becomes the next old one; a kept site: only those of the
+            videos that compute this site at the step do.
     """
 
     metric: str = "l1"
@@ -127,10 +128,12 @@ class Decider:
     Attributes:
         keeps: what is kept at which sites; ranges of blocks must not overlap.
         watches: the sites whose residual is measured.
+        needs_timestep: `Step.timestep` is read from the device.
     """
 
     keeps: Mapping[Site, Keep] = {}
     watches: Mapping[Site, Watch] = {}
+    needs_timestep = False
 
     def plan(self, step: Step) -> Plan:
         """The plan of a step, requested before it runs. Must not wait for the device."""
@@ -174,15 +177,9 @@ def forced(step: int, num_steps: int) -> bool:
     return step == 1 or step >= num_steps - 1
 
 
-def check_count(name: str, value: Any, least: int = 1) -> None:
-    """Raises ValueError unless `value` is an int of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")
-
-
 def check_steps(num_steps: Any) -> None:
     """Raises ValueError unless `num_steps` is a number of denoising steps."""
-    check_count("num_steps", num_steps)
+    whole(1)(num_steps, "num_steps")
 
 
 def check_dtype(dtype: torch.dtype | None) -> None:
@@ -218,15 +215,8 @@ def check_blocks(blocks: Sequence[Any], depth: int) -> None:
     if not blocks:
         raise ValueError("metric_blocks: expected at least one block, got none")
     for block in blocks:
-        if isinstance(block, bool) or not isinstance(block, int):
-            raise ValueError(f"metric_blocks: expected whole numbers, got {block!r}")
+        whole()(block, "metric_blocks")
         if not 0 <= block < depth:
             raise ValueError(f"metric_blocks: expected blocks in 0..{depth - 1}, got {block}")
     if list(blocks) != sorted(set(blocks)):
         raise ValueError(f"metric_blocks: expected ascending blocks without repeats, got {list(blocks)}")
-
-
-def positive(name: str, value: Any) -> None:
-    """Raises ValueError unless `value` is a finite number above 0."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise ValueError(f"{name}: expected a positive number, got {value!r}")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 import adacache_kernels
+from adacache.checks import number
 from adacache.policies.base import (
     Action,
     Decider,
@@ -20,7 +21,6 @@ from adacache.policies.base import (
     check_dtype,
     check_steps,
     dtype_name,
-    positive,
 )
 from adacache.sites import ModelSites, Site
 
@@ -41,7 +41,7 @@ class FirstBlock:
     cache_dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
-        positive("threshold", self.threshold)
+        number(above=0)(self.threshold, "threshold")
         check_dtype(self.cache_dtype)
 
     per_video = True

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from adacache.checks import whole
 from adacache.policies.base import (
     Action,
     Decider,
@@ -18,7 +19,6 @@ from adacache.policies.base import (
     Plan,
     Step,
     What,
-    check_count,
     check_dtype,
     check_parts,
     check_steps,
@@ -66,14 +66,13 @@ class PAB:
         check_parts("ranges", self.ranges)
         object.__setattr__(self, "ranges", dict(self.ranges))
         for part, count in self.ranges.items():
-            check_count(f"ranges[{part!r}]", count)
+            whole(1)(count, f"ranges[{part!r}]")
         if not _is_window(self.window):
             raise ValueError(f"window: expected two timesteps 0 <= lo < hi, got {self.window!r}")
         object.__setattr__(self, "window", tuple(self.window))
         check_dtype(self.cache_dtype)
 
     per_video = False
-    needs_timestep = True
 
     def check(self, sites: ModelSites, num_steps: int) -> None:
         check_steps(num_steps)
@@ -98,6 +97,8 @@ class PAB:
 
 class PABDecider(Decider):
     """PAB at work on one request."""
+
+    needs_timestep = True
 
     def __init__(self, policy: PAB, sites: ModelSites, num_videos: int):
         self._window = policy.window

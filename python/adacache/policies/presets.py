@@ -1,18 +1,20 @@
 """Settings by name.
 
-Open-Sora's codebooks are the published ones (arXiv 2411.02397 and its code), except for the slow one of 100
-steps, of which none was published: ours is the fast one with its rates halved. The digit model's are ours too
-and fit that model alone: `python examples/digits/calibrate.py` found a multiple of the published thresholds
-and a motion regularisation of the same cost, on clips of its training prompts.
+Open-Sora's codebooks are the published ones (arXiv 2411.02397 and its code). For 100 steps no slow codebook
+was published: ours is the fast one with its rates halved. The digit model's codebooks fit that model alone:
+`python examples/digits/calibrate.py` scaled the published thresholds and searched for a motion regularisation
+of the same cost, on clips of training prompts.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from adacache.policies.adacache import AdaCache, MotionRegularization
+from adacache.checks import anything, array, fields, number, optional, refuse, text, whole
+from adacache.files import read_json
+from adacache.policies.adacache import METRICS, AdaCache, MotionRegularization
 
 _OPEN_SORA_MOTION = {
     30: MotionRegularization(window=(4, 26)),
@@ -20,7 +22,7 @@ _OPEN_SORA_MOTION = {
 }
 
 DIGIT_CODEBOOKS = Path(__file__).parent / "codebooks" / "digits.json"
-"""What the calibration of the digit model wrote."""
+"""Written by `python examples/digits/calibrate.py --write`."""
 
 _Codebooks = dict[int, tuple[dict[float, int], MotionRegularization]]
 """Codebook and motion regularisation by number of steps."""
@@ -39,17 +41,20 @@ _DIGITS = ("digits/fast", "digits/slow")
 
 
 def preset_names() -> list[str]:
-    """All names that `preset` takes."""
+    """All preset names."""
     return [name + suffix for name in (*_OPEN_SORA, *_DIGITS) for suffix in ("", "+moreg")]
 
 
 def preset(name: str | Path, num_steps: int | None) -> AdaCache:
-    """The settings called `name`, e.g. "open-sora/fast" or "open-sora/slow+moreg", for a schedule of
-    `num_steps`, or those of a file that `adacache calibrate` wrote. Without `num_steps`, those of any
-    schedule that they have: this tells whether the name is known.
+    """The settings of a preset, such as "open-sora/fast" or "open-sora/slow+moreg", or of a file that
+    `adacache calibrate` wrote.
+
+    Args:
+        name: preset or path; text that ends in ".json" is a path.
+        num_steps: steps of the schedule; None: those of the file, or of the preset's first codebook.
 
     Raises:
-        ValueError: an unknown name, no such file, or a number of steps that the preset has no codebook for.
+        ValueError: an unknown name, a missing or invalid file, or a number of steps without a codebook.
     """
     if isinstance(name, Path) or name.endswith(".json"):
         return _calibrated(Path(name), num_steps)
@@ -70,22 +75,62 @@ def preset(name: str | Path, num_steps: int | None) -> AdaCache:
 
 
 def _digit_codebooks(name: str) -> _Codebooks:
-    calibrated = json.loads(DIGIT_CODEBOOKS.read_text())
-    values = calibrated["presets"][name]
+    file = read_json(DIGIT_CODEBOOKS, _DIGIT_FILE)
+    values = file["presets"][name]
     motion = {**values["motion"], "window": tuple(values["motion"]["window"])}
-    return {calibrated["num_steps"]: (dict(values["codebook"]), MotionRegularization(**motion))}
+    return {file["num_steps"]: (values["codebook"], MotionRegularization(**motion))}
 
 
 def _calibrated(path: Path, num_steps: int | None) -> AdaCache:
     """The settings in a file that `adacache calibrate` wrote."""
     try:
-        values = json.loads(path.read_text())
-        codebook = {float(threshold): int(rate) for threshold, rate in values["codebook"]}
-        steps = int(values["num_steps"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"policy: {path} is no file that `adacache calibrate` wrote ({error!r})") from error
-    if num_steps not in (None, steps):
-        raise ValueError(f"num_steps: {path} was calibrated for {steps} steps, got {num_steps}")
+        values = read_json(path, _CALIBRATION)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"policy: not a file that `adacache calibrate` wrote: {error}") from error
+    if num_steps not in (None, values["num_steps"]):
+        raise ValueError(f"num_steps: {path} was calibrated for {values['num_steps']} steps, got {num_steps}")
+    block = values.get("metric_block")
     return AdaCache(
-        codebook=codebook, metric_part=values.get("metric_part"), metric=values.get("metric", "l1")
+        codebook=values["codebook"],
+        metric_blocks=None if block is None else [block],
+        metric_part=values.get("metric_part"),
+        metric=values.get("metric", "l1"),
     )
+
+
+def check_pairs(value: Any, name: str) -> dict[float, int]:
+    """The check of a codebook in JSON, [[threshold, rate], ...]: rising positive thresholds, whole rates."""
+    pairs = array(array(anything, 2, 2), least=1)(value, name)
+    codebook: dict[float, int] = {}
+    for i, (threshold, rate) in enumerate(pairs):
+        edge = float(number(above=0)(threshold, f"{name}[{i}][0]"))
+        if codebook and edge <= max(codebook):
+            refuse(f"{name}[{i}][0]", f"a threshold above {max(codebook)}", threshold)
+        codebook[edge] = whole(1)(rate, f"{name}[{i}][1]")
+    return codebook
+
+
+_CALIBRATION = fields(
+    {"num_steps": whole(1), "codebook": check_pairs},
+    {"metric_block": optional(whole(0)), "metric_part": optional(text()), "metric": text(*METRICS)},
+    others=anything,
+)
+_MOTION = fields(
+    {
+        "strides": array(whole(1), least=1),
+        "window": array(number(0), 2, 2),
+        "scale": number(above=0),
+        "power": number(0),
+        "divisor": number(above=0),
+        "gradient_weight": number(0),
+    }
+)
+_DIGIT_FILE = fields(
+    {
+        "num_steps": whole(1),
+        "presets": fields(
+            dict.fromkeys(_DIGITS, fields({"codebook": check_pairs, "motion": _MOTION}, others=anything))
+        ),
+    },
+    others=anything,
+)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 
+from adacache.checks import array, whole
 from adacache.policies.base import (
     Action,
     Decider,
@@ -40,10 +41,9 @@ class Replay:
             self.computed = [trace.steps_of(video) for video in range(trace.num_videos)]
         else:
             self.num_steps = None
-            self.computed = [list(trace)]
+            steps = list(trace) if isinstance(trace, Iterable) else trace
+            self.computed = [array(whole(1), least=1)(steps, "trace")]
         for steps in self.computed:
-            if any(isinstance(step, bool) or not isinstance(step, int) for step in steps):
-                raise ValueError(f"trace: expected whole numbers of steps, got {steps}")
             if not steps or steps[0] != 1 or steps != sorted(set(steps)):
                 raise ValueError(f"trace: expected computed steps that rise from 1, got {steps}")
         check_dtype(cache_dtype)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from adacache.checks import whole
 from adacache.policies.base import (
     Action,
     Decider,
@@ -17,7 +18,6 @@ from adacache.policies.base import (
     Plan,
     Step,
     What,
-    check_count,
     check_dtype,
     check_parts,
     check_steps,
@@ -62,13 +62,11 @@ class TaylorSeer:
     cache_dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
-        check_count("interval", self.interval)
-        check_count("order", self.order, 0)
-        check_count("first", self.first)
-        check_count("last", self.last, 0)
-        check_count("phase", self.phase, 0)
-        if self.order >= MOST_FACTORS:
-            raise ValueError(f"order: expected 0..{MOST_FACTORS - 1}, got {self.order}")
+        whole(1)(self.interval, "interval")
+        whole(0, MOST_FACTORS - 1)(self.order, "order")
+        whole(1)(self.first, "first")
+        whole(0)(self.last, "last")
+        whole(0)(self.phase, "phase")
         if self.phase >= self.interval:
             raise ValueError(f"phase: expected 0..{self.interval - 1} with this interval, got {self.phase}")
         if self.cache not in CACHES:

@@ -1,4 +1,5 @@
-"""Which request, step and branch a forward call belongs to. A step is the clock's, whatever shape a call has."""
+"""Which request, step and branch a forward call belongs to. A step is the clock's, whatever shape a call
+has."""
 
 from __future__ import annotations
 
@@ -7,7 +8,12 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Protocol
 
+from torch import Tensor
+
+from adacache.policies.base import Sums
+from adacache.runtime.meter import Meter
 from adacache.runtime.request import Branch, Facts, Request
+from adacache.sites import Site
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,8 @@ class Calls:
         self.count = 0
 
     def add(self, name: Hashable) -> Hashable:
-        """The key of a call's branch: its name, and how many calls of the step had the same name before it."""
+        """The key of a call's branch: its name, and how many calls of the step had the same name before
+        it."""
         key = name, self.seen[name]
         self.seen[name] += 1
         self.count += 1
@@ -46,8 +53,8 @@ class Calls:
 class CountingClock:
     """Counts the calls of an explicit request; reads nothing from the device.
 
-    A step has `branches` calls. Calls inside a `cache_context` are known by its name: a name that comes again,
-    once the step has all its calls, begins the next step.
+    A step has `branches` calls. Calls inside a `cache_context` are known by its name: a name that comes
+    again, once the step has all its calls, begins the next step.
     """
 
     def __init__(self, request: Request):
@@ -71,8 +78,8 @@ class CountingClock:
 class TimestepClock:
     """Recognizes steps by the timestep, for calls outside `request()`; reads it once per call.
 
-    Equal timesteps are further branches of one step. A timestep that moves on begins a step, one that moves back
-    begins a generation.
+    Equal timesteps are further branches of one step. A timestep that moves on begins a step, one that moves
+    back begins a generation.
 
     Args:
         open_request: makes a request for a batch of so many rows.
@@ -110,13 +117,23 @@ class TimestepClock:
             if new_step and request.step == 2 and self._calls.count < self._calls_before:
                 # The first step had more calls than the second: those before the last were a warm-up, or a
                 # generation that was abandoned after its first step.
-                request.keep_branches(self._calls.count)
+                self._drop_warm_up(request)
         if new_step:
             self._calls_before = self._calls.count
         calls = Calls() if new_step else self._calls
         branch = request.begin_call(facts, new_step, calls.add(facts.context))
         self._calls, self._timestep, self._shape = calls, now, facts.shape
         return Tick(request, branch)
+
+    def _drop_warm_up(self, request: Request) -> None:
+        meter, store = Meter(request, request.lead, request.lead.frames), request.store
+
+        def measure(site: Site, old: Tensor) -> Sums:
+            latest = store.watched(site)
+            assert latest is not None
+            return meter.sums(site, latest, old)
+
+        request.restart(self._calls.count, measure)
 
     def adopt(self, request: Request, facts: Facts, calls: Calls) -> None:
         """Goes on with a request whose first step ran under another clock."""

@@ -125,12 +125,13 @@ class Forward:
             self.branch, segment.planned, segment.site
         )
 
-    def enter(self, segment: Segment, streams: list[Tensor]) -> None:
-        """Begins a segment, with its streams [B, N, C]."""
+    def enter(self, segment: Segment, streams: list[Tensor], apart: bool = True) -> None:
+        """Begins a segment, with its streams [B, N, C]; `apart`: some rows may compute while others reuse."""
         actions = [Action.COMPUTE] * self.request.decisions
         if segment.planned is not None and not self.call.always_compute:
             planned = self.request.actions(self.branch, segment.planned, segment.site)
-            if self._fits(segment, streams):
+            mixed = 0 < planned.count(Action.COMPUTE) < len(planned)
+            if self._fits(segment, streams) and (apart or not mixed):
                 actions = planned
         key = tuple(actions)
         if key not in self._splits:

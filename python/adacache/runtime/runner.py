@@ -24,6 +24,10 @@ from adacache.runtime.wrapped_block import OWNER, WrappedBlock
 from adacache.runtime.wrapped_forward import WrappedForward
 from adacache.sites import ModelSites
 
+NOT_COMPILED = (
+    "AdaCache decides in Python which blocks run, so the whole model cannot be one graph; compile its blocks "
+    "(model.compile_repeated_blocks(fullgraph=True) in diffusers, or block.compile() for each)"
+)
 _UNDER_WAY: ContextVar[_Running | None] = ContextVar("adacache_forward", default=None)
 
 
@@ -67,8 +71,8 @@ class Runner:
     # Installing.
 
     def install(self, wrapper: Any = None) -> None:
-        """Wraps the model, its blocks, and what `torch.compile` has wrapped around the model, which captured its
-        `__call__`."""
+        """Wraps the model, its blocks, and what `torch.compile` has wrapped around the model, which captured
+        its  `__call__`."""
         kind = type(self.model)
         run_model = _uncompiled(self._run_model)
         forward = functools.partial(run_model, inspect.signature(kind.forward))
@@ -114,7 +118,8 @@ class Runner:
         self.blocks.clear()
         if changed:
             warnings.warn(
-                f"AdaCache: the class of {sorted(set(changed))} was changed after AdaCache was enabled; it is "
+                f"AdaCache: the class of {sorted(set(changed))} was changed after AdaCache was enabled; it "
+                "is "
                 "disabled there, but the class stays",
                 stacklevel=4,
             )
@@ -193,12 +198,11 @@ class Runner:
             return plain(module, *args, **kwargs)
         forward = running.forward()
         assert isinstance(forward, WrappedForward)
-        return forward.run_child(*owner, plain, module, args, kwargs)
+        block, name = owner
+        return forward.run_child(block, name, plain, module, args, kwargs)
 
     @contextmanager
-    def _note_context(
-        self, plain: Callable[..., Any], model: Any, name: str, **kwargs: Any
-    ) -> Iterator[Any]:
+    def _note_context(self, plain: Callable[..., Any], model: Any, name: str, **kwargs: Any) -> Iterator[Any]:
         with self.host.named(name), plain(model, name, **kwargs) as value:
             yield value
 
@@ -213,18 +217,19 @@ class Runner:
             self._between = True
             warnings.warn(
                 f"AdaCache: {plain_class(self.model).__name__} modifies tokens between its blocks, so one "
-                "residual is stored per block instead of one for the stack; a model declaration of its own can "
+                "residual is stored per block instead of one for the stack; a model declaration of its own "
+                "can "
                 "avoid that (docs/adding_a_model.md)",
                 stacklevel=2,
             )
-
 
     def found_unknown_output(self, block: str) -> None:
         """A block cannot be skipped: every step is computed from now on."""
         if not self.always_compute:
             self.always_compute = True
             warnings.warn(
-                f"AdaCache: {block} returns a tensor that is none of its arguments, so it cannot be skipped and "
+                f"AdaCache: {block} returns a tensor that is none of its arguments, so it cannot be "
+                "skipped and "
                 "every step is computed; a model declaration can say what to keep (docs/adding_a_model.md)",
                 stacklevel=2,
             )
@@ -299,4 +304,4 @@ def _with_arguments(
 
 def _uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, which `torch.compile` runs as it is; what it calls may be compiled."""
-    return torch.compiler.disable(function, recursive=False)
+    return torch.compiler.disable(function, recursive=False, reason=NOT_COMPILED)

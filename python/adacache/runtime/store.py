@@ -58,6 +58,8 @@ class Store:
     def __init__(self) -> None:
         self._kept: dict[Any, Kept] = {}
         self._watched: dict[Site, Tensor] = {}
+        self._first: dict[tuple[int, Site], Tensor] = {}
+        """What further branches measured in the first step."""
         self.bytes = 0
         """Most bytes kept at once so far, watched residuals included."""
 
@@ -260,6 +262,17 @@ class Store:
             self._count()
         return old
 
+    def note_first(self, branch: int, site: Site, value: Tensor) -> None:
+        """Keeps what a further branch measured in the first step."""
+        self._first[branch, site] = value
+
+    def first_watched(self, branch: int, site: Site) -> Tensor | None:
+        """What a further branch measured in the first step."""
+        return self._first.get((branch, site))
+
+    def forget_first(self) -> None:
+        self._first.clear()
+
     def swap_watched(self, site: Site, value: Tensor) -> None:
         """Replaces the residual last measured at a site."""
         self._watched[site] = value
@@ -280,6 +293,7 @@ class Store:
     def clear(self) -> None:
         self._kept.clear()
         self._watched.clear()
+        self._first.clear()
 
     def _count(self) -> None:
         tensors = [*self._watched.values(), *(t for kept in self._kept.values() for t in kept.tensors())]

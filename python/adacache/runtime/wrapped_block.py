@@ -60,7 +60,8 @@ class WrappedBlock:
         by_name = {name: value for name, value in zip(self._slots, values, strict=True) if name is not None}
         if self.streams[0] not in by_name:
             raise TypeError(
-                f"model: {type(self.module).__name__} returned {type(returned).__name__}, expected a tensor or "
+                f"model: {type(self.module).__name__} returned {type(returned).__name__}, expected a "
+                "tensor or "
                 f"a tuple that {'ends' if self._backwards else 'begins'} with {list(self.streams)}"
             )
         rest = [value if name is None else None for name, value in zip(self._slots, values, strict=True)]

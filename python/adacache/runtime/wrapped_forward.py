@@ -2,7 +2,8 @@
 
 Blocks that compute run unchanged. In a segment that reuses, blocks return their input, and the last one adds
 the kept residual. Where only some rows of the batch compute, they are gathered before the segment's first
-block and scattered after its last."""
+block and scattered after its last.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +67,9 @@ class WrappedForward(Forward):
         if segment is not self.segment:
             self._close()
             layout = block.list.layout
-            self.enter(segment, [to_video(x, layout, self.call.batch) for x in streams])
+            # Rows of an unknown layout cannot be told apart: all compute, or all reuse.
+            apart = not self._spec.streams_by_shape or streams[0].shape[0] == self.call.batch
+            self.enter(segment, [to_video(x, layout, self.call.batch) for x in streams], apart)
             self._shown, self._held = streams, None
         self._block = block
         self.order.append(block.position)

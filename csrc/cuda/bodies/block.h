@@ -5,8 +5,8 @@
 // CUDA's own; the tests run a block on the host.
 #pragma once
 
-#include "decide.h"
-#include "meter.h"
+#include "../../core/decide.h"
+#include "../../core/meter.h"
 #include "walk.h"
 
 namespace adacache {
@@ -266,7 +266,8 @@ class ThreadSums {
 };
 
 // The columns of all blocks' sums, [rows, columns, blocks_per_row], become sums [num_videos, columns]: one
-// block of threads for each video and column.
+// block of threads for each video and column, whose threads stride over rows times blocks, since one of the
+// two may be 1.
 struct VideoSums {
   const double* partials;
   const int32_t* video_of_row;  // null: all rows belong to video 0
@@ -282,16 +283,37 @@ template <class Block>
 ADACACHE_HD void video_sums_body(Block& block, const VideoSums& p) {
   const int64_t video = block.index() / p.columns;
   const int column = static_cast<int>(block.index() % p.columns);
+  const bool measures = measured(column, p.all_columns);
   double sum = 0;
-  bool poisoned = !measured(column, p.all_columns);
-  if (!poisoned) {
-    for (int64_t row = 0; row < p.rows; ++row) {
-      const int64_t id = p.video_of_row ? p.video_of_row[row] : 0;
-      // A wrong id cannot be reported without stopping the host; NaN sums mean `compute` for every video.
-      if (id < 0 || id >= p.num_videos) poisoned = true;
-      if (id != video) continue;
-      const double* of_row = p.partials + (row * p.columns + column) * p.blocks_per_row;
-      for (int64_t i = block.thread(); i < p.blocks_per_row; i += block.threads()) sum += of_row[i];
+  if (p.video_of_row && measures)
+    for (int64_t row = block.thread(); row < p.rows; row += block.threads()) {
+      const int64_t id = p.video_of_row[row];
+      // A wrong id cannot be reported without a synchronization; NaN sums mean `compute` for every video.
+      if (id < 0 || id >= p.num_videos) sum = not_a_number();
+    }
+  if (measures && p.blocks_per_row > 0) {
+    Quotient at = divide(block.thread(), p.blocks_per_row);
+    const Quotient step = divide(block.threads(), p.blocks_per_row);
+    while (at.quotient < p.rows) {
+      constexpr int in_flight = 4;
+      const double* from[in_flight];
+      int64_t id[in_flight];
+      ADACACHE_UNROLL
+      for (int i = 0; i < in_flight; ++i) {
+        from[i] = p.partials + (at.quotient * p.columns + column) * p.blocks_per_row + at.remainder;
+        id[i] = at.quotient >= p.rows ? -1 : p.video_of_row ? p.video_of_row[at.quotient] : 0;
+        at.quotient += step.quotient;
+        at.remainder += step.remainder;
+        if (at.remainder >= p.blocks_per_row) {
+          at.remainder -= p.blocks_per_row;
+          ++at.quotient;
+        }
+      }
+      double partial[in_flight];
+      ADACACHE_UNROLL
+      for (int i = 0; i < in_flight; ++i) partial[i] = id[i] == video ? *from[i] : 0.0;
+      ADACACHE_UNROLL
+      for (int i = 0; i < in_flight; ++i) sum += partial[i];
     }
   }
   double* warp_sums = static_cast<double*>(block.shared());
@@ -301,7 +323,7 @@ ADACACHE_HD void video_sums_body(Block& block, const VideoSums& p) {
   if (block.thread() == 0) {
     sum = 0;
     for (int w = 0; w < block.threads() / warp_threads; ++w) sum += warp_sums[w];
-    p.sums[block.index()] = poisoned ? not_a_number() : sum;
+    p.sums[block.index()] = measures ? sum : not_a_number();
   }
 }
 

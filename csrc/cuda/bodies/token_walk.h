@@ -24,6 +24,8 @@ ADACACHE_HD constexpr int most_threads_of_token(int vectors_held, int width) {
 inline Plan plan_token(int64_t channels, DType dtype, bool vectors_fit) {
   Plan plan;
   plan.width = vector_width_of(dtype);
+  plan.threads = warp_threads;
+  if (channels == 0) return plan;
   const int64_t vectors = (channels + plan.width - 1) / plan.width;
   int held = 1;
   while (held <= most_vectors_held && vectors > int64_t{held} * most_threads_of_token(held, plan.width))

@@ -6,9 +6,6 @@
 
 namespace adacache {
 
-// Threads of a block.
-constexpr int meter_threads = 256;
-
 template <class P>
 Plan plan_meter_walk(const P& p, int width, bool divisible, int threads) {
   Plan plan;

@@ -6,7 +6,7 @@
 #endif
 #include <type_traits>
 
-#include "numeric.h"
+#include "../../core/numeric.h"
 
 // For loops over registers, which only constants can index; and for short ones that are not worth more code.
 #if defined(__CUDA_ARCH__)
@@ -44,7 +44,9 @@ struct Packed {
 
   ADACACHE_HD void store(T* to) const {
 #if defined(__CUDA_ARCH__)
-    *reinterpret_cast<Words*>(to) = words;
+    // Not an assignment of Words: the optimizer may split it into stores of single words.
+    ADACACHE_UNROLL
+    for (int i = 0; i < bytes / 4; i += alignment / 4) store_words(reinterpret_cast<uint32_t*>(to) + i, i);
 #else
     assert(reinterpret_cast<uintptr_t>(to) % alignment == 0);
     memcpy(to, &words, bytes);
@@ -87,6 +89,21 @@ struct Packed {
   }
 
  private:
+#if defined(__CUDA_ARCH__)
+  // As many words as one access takes, from the first-th on.
+  __device__ __forceinline__ void store_words(uint32_t* to, int first) const {
+    const uint32_t* word = words.word + first;
+    if constexpr (alignment == 16)
+      asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(word[0]), "r"(word[1]),
+                   "r"(word[2]), "r"(word[3])
+                   : "memory");
+    else if constexpr (alignment == 8)
+      asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(word[0]), "r"(word[1]) : "memory");
+    else
+      asm volatile("st.global.u32 [%0], %1;" ::"l"(to), "r"(word[0]) : "memory");
+  }
+#endif
+
   ADACACHE_HD T element(int i) const {
     if constexpr (sizeof(T) == 4) {
       return bit_cast<T>(words.word[i]);

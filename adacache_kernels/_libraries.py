@@ -1,6 +1,6 @@
-"""Finds and loads the compiled libraries, and tells what was built and why anything is missing.
+"""Loads the compiled libraries, and reports what was built and why anything is missing.
 
-Loading registers schemas and kernels with torch; it touches no GPU and opens no CUDA context.
+Loading registers schemas and kernels with torch; it opens no CUDA context.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ _NOT_BUILT = "the compiled part was not built: run `python setup.py build_ext --
 class Library:
     """One compiled part of the package.
 
-    `reason` is empty if it is loaded, and otherwise says in a sentence why not.
+    `reason` is empty if it is loaded, else a sentence that says why not.
     """
 
     name: str
@@ -37,7 +38,7 @@ class Library:
 def libraries() -> dict[str, Library]:
     """The compiled parts by name: "cpu", "cuda" (op libraries), "engine". Loads them on the first call.
 
-    Never raises for a part that is missing or does not load: its `reason` tells.
+    Never raises for a part that is missing or does not load: see its `reason`.
     """
     return {"cpu": _load_cpu(), "cuda": _load_cuda(), "engine": _load_engine()}
 
@@ -50,6 +51,34 @@ def build_info() -> dict[str, Any]:
     says so and the other keys are absent.
     """
     return {**_recorded(), "libraries": {name: asdict(library) for name, library in libraries().items()}}
+
+
+def covers(architectures: Sequence[str], capability: tuple[int, int]) -> bool:
+    """Whether code for `architectures` ("80", "90a", "120+PTX") runs on a GPU of this compute capability."""
+    for architecture in architectures:
+        number = architecture.removesuffix("+PTX")
+        major, minor = int(number.rstrip("af")[:-1]), int(number.rstrip("af")[-1])
+        if number.endswith("a"):
+            runs = capability == (major, minor)
+        else:
+            runs = capability[0] == major and capability[1] >= minor
+        if runs or (architecture.endswith("+PTX") and number.isdigit() and capability >= (major, minor)):
+            return True
+    return False
+
+
+@functools.cache
+def uncovered_gpu() -> str:
+    """Why the CUDA library does not run on a GPU of this machine, "" if it runs on all. Initializes CUDA."""
+    architectures = _recorded().get("cuda", {}).get("architectures", [])
+    if not torch.cuda.is_available():
+        return ""
+    for index in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(index)
+        if not covers(architectures, (major, minor)):
+            built = ", ".join(f"sm_{architecture}" for architecture in architectures)
+            return f"it is built for {built}, and cuda:{index} is sm_{major}{minor}"
+    return ""
 
 
 @functools.cache

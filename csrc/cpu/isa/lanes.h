@@ -4,7 +4,7 @@
 
 #include <cstddef>
 
-#include "numeric.h"
+#include "../../core/numeric.h"
 
 #if defined(__AVX2__)
 #include <immintrin.h>

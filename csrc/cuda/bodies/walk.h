@@ -3,8 +3,8 @@
 
 #include <type_traits>
 
+#include "../../core/tokens.h"
 #include "packed.h"
-#include "tokens.h"
 
 namespace adacache {
 

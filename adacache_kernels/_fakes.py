@@ -1,0 +1,67 @@
+"""For tracing: the ops' arguments by name, their outputs, and fake kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from ._schemas import OPS, SCHEMAS
+from .columns import sum_columns
+
+#: Arguments of each schema in order: name, type as in the schema, and whether the op writes it.
+ARGUMENTS = {
+    name: tuple(
+        (
+            argument.name,
+            str(argument.type),
+            argument.alias_info is not None and argument.alias_info.is_write,
+        )
+        for argument in torch._C.parse_schema(name + schema).arguments
+    )
+    for name, schema in SCHEMAS.items()
+}
+NAMES = {name: tuple(argument[0] for argument in arguments) for name, arguments in ARGUMENTS.items()}
+
+
+def fresh_outputs(op: str, arguments: Sequence[Any]) -> tuple[torch.Tensor, ...]:
+    """Allocate what `op` returns beside its sums: what its `_out` variant takes as the last arguments."""
+    if op not in OPS or not OPS[op].outputs or op == "stack_residual_meter":
+        return ()
+    first: torch.Tensor = arguments[0]
+    if op == "temporal_attention":
+        rows, tokens, _, heads, dim = first.shape
+        return (first.new_empty((rows, tokens, heads * dim)),)
+    x_rows = dict(zip(NAMES[op], arguments, strict=True))["x_rows"]
+    size = first.shape if x_rows is None else (x_rows.shape[0], *first.shape[1:])
+    out = torch.empty_like(first) if x_rows is None else first.new_empty(size)
+    return (out, first.new_empty(size)) if "norm_out" in NAMES[f"{op}_out"] else (out,)
+
+
+def register_fake_kernels() -> None:
+    """Register the fakes of the compiled ops, where their library is loaded."""
+    for name, fake in FAKE_KERNELS.items():
+        if hasattr(torch.ops.adacache, name):
+            torch.library.register_fake(f"adacache::{name}", fake)
+
+
+def _fake_kernel(name: str) -> Callable[..., Any]:
+    names = NAMES[name]
+
+    def fake(*given: Any) -> Any:
+        tensors = [tensor for value in given for tensor in (value if isinstance(value, list) else (value,))]
+        # With a meta tensor among others the dispatcher calls this instead of the kernel, which refuses it.
+        if len({tensor.device for tensor in tensors if isinstance(tensor, torch.Tensor)}) > 1:
+            raise RuntimeError("all tensors: expected one device")
+        results = fresh_outputs(name, given)
+        if "metric" in names and name != "decide":
+            named = dict(zip(names, given, strict=True))
+            size = (named["num_videos"], len(sum_columns(named["strides"])))
+            results += (given[0].new_empty(size, dtype=torch.float64),)
+        return results if len(results) > 1 else results[0] if results else None
+
+    return fake
+
+
+FAKE_KERNELS: dict[str, Callable[..., Any]] = {name: _fake_kernel(name) for name in SCHEMAS}

@@ -1,0 +1,91 @@
+"""The table of the ops. Everything else follows from it: registration in C++ (the build embeds the
+schemas) and Triton, fake kernels, argument checks by role, the list of ops.
+
+It needs no other module, since the build runs it as a script."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Op(NamedTuple):
+    """`outputs` are the further arguments of the variant `<name>_out`, whose results are `out_results`."""
+
+    arguments: str
+    results: str
+    outputs: str = ""
+    out_results: str = "()"
+
+
+# Arguments that several ops share.
+_METER = "Tensor? video_of_row, int num_videos, int frames, int[] strides, int metric"
+_NORM = "Tensor? shift, Tensor? scale, Tensor? weight, Tensor? bias, float eps"
+_CACHE = "Tensor(a!) residual, Tensor(b!)? residual_scale"
+_GATED = "Tensor x, Tensor y, Tensor? gate"
+_ROWS = "Tensor? x_rows, Tensor? residual_rows"
+_HEADS = "Tensor? q_weight, Tensor? k_weight, Tensor? cos, Tensor? sin, bool interleaved"
+
+OPS = {
+    "gated_residual": Op(f"{_GATED}, Tensor? x_rows", "Tensor", "Tensor(a!) out"),
+    "gated_residual_meter": Op(
+        f"{_GATED}, {_CACHE}, {_ROWS}, {_METER}", "(Tensor, Tensor)", "Tensor(c!) out", "Tensor"
+    ),
+    # Its `out` is a copy of x_out, which the op makes only where it is given.
+    "stack_residual_meter": Op(
+        f"Tensor x_out, Tensor x_in, {_CACHE}, Tensor? rows, {_METER}", "Tensor", "Tensor(c!) out", "Tensor"
+    ),
+    "residual_meter": Op(f"Tensor residual, Tensor old, {_METER}", "Tensor"),
+    "reuse_residual": Op(
+        f"Tensor x, Tensor residual, Tensor? residual_scale, {_ROWS}, Tensor? video_of_row, Tensor? reuse",
+        "Tensor",
+        "Tensor(a!) out",
+    ),
+    "extrapolate_residual": Op(
+        f"Tensor x, Tensor[] factors, Tensor coefficients, {_ROWS}, Tensor? video_of_row",
+        "Tensor",
+        "Tensor(a!) out",
+    ),
+    "layer_norm_modulate": Op(f"Tensor x, {_NORM}, Tensor? x_rows", "Tensor", "Tensor(a!) out"),
+    "gated_residual_norm": Op(
+        f"{_GATED}, {_NORM}, Tensor? x_rows", "(Tensor, Tensor)", "Tensor(a!) out, Tensor(b!) norm_out"
+    ),
+    "gated_residual_norm_meter": Op(
+        f"{_GATED}, {_CACHE}, {_NORM}, {_ROWS}, {_METER}",
+        "(Tensor, Tensor, Tensor)",
+        "Tensor(c!) out, Tensor(d!) norm_out",
+        "Tensor",
+    ),
+    "decide": Op(
+        "Tensor sums, Tensor(a!) state, Tensor thresholds, Tensor rates, int step, int num_steps, int site, "
+        "int frames, int[] strides, int metric, int rule, float elements, int first_step, int last_step, "
+        "float scale, float power, float divisor, float gradient_weight",
+        "()",
+    ),
+    "fused_qk_norm_rope": Op(f"Tensor(a!) qkv, {_HEADS}, float eps", "()"),
+    "temporal_attention": Op(
+        f"Tensor qkv, {_HEADS}, int frames, float eps, float scale", "Tensor", "Tensor(a!) out"
+    ),
+}
+
+#: Arguments and results of each op and of each variant that writes to given outputs.
+SCHEMAS = {
+    name: schema
+    for op, row in OPS.items()
+    for name, schema in (
+        (op, f"({row.arguments}) -> {row.results}"),
+        (f"{op}_out", f"({row.arguments}, {row.outputs}) -> {row.out_results}" if row.outputs else ""),
+    )
+    if schema
+}
+
+
+def header() -> str:
+    """Return the C++ header that the CPU library is built with."""
+    lines = "".join(f'    "{name}{schema}",\n' for name, schema in SCHEMAS.items())
+    return f"#pragma once\n\nconstexpr const char* adacache_schemas[] = {{\n{lines}}};\n"
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(header())

@@ -1,0 +1,24 @@
+"""Arguments that several ops share, in the order of their schemas."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+
+class Meter(NamedTuple):
+    video_of_row: torch.Tensor | None
+    num_videos: int
+    frames: int
+    strides: Sequence[int]
+    metric: int
+
+
+class Norm(NamedTuple):
+    shift: torch.Tensor | None
+    scale: torch.Tensor | None
+    weight: torch.Tensor | None
+    bias: torch.Tensor | None
+    eps: float

@@ -1,0 +1,140 @@
+"""The decision rule on NumPy arrays, and schedules simulated with it. Same compiled code as the ops, without
+torch tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy
+import numpy.typing
+
+from ._libraries import libraries
+from .columns import metric_number, rule_number
+
+__all__ = ["decide", "initial_state", "simulate"]
+
+Doubles = numpy.typing.NDArray[numpy.float64]
+
+
+def initial_state(num_videos: int, sites: int = 1, *, rule: str = "published") -> Doubles:
+    """Return the state of a request before its first step: float64 [num_videos, 10 + sites].
+
+    The columns are named by `state_columns(sites)`. Raises ValueError for counts below 1 and unknown rules.
+    """
+    state: Doubles = _engine().initial_state(num_videos, sites, rule_number(rule))
+    return state
+
+
+def decide(
+    sums: numpy.typing.ArrayLike,
+    state: Doubles,
+    *,
+    step: int,
+    num_steps: int,
+    thresholds: numpy.typing.ArrayLike,
+    rates: numpy.typing.ArrayLike,
+    frames: int,
+    site: int = 0,
+    strides: Sequence[int] = (1,),
+    metric: str = "l1",
+    rule: str = "published",
+    elements: float = 0.0,
+    window: tuple[int, int] = (1, 0),
+    scale: float = 0.0,
+    power: float = 1.0,
+    divisor: float = 1.0,
+    gradient_weight: float = 0.0,
+) -> None:
+    """Do what `adacache_kernels.decide` does, on NumPy arrays; `state` (float64, contiguous) is changed in
+    place.
+
+    Raises:
+        ValueError: an argument does not fit, thresholds do not ascend or rates are not whole numbers from 1;
+            the message names it.
+    """
+    if rule == "paper" and not elements > 0:
+        raise ValueError(
+            f"elements: expected rows per video * N * C, which rule='paper' divides by, got {elements}"
+        )
+    first_step, last_step = window
+    _engine().decide(
+        sums=sums,
+        state=state,
+        thresholds=thresholds,
+        rates=rates,
+        step=step,
+        num_steps=num_steps,
+        site=site,
+        frames=frames,
+        strides=list(strides),
+        metric=metric_number(metric),
+        rule=rule_number(rule),
+        elements=elements,
+        first_step=first_step,
+        last_step=last_step,
+        scale=scale,
+        power=power,
+        divisor=divisor,
+        gradient_weight=gradient_weight,
+    )
+
+
+def simulate(
+    distances: numpy.typing.ArrayLike,
+    motion: numpy.typing.ArrayLike,
+    thresholds: numpy.typing.ArrayLike,
+    rates: numpy.typing.ArrayLike,
+    *,
+    rule: str = "published",
+    window: tuple[int, int] | None = None,
+    scale: float = 0.385,
+    power: float = 8.0,
+    divisor: float = 1.0,
+    gradient_weight: float = 10.0,
+) -> tuple[numpy.typing.NDArray[numpy.bool_], numpy.typing.NDArray[numpy.int32]]:
+    """Run the decision rule over recorded distances, for many codebooks at once. One metric site.
+
+    Args:
+        distances: [num_videos, N, N]; entry [v, i, j], i < j, is the undivided distance between the residuals
+            of steps i and j (0-based). Other entries are not read.
+        motion: [num_videos, N], the motion of each step's residual.
+        thresholds, rates: [codebooks, entries].
+        rule: "published" or "paper".
+        window: first and last step (1-based, both included) in which motion counts; None: no motion
+            regularisation.
+        scale, power, divisor, gradient_weight: of the motion regularisation, see `adacache_kernels.decide`.
+
+    Returns:
+        computed, bool [codebooks, num_videos, N], and rate, int32 of the same shape: the rate in force after
+        each step.
+
+    Raises:
+        ValueError: shapes do not fit, thresholds do not ascend or rates are not whole numbers from 1; the
+            message names it.
+    """
+    first_step, last_step = window or (1, 0)
+    computed, rate = _engine().simulate(
+        distances=distances,
+        motion=motion,
+        thresholds=thresholds,
+        rates=rates,
+        rule=rule_number(rule),
+        motion_on=window is not None,
+        first_step=first_step,
+        last_step=last_step,
+        scale=scale,
+        power=power,
+        divisor=divisor,
+        gradient_weight=gradient_weight,
+    )
+    return computed, rate
+
+
+def _engine() -> Any:
+    library = libraries()["engine"]
+    if not library.loaded:
+        raise RuntimeError(f"the compiled engine is missing: {library.reason}")
+    from . import _engine as module
+
+    return module

@@ -1,0 +1,36 @@
+// gated_residual_meter and the layer norm of x_out, modulated, in one pass: device body.
+#pragma once
+
+#include "../../core/gated_residual_norm_meter.h"
+#include "gated_residual_meter.h"
+#include "layer_norm_modulate.h"
+
+namespace adacache {
+
+inline namespace ADACACHE_ISA {
+
+// Stored is T or float8_e4m3: what the residual is kept in.
+template <class T, class Stored, int vectors, class Block>
+ADACACHE_HD void gated_residual_norm_meter_body(Block& block, const GatedResidualNormMeter& p,
+                                                const Plan& plan, double* partials) {
+  constexpr bool whole = vectors > 0;
+  constexpr int width = vector_width<T>;
+  token_walk<GatedSource<T, width, whole>, KeptTokens<T, Stored, width, whole>, NormedTokens<T, width, whole>,
+             vectors>(block, p.meter, p.norm, plan, partials);
+}
+
+}  // namespace ADACACHE_ISA
+
+inline bool vectors_fit(const GatedResidualNormMeter& p, int width) {
+  return vectors_fit(p.meter, width) && norm_vectors_fit(p.norm, p.meter.dtype, width);
+}
+
+inline Plan plan_of(const GatedResidualNormMeter& p) {
+  const GatedResidualMeter& meter = p.meter;
+  Plan plan = plan_token_meter(meter, vectors_fit(p, vector_width_of(meter.dtype)), /*divisible=*/true);
+  plan.steps =
+      add_norm_steps(gated_meter_steps(meter), p.norm, meter.shape, /*along_frames=*/true, meter.dtype);
+  return plan;
+}
+
+}  // namespace adacache

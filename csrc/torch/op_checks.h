@@ -1,0 +1,431 @@
+// One function per op, shared by the backends: from the arguments of its schema to the checked parameters of
+// its kernel. Outputs that are not given are allocated here.
+#pragma once
+
+#include "../core/decide.h"
+#include "../core/extrapolate_residual.h"
+#include "../core/fused_qk_norm_rope.h"
+#include "../core/gated_residual.h"
+#include "../core/gated_residual_meter.h"
+#include "../core/gated_residual_norm.h"
+#include "../core/gated_residual_norm_meter.h"
+#include "../core/layer_norm_modulate.h"
+#include "../core/residual_meter.h"
+#include "../core/reuse_residual.h"
+#include "../core/stack_residual_meter.h"
+#include "../core/temporal_attention.h"
+#include "checks.h"
+
+namespace adacache::torch_checks {
+
+using Integers = std::vector<int64_t>;
+using Tensors = std::vector<Tensor>;
+
+// The arguments that all meters end with.
+struct MeterArguments {
+  const OptionalTensor& video_of_row;
+  int64_t num_videos;
+  int64_t frames;
+  const Integers& strides;
+  int64_t metric;
+};
+
+// The arguments of a layer norm.
+struct NormArguments {
+  const OptionalTensor& shift;
+  const OptionalTensor& scale;
+  const OptionalTensor& weight;
+  const OptionalTensor& bias;
+  double eps;
+};
+
+// The arguments that the attention ops share.
+struct HeadArguments {
+  const OptionalTensor& q_weight;
+  const OptionalTensor& k_weight;
+  const OptionalTensor& cos;
+  const OptionalTensor& sin;
+  bool interleaved;
+  double eps;
+};
+
+// The parameters of a meter's kernel, and its sums.
+template <class Parameters>
+struct Metered {
+  Parameters parameters;
+  const int32_t* video_of_row;  // null: all rows are video 0
+  int64_t num_videos, sum_columns;
+};
+
+inline int64_t batch_rows(const Tensor& x, const OptionalTensor& x_rows) {
+  return x_rows && x_rows->dim() == 1 ? x_rows->size(0) : x.size(0);
+}
+
+inline TokenShape frames_of(const Tensor& x, int64_t rows, int64_t frames) {
+  require(frames >= 1 && x.size(1) % frames == 0, "frames", "value");
+  return {rows, frames, x.size(1) / frames, x.size(2)};
+}
+
+// For ops without `frames`: the groups of tokens that share a gate, shift or scale take their place.
+inline TokenShape groups_of(const Tensor& x, int64_t rows,
+                            std::initializer_list<std::pair<const char*, const OptionalTensor*>> modulators) {
+  const int64_t tokens = x.size(1);
+  int64_t frames = 1;
+  for (const auto& [name, modulator] : modulators) {
+    if (!*modulator || (*modulator)->dim() != 3) continue;
+    const int64_t groups = (*modulator)->size(1);
+    if (groups <= 1 || groups >= tokens) continue;
+    require(tokens % groups == 0 && (frames == 1 || frames == groups), name, "shape");
+    frames = groups;
+  }
+  return {rows, frames, tokens / frames, x.size(2)};
+}
+
+inline Norm norm(Checks& checks, const NormArguments& arguments, const TokenShape& batch) {
+  Norm n{};
+  n.shift = checks.modulator("shift", arguments.shift, batch);
+  n.scale = checks.modulator("scale", arguments.scale, batch);
+  n.weight = checks.vector("weight", arguments.weight, batch.channels);
+  n.bias = checks.vector("bias", arguments.bias, batch.channels);
+  n.eps = checked_eps(arguments.eps);
+  return n;
+}
+
+// Sets what a meter measures, in `measured`, the part of p that holds it.
+template <class Parameters, class Part>
+Metered<Parameters> metered(Checks& checks, const MeterArguments& meter, Parameters& p, Part& measured) {
+  measured.motion = motion_strides(meter.strides, meter.frames);
+  measured.all_columns = checked_metric(meter.metric) != Metric::l1;
+  const auto* videos = checks.video_of_row(meter.video_of_row, measured.shape.rows, meter.num_videos);
+  checks.memory();
+  return {p, videos, meter.num_videos, sum_columns(measured.motion)};
+}
+
+// x + gate * y; Parameters is GatedResidual or GatedResidualMeter.
+template <class Parameters, int count>
+Parameters gated(Checks& checks, Outputs<count>& outputs, const TokenShape& batch, const Tensor& x,
+                 const Tensor& y, const OptionalTensor& gate, const OptionalTensor& x_rows) {
+  Parameters p{};
+  p.shape = batch;
+  p.dtype = floating_dtype("x", x);
+  p.x = x.const_data_ptr();
+  p.x_strides = token_strides(x);
+  p.x_rows = checks.index("x_rows", x_rows, any_number, x.size(0), Use::read);
+  p.y_strides = checks.tokens_and_dtype("y", y, batch.rows);
+  p.y = y.const_data_ptr();
+  p.gate = checks.modulator("gate", gate, batch);
+  checks.output(p, outputs, 0, batch.rows, x_rows);
+  return p;
+}
+
+inline GatedResidual gated_residual(Outputs<1>& outputs, const Tensor& x, const Tensor& y,
+                                    const OptionalTensor& gate, const OptionalTensor& x_rows) {
+  Checks checks("x", x);
+  checks.stream("x");
+  const TokenShape batch = groups_of(x, batch_rows(x, x_rows), {{"gate", &gate}});
+  const auto p = gated<GatedResidual>(checks, outputs, batch, x, y, gate, x_rows);
+  checks.memory();
+  return p;
+}
+
+inline Metered<GatedResidualMeter> gated_residual_meter(
+    Outputs<1>& outputs, const Tensor& x, const Tensor& y, const OptionalTensor& gate, const Tensor& residual,
+    const OptionalTensor& residual_scale, const OptionalTensor& x_rows, const OptionalTensor& residual_rows,
+    const OptionalTensor& video_of_row, int64_t num_videos, int64_t frames, const Integers& strides,
+    int64_t metric) {
+  Checks checks("x", x);
+  checks.stream("x");
+  const TokenShape batch = frames_of(x, batch_rows(x, x_rows), frames);
+  auto p = gated<GatedResidualMeter>(checks, outputs, batch, x, y, gate, x_rows);
+  p.residual =
+      checks.cache(residual, residual_scale, "residual_rows", residual_rows, Use::written, batch.rows);
+  return metered(checks, {video_of_row, num_videos, frames, strides, metric}, p, p);
+}
+
+inline Metered<StackResidualMeter> stack_residual_meter(
+    Outputs<1>& outputs, const Tensor& x_out, const Tensor& x_in, const Tensor& residual,
+    const OptionalTensor& residual_scale, const OptionalTensor& rows, const OptionalTensor& video_of_row,
+    int64_t num_videos, int64_t frames, const Integers& strides, int64_t metric) {
+  Checks checks("x_out", x_out);
+  StackResidualMeter p{};
+  p.dtype = checks.stream("x_out");
+  p.shape = frames_of(x_out, x_out.size(0), frames);
+  p.x_out = x_out.const_data_ptr();
+  p.x_out_strides = token_strides(x_out);
+  p.x_in_strides = checks.tokens_and_dtype("x_in", x_in, rows ? any_number : p.shape.rows);
+  p.x_in = x_in.const_data_ptr();
+  p.residual = checks.cache(residual, residual_scale, "rows", rows, Use::written, p.shape.rows);
+  p.rows = p.residual.rows;
+  require(residual.size(0) == x_in.size(0), "residual", "shape");
+  if (outputs.given) {  // a copy of x_out, made only on demand
+    const Tensor& out = *outputs.tensors[0];
+    p.out_strides = checks.tokens_and_dtype("out", out, x_in.size(0), Use::written, &x_in);
+    p.out = out.mutable_data_ptr();
+  }
+  return metered(checks, {video_of_row, num_videos, frames, strides, metric}, p, p);
+}
+
+inline Metered<ResidualMeter> residual_meter(Outputs<0>&, const Tensor& residual, const Tensor& old,
+                                             const OptionalTensor& video_of_row, int64_t num_videos,
+                                             int64_t frames, const Integers& strides, int64_t metric) {
+  Checks checks("residual", residual);
+  ResidualMeter p{};
+  p.dtype = checks.stream("residual");
+  p.shape = frames_of(residual, residual.size(0), frames);
+  p.residual = residual.const_data_ptr();
+  p.residual_strides = token_strides(residual);
+  p.old_strides = checks.tokens_and_dtype("old", old, p.shape.rows);
+  p.old = old.const_data_ptr();
+  return metered(checks, {video_of_row, num_videos, frames, strides, metric}, p, p);
+}
+
+// What reuse_residual and extrapolate_residual share.
+template <class Parameters>
+Parameters stream_parameters(Checks& checks, Outputs<1>& outputs, const Tensor& x,
+                             const OptionalTensor& x_rows) {
+  Parameters p{};
+  p.dtype = checks.stream("x");
+  p.rows = batch_rows(x, x_rows);
+  p.tokens = x.size(1);
+  p.channels = x.size(2);
+  p.x = x.const_data_ptr();
+  p.x_strides = token_strides(x);
+  p.x_rows = checks.index("x_rows", x_rows, any_number, x.size(0), Use::read);
+  checks.output(p, outputs, 0, p.rows, x_rows);
+  return p;
+}
+
+inline ReuseResidual reuse_residual(Outputs<1>& outputs, const Tensor& x, const Tensor& residual,
+                                    const OptionalTensor& residual_scale, const OptionalTensor& x_rows,
+                                    const OptionalTensor& residual_rows, const OptionalTensor& video_of_row,
+                                    const OptionalTensor& reuse) {
+  Checks checks("x", x);
+  auto p = stream_parameters<ReuseResidual>(checks, outputs, x, x_rows);
+  p.residual = checks.cache(residual, residual_scale, "residual_rows", residual_rows, Use::read, p.rows);
+  p.videos = 1;
+  if (reuse) {
+    p.videos = reuse->dim() == 1 ? reuse->size(0) : 0;
+    require(reuse->dim() == 1 && (video_of_row || p.videos == 1 || p.videos == p.rows), "reuse", "shape");
+    p.reuse = checks.packed<bool>("reuse", *reuse, ScalarType::Bool);
+    if (video_of_row) p.video_of_row = checks.indices("video_of_row", *video_of_row, p.rows, p.videos);
+  }
+  checks.memory();
+  return p;
+}
+
+inline ExtrapolateResidual extrapolate_residual(Outputs<1>& outputs, const Tensor& x, const Tensors& factors,
+                                                const Tensor& coefficients, const OptionalTensor& x_rows,
+                                                const OptionalTensor& residual_rows,
+                                                const OptionalTensor& video_of_row) {
+  Checks checks("x", x);
+  auto p = stream_parameters<ExtrapolateResidual>(checks, outputs, x, x_rows);
+  require(factors.size() >= 1 && factors.size() <= max_factors, "factors", "value");
+  p.factors = static_cast<int>(factors.size());
+  p.factor_dtype = floating_dtype("factors", factors[0]);
+  const int64_t factor_rows = residual_rows && factors[0].dim() == 3 ? factors[0].size(0) : p.rows;
+  for (int i = 0; i < p.factors; ++i) {
+    require(factors[i].scalar_type() == factors[0].scalar_type(), "factors", "dtype");
+    p.factor_strides[i] = checks.tokens("factors", factors[i], factor_rows);
+    p.factor[i] = factors[i].const_data_ptr();
+  }
+  p.factor_rows = checks.index("residual_rows", residual_rows, p.rows, factor_rows, Use::read);
+  p.videos = coefficients.dim() == 2 ? coefficients.size(0) : 0;
+  require(coefficients.dim() == 2 && coefficients.size(1) == p.factors &&
+              (video_of_row || p.videos == 1 || p.videos == p.rows),
+          "coefficients", "shape");
+  p.coefficients = checks.packed<float>("coefficients", coefficients, ScalarType::Float);
+  if (video_of_row) p.video_of_row = checks.indices("video_of_row", *video_of_row, p.rows, p.videos);
+  checks.memory();
+  return p;
+}
+
+inline LayerNormModulate layer_norm_modulate(Outputs<1>& outputs, const Tensor& x,
+                                             const OptionalTensor& shift, const OptionalTensor& scale,
+                                             const OptionalTensor& weight, const OptionalTensor& bias,
+                                             double eps, const OptionalTensor& x_rows) {
+  Checks checks("x", x);
+  LayerNormModulate p{};
+  p.dtype = checks.stream("x");
+  p.shape = groups_of(x, batch_rows(x, x_rows), {{"shift", &shift}, {"scale", &scale}});
+  p.x = x.const_data_ptr();
+  p.x_strides = token_strides(x);
+  p.x_rows = checks.index("x_rows", x_rows, any_number, x.size(0), Use::read);
+  p.norm = norm(checks, {shift, scale, weight, bias, eps}, p.shape);
+  checks.output(p.norm, outputs, 0, p.shape.rows, x_rows);
+  checks.memory();
+  return p;
+}
+
+inline GatedResidualNorm gated_residual_norm(Outputs<2>& outputs, const Tensor& x, const Tensor& y,
+                                             const OptionalTensor& gate, const OptionalTensor& shift,
+                                             const OptionalTensor& scale, const OptionalTensor& weight,
+                                             const OptionalTensor& bias, double eps,
+                                             const OptionalTensor& x_rows) {
+  Checks checks("x", x);
+  checks.stream("x");
+  const TokenShape batch =
+      groups_of(x, batch_rows(x, x_rows), {{"gate", &gate}, {"shift", &shift}, {"scale", &scale}});
+  GatedResidualNorm p{};
+  p.residual = gated<GatedResidual>(checks, outputs, batch, x, y, gate, x_rows);
+  p.norm = norm(checks, {shift, scale, weight, bias, eps}, batch);
+  checks.output(p.norm, outputs, 1, batch.rows, x_rows);
+  checks.memory();
+  return p;
+}
+
+inline Metered<GatedResidualNormMeter> gated_residual_norm_meter(
+    Outputs<2>& outputs, const Tensor& x, const Tensor& y, const OptionalTensor& gate, const Tensor& residual,
+    const OptionalTensor& residual_scale, const OptionalTensor& shift, const OptionalTensor& scale,
+    const OptionalTensor& weight, const OptionalTensor& bias, double eps, const OptionalTensor& x_rows,
+    const OptionalTensor& residual_rows, const OptionalTensor& video_of_row, int64_t num_videos,
+    int64_t frames, const Integers& strides, int64_t metric) {
+  Checks checks("x", x);
+  checks.stream("x");
+  const TokenShape batch = frames_of(x, batch_rows(x, x_rows), frames);
+  GatedResidualNormMeter p{};
+  p.meter = gated<GatedResidualMeter>(checks, outputs, batch, x, y, gate, x_rows);
+  p.meter.residual =
+      checks.cache(residual, residual_scale, "residual_rows", residual_rows, Use::written, batch.rows);
+  p.norm = norm(checks, {shift, scale, weight, bias, eps}, batch);
+  checks.output(p.norm, outputs, 1, batch.rows, x_rows);
+  return metered(checks, {video_of_row, num_videos, frames, strides, metric}, p, p.meter);
+}
+
+struct Decide {
+  DecisionRule rule;
+  const double* sums;
+  double* state;
+  int64_t videos, state_columns, sums_columns, step, site;
+};
+
+inline Decide decide(Outputs<0>&, const Tensor& sums, const Tensor& state, const Tensor& thresholds,
+                     const Tensor& rates, int64_t step, int64_t num_steps, int64_t site, int64_t frames,
+                     const Integers& strides, int64_t metric, int64_t rule, double elements,
+                     int64_t first_step, int64_t last_step, double scale, double power, double divisor,
+                     double gradient_weight) {
+  Checks checks("sums", sums);
+  Decide d{};
+  d.rule.motion = motion_strides(strides, frames);
+  d.rule.metric = checked_metric(metric);
+  d.sums = checks.packed<double>("sums", sums, ScalarType::Double);
+  checks.like("state", state, ScalarType::Double);
+  require(state.is_contiguous(), "state", "strides");
+  checks.record("state", state, Use::written);
+  d.rule.thresholds = checks.packed<double>("thresholds", thresholds, ScalarType::Double);
+  d.rule.rates = checks.packed<double>("rates", rates, ScalarType::Double);
+  d.sums_columns = sum_columns(d.rule.motion);
+  require(sums.dim() == 2 && sums.size(1) == d.sums_columns, "sums", "shape");
+  d.videos = sums.size(0);
+  require(state.dim() == 2 && state.size(0) == d.videos && state.size(1) > first_factor_column, "state",
+          "shape");
+  d.state_columns = state.size(1);
+  require(thresholds.dim() == 1 && thresholds.size(0) >= 1, "thresholds", "shape");
+  require(rates.dim() == 1 && rates.size(0) == thresholds.size(0), "rates", "shape");
+  require(num_steps >= 1, "num_steps", "value");
+  require(step >= 1 && step <= num_steps, "step", "value");
+  require(site >= 0 && site < d.state_columns - first_factor_column, "site", "value");
+  require(rule == 0 || rule == 1, "rule", "value");
+  checks.memory();
+  d.rule.rule = static_cast<Rule>(rule);
+  d.rule.entries = thresholds.size(0);
+  d.rule.num_steps = num_steps;
+  d.rule.frames = frames;
+  d.rule.elements = elements;
+  d.rule.first_step = first_step;
+  d.rule.last_step = last_step;
+  d.rule.scale = scale;
+  d.rule.power = power;
+  d.rule.divisor = divisor;
+  d.rule.gradient_weight = gradient_weight;
+  d.state = static_cast<double*>(state.mutable_data_ptr());
+  d.step = step;
+  d.site = site;
+  return d;
+}
+
+inline HeadShape head_shape(const Tensor& qkv) {
+  require(qkv.dim() == 5 && qkv.size(2) == 3 && qkv.size(4) <= max_head_dim, "qkv", "shape");
+  floating_dtype("qkv", qkv);
+  const HeadShape shape{qkv.size(3), qkv.size(4)};
+  const std::array<int64_t, 3> wanted{shape.heads * shape.dim, shape.dim, 1};
+  for (int i = 0; i < 3; ++i)
+    require(qkv.numel() == 0 || qkv.size(2 + i) <= 1 || qkv.stride(2 + i) == wanted[i], "qkv", "strides");
+  return shape;
+}
+
+// frames: the angles have as many rows, or one for each token; any_number: any divisor of the tokens.
+inline NormRope norm_rope(Checks& checks, const Tensor& qkv, const HeadArguments& arguments, int64_t frames) {
+  const int64_t tokens = qkv.size(1), dim = qkv.size(4);
+  require(arguments.q_weight.has_value() == arguments.k_weight.has_value(), "q_weight", "value");
+  require(arguments.cos.has_value() == arguments.sin.has_value(), "cos", "value");
+  NormRope p{};
+  p.q_weight = checks.vector("q_weight", arguments.q_weight, dim);
+  p.k_weight = checks.vector("k_weight", arguments.k_weight, dim);
+  p.tokens_per_angle = 1;
+  const auto angles = [&](const char* argument, const OptionalTensor& tensor) -> const float* {
+    if (!tensor) return nullptr;
+    const int64_t length = tensor->dim() == 2 ? tensor->size(0) : 0;
+    const bool by_group = frames == any_number ? length > 0 && tokens % length == 0 : length == frames;
+    require(dim % 2 == 0 && tensor->dim() == 2 && tensor->size(1) == dim / 2 &&
+                (by_group || length == tokens) && length == arguments.cos->size(0),
+            argument, "shape");
+    p.tokens_per_angle = length > 0 ? tokens / length : 1;
+    return checks.packed<float>(argument, *tensor, ScalarType::Float);
+  };
+  p.cos = angles("cos", arguments.cos);
+  p.sin = angles("sin", arguments.sin);
+  p.interleaved = arguments.interleaved;
+  p.eps = checked_eps(arguments.eps);
+  return p;
+}
+
+inline FusedQkNormRope fused_qk_norm_rope(Outputs<0>&, const Tensor& qkv, const OptionalTensor& q_weight,
+                                          const OptionalTensor& k_weight, const OptionalTensor& cos,
+                                          const OptionalTensor& sin, bool interleaved, double eps) {
+  Checks checks("qkv", qkv, Use::written);
+  FusedQkNormRope p{};
+  p.shape = head_shape(qkv);
+  p.dtype = floating_dtype("qkv", qkv);
+  p.rows = qkv.size(0);
+  p.tokens = qkv.size(1);
+  p.strides = token_strides(qkv);
+  p.norm_rope = norm_rope(checks, qkv, {q_weight, k_weight, cos, sin, interleaved, eps}, any_number);
+  checks.memory();
+  p.qkv = qkv.mutable_data_ptr();
+  return p;
+}
+
+inline TemporalAttention temporal_attention(Outputs<1>& outputs, const Tensor& qkv,
+                                            const OptionalTensor& q_weight, const OptionalTensor& k_weight,
+                                            const OptionalTensor& cos, const OptionalTensor& sin,
+                                            bool interleaved, int64_t frames, double eps, double scale) {
+  Checks checks("qkv", qkv);
+  TemporalAttention p{};
+  p.shape = head_shape(qkv);
+  p.dtype = floating_dtype("qkv", qkv);
+  const std::array<int64_t, 3> size{qkv.size(0), qkv.size(1), p.shape.heads * p.shape.dim};
+  require(frames >= 1 && frames <= max_attention_frames && size[1] % frames == 0, "frames", "value");
+  p.rows = size[0];
+  p.frames = frames;
+  p.places = size[1] / frames;
+  p.qkv = qkv.const_data_ptr();
+  p.qkv_strides = token_strides(qkv);
+  p.norm_rope = norm_rope(checks, qkv, {q_weight, k_weight, cos, sin, interleaved, eps}, frames);
+  p.scale = static_cast<float>(scale);
+  OptionalTensor& out = outputs.tensors[0];
+  if (outputs.given) {
+    require(out->dim() == 3 && std::equal(size.begin(), size.end(), out->sizes().begin()), "out", "shape");
+    checks.like("out", *out, qkv.scalar_type());
+    require_contiguous_channels("out", *out);
+    checks.record("out", *out, Use::written);
+  } else {
+    out = torch::stable::new_empty(qkv, {size.data(), size.size()});
+    if (outputs.prepare) outputs.prepare(*out);
+  }
+  p.out = out->mutable_data_ptr();
+  p.out_strides = token_strides(*out);
+  checks.memory();
+  return p;
+}
+
+}  // namespace adacache::torch_checks
