@@ -203,6 +203,8 @@ class Forward:
         keep, rows = self.segment.keep, self.rows
         if keep is None:
             return list(after)
+        # A forecast overwrites all rows, and the residual needs those that computed.
+        in_place = in_place and Action.FORECAST not in self._actions
         gaps = self.request.gaps(self.branch, self.segment.site)
         whole = []
         for k, (x, out) in enumerate(zip(self.before, after, strict=False)):
