@@ -38,8 +38,9 @@ help:
 demo: build
 	$(VENV)/bin/adacache demo $(ARGS)
 
+# One process per core; each test uses one thread.
 test: build
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n auto --dist worksteal $(ARGS)
 
 test-slow: build
 	$(PY) -m pytest -m slow $(ARGS)

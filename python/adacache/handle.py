@@ -12,8 +12,8 @@ from types import MappingProxyType
 from typing import Any
 
 from adacache.adapters.registry import spec_for
+from adacache.checks import whole
 from adacache.policies import Policy, preset
-from adacache.policies.base import check_count
 from adacache.runtime.clock import Clock, CountingClock, TimestepClock
 from adacache.runtime.request import Facts, Request
 from adacache.runtime.runner import Runner
@@ -47,7 +47,7 @@ class Handle:
         rows_per_video: int | None,
     ):
         if rows_per_video is not None:
-            check_count("rows_per_video", rows_per_video)
+            whole(1)(rows_per_video, "rows_per_video")
         self.model = model
         self.num_steps = num_steps
         self.rows_per_video = rows_per_video
@@ -180,8 +180,9 @@ class Handle:
         num_videos: int,
         video_of_row: Sequence[int] | None = None,
         branches: int = 1,
+        may_restart: bool = False,
     ) -> Request:
-        """A new request, which becomes the one of `trace`."""
+        """A new request, which becomes the one of `trace`; see `Request`."""
         request = Request(
             self.policy_for(num_steps),
             self._runner.sites,
@@ -189,6 +190,7 @@ class Handle:
             num_videos=num_videos,
             video_of_row=video_of_row,
             branches=branches,
+            may_restart=may_restart,
         )
         self._latest = request
         return request
@@ -229,7 +231,7 @@ class Handle:
         if batch % rows:
             raise ValueError(f"rows_per_video: expected a divisor of the {batch} rows of x, got {rows}")
         assert self.num_steps is not None
-        return self.open_request(self.num_steps, max(1, batch // rows))
+        return self.open_request(self.num_steps, max(1, batch // rows), may_restart=True)
 
     @contextlib.contextmanager
     def generation(self, num_steps: int, num_videos: int) -> Iterator[None]:

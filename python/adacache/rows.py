@@ -53,7 +53,7 @@ class Split:
 
     def take(self, value: Tensor) -> Tensor:
         """The rows that compute of a tensor whose first dimension is the batch, or holds it as its slowest
-        part.  Gathered once per tensor."""
+        part. Gathered once per tensor."""
         known = self._taken.get(id(value))
         if known is None:
             # The value is held, so that its id stays its own.

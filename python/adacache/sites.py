@@ -90,6 +90,11 @@ class ModelSites:
             if part in block.outputs
         ]
 
+    @property
+    def output_parts(self) -> tuple[str, ...]:
+        """Sub-layers whose output can be kept."""
+        return tuple(dict.fromkeys(part for block in self.blocks for part in block.outputs))
+
     def stored_parts(self, position: int) -> list[str]:
         """Sub-layers of a block whose residuals are stored one by one with storage "sublayer"; those of a
         composite as one."""

@@ -198,6 +198,22 @@ def test_guidance_in_two_calls(model: STDiT3, explicit: bool) -> None:
     assert relative_error(final, denoise(model, values, STEPS)) < 1e-5
 
 
+@pytest.mark.parametrize("part", ["temporal_attention", "spatial_attention", "cross_attention_mlp", "block"])
+def test_a_warm_up_call_does_not_join(model: STDiT3, part: str) -> None:
+    """A call of another generation at the first timestep, outside `request()`."""
+    values, other = inputs(1, seed=4), inputs(1, seed=5)
+    other["z"] *= 3.0
+    policy = replace(POLICY, metric_part=part)
+    handle = adacache.enable(model, policy, num_steps=STEPS)
+    expected, trace = denoise(model, values, STEPS), handle.trace
+    adacache.disable(model)
+    handle = adacache.enable(model, policy, num_steps=STEPS)
+    denoise(model, other, 1)
+    assert torch.equal(denoise(model, values, STEPS), expected)
+    assert handle.trace.computed == trace.computed
+    assert handle.trace.measurements == trace.measurements
+
+
 def test_requests_do_not_touch_each_other(model: STDiT3) -> None:
     first, second = inputs(1, seed=4), inputs(1, seed=5)
     second["z"] *= 2.0
@@ -348,7 +364,7 @@ def test_enable_and_disable_errors(model: STDiT3) -> None:
         handle.request(num_videos=4),
     ):
         denoise(model, inputs(1), STEPS)
-    with pytest.raises(ValueError, match=r"video_of_row: expected videos in 0..1, got \[2\]"):
+    with pytest.raises(ValueError, match=r"video_of_row\[1\]: expected a whole number in 0\.\.1, got 2"):
         handle.request(num_videos=2, video_of_row=[0, 2]).__enter__()
     with (
         pytest.raises(ValueError, match="video_of_row: expected 2 entries"),

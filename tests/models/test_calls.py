@@ -139,20 +139,22 @@ def test_a_prompt_of_another_length_computes_that_step() -> None:
     assert "r" in calls.pattern[4:]
 
 
+@pytest.mark.parametrize("part", [None, "block"])
 @pytest.mark.parametrize("calls_before", [1, 2])
-def test_a_warm_up_call_at_the_first_timestep_does_not_join(calls_before: int) -> None:
+def test_a_warm_up_call_at_the_first_timestep_does_not_join(calls_before: int, part: str | None) -> None:
     model, values, other = WAN.model(), WAN.values(seed=1), WAN.values(seed=3)
-    policy = adacache.AdaCache(codebook=WAN.codebook)
+    policy = adacache.AdaCache(codebook=WAN.codebook, metric_part=part)
     handle = adacache.enable(model, policy, num_steps=STEPS, rows_per_video=1)
     expected = WAN.denoise(model, values, STEPS)
-    schedule = handle.trace.computed_steps
+    trace = handle.trace
     adacache.disable(model)
     handle = adacache.enable(model, policy, num_steps=STEPS, rows_per_video=1)
     with torch.no_grad():
         for _ in range(calls_before):
             WAN.predict(model, other, other["hidden_states"] * 3, 0, STEPS)
     assert torch.equal(WAN.denoise(model, values, STEPS), expected)
-    assert handle.trace.computed_steps == schedule
+    assert handle.trace.computed == trace.computed
+    assert handle.trace.measurements == trace.measurements
 
 
 def test_timesteps_may_rise() -> None:

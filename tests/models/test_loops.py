@@ -1,4 +1,5 @@
-"""Loops of pipelines: several calls per step, several loops per call, schedulers that are not the pipeline's."""
+"""Loops of pipelines: several calls per step, several loops per call, schedulers that are not the
+pipeline's."""
 
 from __future__ import annotations
 
@@ -93,14 +94,17 @@ def test_windows_under_one_name() -> None:
     assert handle.trace.computed_steps == DUE
 
 
-@pytest.mark.parametrize("lengths", [(7, 7, 7), (12, 9)])
-def test_several_loops_in_one_call(lengths: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("stated", [None, 7])
+@pytest.mark.parametrize("lengths", [(7, 7, 7), (7, 12), (12, 9)])
+def test_several_loops_in_one_call(lengths: tuple[int, ...], stated: int | None) -> None:
     """Each loop that the scheduler begins is a request of its own, of the loop's length."""
     (values,) = values_of(1)
 
     def loop(pipeline: Any) -> Tensor:
         z = values["hidden_states"]
-        for steps in lengths:
+        for i, steps in enumerate(lengths):
+            if i == 0 and stated == steps:
+                pipeline._num_timesteps = stated
             z = step_through(pipeline, z, lambda z, t: pipeline.predict(values, z, t), steps)
         return z
 

@@ -344,8 +344,8 @@ def test_bad_options_of_enable(options: dict[str, Any], message: str) -> None:
         ({"branches": 0}, "branches: expected a whole number of at least 1, got 0"),
         ({"num_videos": "1"}, "num_videos: expected a whole number of at least 1, got '1'"),
         ({"num_videos": True}, "num_videos: expected a whole number"),
-        ({"video_of_row": [0.7]}, r"video_of_row: expected videos in 0..0, got \[0.7\]"),
-        ({"video_of_row": [True]}, "video_of_row: expected videos"),
+        ({"video_of_row": [0.7]}, r"video_of_row\[0\]: expected a whole number in 0..0, got 0.7"),
+        ({"video_of_row": [True]}, r"video_of_row\[0\]: expected a whole number in 0..0, got True"),
     ],
 )
 def test_bad_options_of_a_request(options: dict[str, Any], message: str) -> None:
@@ -359,7 +359,7 @@ def test_bad_options_of_a_request(options: dict[str, Any], message: str) -> None
     [
         ({"codebook": None}, "codebook: expected"),
         ({"codebook": [0.1, 2]}, "codebook: expected"),
-        ({"codebook": {0.1: 2}, "metric_blocks": (0.5,)}, "metric_blocks: expected whole numbers, got 0.5"),
+        ({"codebook": {0.1: 2}, "metric_blocks": (0.5,)}, "metric_blocks: expected a whole number, got 0.5"),
         ({"codebook": {0.1: 2}, "metric_blocks": 1}, "metric_blocks: expected"),
         ({"codebook": {0.1: 2}, "metric_part": 3}, "metric_part: expected"),
         ({"codebook": {0.1: 2}, "motion": {}}, "motion: expected"),

@@ -1,5 +1,5 @@
 """Models without a declaration: block lists are found by structure, streams by their shapes, and whole blocks
-are  measured."""
+are measured."""
 
 from __future__ import annotations
 

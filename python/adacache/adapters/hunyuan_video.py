@@ -14,7 +14,7 @@ from adacache.adapters.spec import Arguments, BlockList, GatedResidual, ModelSpe
 
 def gated_attention(block: Any, outputs: Outputs, given: Arguments) -> Tensor:
     """attention * gate of the video's tokens; the block's first norm returns the gate. Where the first frame
-    is  given, its tokens have their own gate."""
+    is given, its tokens have their own gate."""
     attention, gates = outputs["attn"][0], outputs["norm1"]
     if len(gates) == 5:
         return attention * gates[1].unsqueeze(1)

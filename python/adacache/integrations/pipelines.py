@@ -186,13 +186,24 @@ class PipelineRun:
         self.loop = 0
         self.num_videos: int | None = None
         self.requests: dict[Handle, Request] = {}
+        self._before: tuple[int | None, int | None] = (None, None)
+
+    def begin_loop(self) -> None:
+        """Notes that the scheduler is about to begin a loop."""
+        if self.step:
+            self.loop, self.step, self._before = self.loop + 1, 0, self._lengths()
+
+    def _lengths(self) -> tuple[int | None, int | None]:
+        """Steps of the loop by the scheduler, and as the pipeline states them."""
+        timesteps = getattr(self.pipeline.scheduler, "timesteps", None)
+        return None if timesteps is None else len(timesteps), getattr(self.pipeline, "_num_timesteps", None)
 
     def loop_steps(self) -> int | None:
-        """Steps of the scheduler's loop; None: unknown."""
-        timesteps = getattr(self.pipeline.scheduler, "timesteps", None)
-        scheduled = None if timesteps is None else len(timesteps)
-        stated = getattr(self.pipeline, "_num_timesteps", None)
-        if stated is None or (scheduled is not None and stated > scheduled):
+        """Steps of the scheduler's loop; None: unknown. A pipeline may run some of the scheduler's timesteps
+        only,  and then states how many; what it stated for an earlier loop does not count."""
+        scheduled, stated = self._lengths()
+        stale = stated == self._before[1] and scheduled != self._before[0] and self.loop > 0
+        if stated is None or stale or (scheduled is not None and stated > scheduled):
             return scheduled
         return int(stated)
 
@@ -245,8 +256,8 @@ def _note_step(plain: Callable[..., Any], scheduler: Any, *args: Any, **kwargs: 
 
 def _note_loop(plain: Callable[..., Any], scheduler: Any, *args: Any, **kwargs: Any) -> Any:
     run = _RUN.get()
-    if run is not None and run.step:
-        run.loop, run.step = run.loop + 1, 0
+    if run is not None:
+        run.begin_loop()
     return plain(scheduler, *args, **kwargs)
 
 

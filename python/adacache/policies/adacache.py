@@ -28,6 +28,7 @@ from adacache.policies.base import (
     check_dtype,
     check_steps,
     check_storage,
+    dtype_name,
     forced,
 )
 from adacache.sites import ModelSites, Site
@@ -198,7 +199,7 @@ class AdaCache:
             "metric": self.metric,
             "per_video": self.per_video,
             "cache": self.cache,
-            "cache_dtype": None if self.cache_dtype is None else str(self.cache_dtype).removeprefix("torch."),
+            "cache_dtype": dtype_name(self.cache_dtype),
         }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import Any, Protocol
@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from adacache.checks import whole
 from adacache.sites import ModelSites, Site
 
 STORAGE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn)
@@ -78,8 +79,9 @@ class Plan:
     """What one step does at each kept site. A site that is not named computes.
 
     Attributes:
-        actions: per site, one action per video.
-        coefficients: per site that forecasts, float32 [videos, factors] on the model's device.
+        actions: per site, one action per video. An OUTPUT is computed for all videos if any computes it.
+        coefficients: per site that forecasts, float32 [videos, factors] on the model's device; the rows of
+            videos that do not forecast are not used.
     """
 
     actions: Mapping[Site, Sequence[Action]] = field(default_factory=dict)
@@ -126,10 +128,12 @@ class Decider:
     Attributes:
         keeps: what is kept at which sites; ranges of blocks must not overlap.
         watches: the sites whose residual is measured.
+        needs_timestep: `Step.timestep` is read from the device.
     """
 
     keeps: Mapping[Site, Keep] = {}
     watches: Mapping[Site, Watch] = {}
+    needs_timestep = False
 
     def plan(self, step: Step) -> Plan:
         """The plan of a step, requested before it runs. Must not wait for the device."""
@@ -173,15 +177,9 @@ def forced(step: int, num_steps: int) -> bool:
     return step == 1 or step >= num_steps - 1
 
 
-def check_count(name: str, value: Any, least: int = 1) -> None:
-    """Raises ValueError unless `value` is an int of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")
-
-
 def check_steps(num_steps: Any) -> None:
     """Raises ValueError unless `num_steps` is a number of denoising steps."""
-    check_count("num_steps", num_steps)
+    whole(1)(num_steps, "num_steps")
 
 
 def check_dtype(dtype: torch.dtype | None) -> None:
@@ -189,6 +187,21 @@ def check_dtype(dtype: torch.dtype | None) -> None:
     if dtype is not None and dtype not in STORAGE_DTYPES:
         accepted = [str(one) for one in STORAGE_DTYPES]
         raise ValueError(f"cache_dtype: expected one of {accepted} or None, got {dtype!r}")
+
+
+def dtype_name(dtype: torch.dtype | None) -> str | None:
+    """Such as "float16", for traces."""
+    return None if dtype is None else str(dtype).removeprefix("torch.")
+
+
+def check_parts(name: str, parts: Any) -> tuple[str, ...]:
+    """The names of sub-layers in an iterable. Raises ValueError if there is none, or another value."""
+    if isinstance(parts, str) or not isinstance(parts, Iterable):
+        raise ValueError(f"{name}: expected names of sub-layers, got {parts!r}")
+    found = tuple(parts)
+    if not found or not all(isinstance(part, str) for part in found):
+        raise ValueError(f"{name}: expected at least one name of a sub-layer, got {list(found)}")
+    return found
 
 
 def check_storage(storage: str, sites: ModelSites) -> None:
@@ -202,15 +215,8 @@ def check_blocks(blocks: Sequence[Any], depth: int) -> None:
     if not blocks:
         raise ValueError("metric_blocks: expected at least one block, got none")
     for block in blocks:
-        if isinstance(block, bool) or not isinstance(block, int):
-            raise ValueError(f"metric_blocks: expected whole numbers, got {block!r}")
+        whole()(block, "metric_blocks")
         if not 0 <= block < depth:
             raise ValueError(f"metric_blocks: expected blocks in 0..{depth - 1}, got {block}")
     if list(blocks) != sorted(set(blocks)):
         raise ValueError(f"metric_blocks: expected ascending blocks without repeats, got {list(blocks)}")
-
-
-def positive(name: str, value: Any) -> None:
-    """Raises ValueError unless `value` is a finite number above 0."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise ValueError(f"{name}: expected a positive number, got {value!r}")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 import adacache_kernels
+from adacache.checks import number
 from adacache.policies.base import (
     Action,
     Decider,
@@ -19,7 +20,7 @@ from adacache.policies.base import (
     Watch,
     check_dtype,
     check_steps,
-    positive,
+    dtype_name,
 )
 from adacache.sites import ModelSites, Site
 
@@ -40,7 +41,7 @@ class FirstBlock:
     cache_dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
-        positive("threshold", self.threshold)
+        number(above=0)(self.threshold, "threshold")
         check_dtype(self.cache_dtype)
 
     per_video = True
@@ -57,7 +58,11 @@ class FirstBlock:
         return FirstBlockDecider(self, sites, num_videos)
 
     def describe(self) -> dict[str, Any]:
-        return {"policy": "FirstBlock", "threshold": self.threshold}
+        return {
+            "policy": "FirstBlock",
+            "threshold": self.threshold,
+            "cache_dtype": dtype_name(self.cache_dtype),
+        }
 
 
 class FirstBlockDecider(Decider):

@@ -3,55 +3,83 @@ number of steps, each kind of attention for its own number."""
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
-from adacache.policies.base import Action, Decider, Keep, Plan, Step, What, check_count, check_steps
+from adacache.checks import whole
+from adacache.policies.base import (
+    Action,
+    Decider,
+    Keep,
+    Plan,
+    Step,
+    What,
+    check_dtype,
+    check_parts,
+    check_steps,
+    dtype_name,
+)
 from adacache.sites import ModelSites
-
-SLOW = {"spatial_attention": 2, "temporal_attention": 4, "cross_attention": 6, "attention": 2}
-FAST = {"spatial_attention": 5, "temporal_attention": 7, "cross_attention": 9, "attention": 5}
 
 
 @dataclass(frozen=True)
 class PAB:
-    """Reuses the output of a sub-layer at step i (counted from 0) if i % range != 0 and lo < timestep < hi.
+    """Reuses the output of a sub-layer at step i (from 0) if i % range != 0 and lo < timestep < hi.
 
     Attributes:
-        ranges: {sub-layer: range}; sub-layers that a model lacks are skipped. The default is the published
-            slow setting (2 / 4 / 6 for spatial, temporal and cross attention); `PAB.FAST` is 5 / 7 / 9.
-        window: (lo, hi) of timesteps in 0..1000 in which outputs are reused; Open-Sora (450, 930),
-            Open-Sora-Plan (100, 850), Latte (100, 800).
-        dtype: of the kept outputs; None: as computed.
+        ranges: {sub-layer: range}; sub-layers that a model lacks are skipped. `PAB.SLOW` (the default) is the
+            published 2 / 4 / 6 for spatial, temporal and cross attention, `PAB.FAST` is 5 / 7 / 9;
+            "attention" of models with joint attention over space and time counts as spatial.
+        window: (lo, hi), in the units of the timesteps that the model gets. Published, for timesteps in
+            0..1000: Open-Sora (450, 930), Open-Sora-Plan (100, 850), Latte (100, 800).
+        cache_dtype: dtype of the kept outputs; None: as computed.
 
-    The timestep is read on the host, once per step, where the model gets it as a tensor.
+    The timestep is read on the host, once per step, where the model gets it as a tensor. The published
+    broadcast of MLP outputs at listed timesteps is not included; "mlp" can have a range like any sub-layer.
     """
 
-    ranges: Mapping[str, int] = field(default_factory=lambda: dict(SLOW))
+    SLOW: ClassVar[Mapping[str, int]] = {
+        "spatial_attention": 2,
+        "temporal_attention": 4,
+        "cross_attention": 6,
+        "attention": 2,
+    }
+    FAST: ClassVar[Mapping[str, int]] = {
+        "spatial_attention": 5,
+        "temporal_attention": 7,
+        "cross_attention": 9,
+        "attention": 5,
+    }
+
+    ranges: Mapping[str, int] = field(default_factory=lambda: PAB.SLOW)
     window: tuple[float, float] = (450, 930)
-    dtype: torch.dtype | None = None
+    cache_dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.ranges, Mapping):
+            raise ValueError(f"ranges: expected {{sub-layer: range}}, got {self.ranges!r}")
+        check_parts("ranges", self.ranges)
         object.__setattr__(self, "ranges", dict(self.ranges))
-        if not self.ranges:
-            raise ValueError("ranges: expected at least one {sub-layer: range}, got an empty one")
         for part, count in self.ranges.items():
-            check_count(f"ranges[{part!r}]", count)
-        if len(self.window) != 2 or not 0 <= self.window[0] < self.window[1]:
-            raise ValueError(f"window: expected timesteps 0 <= lo < hi, got {self.window!r}")
+            whole(1)(count, f"ranges[{part!r}]")
+        if not _is_window(self.window):
+            raise ValueError(f"window: expected two timesteps 0 <= lo < hi, got {self.window!r}")
+        object.__setattr__(self, "window", tuple(self.window))
+        check_dtype(self.cache_dtype)
 
     per_video = False
-    needs_timestep = True
 
     def check(self, sites: ModelSites, num_steps: int) -> None:
         check_steps(num_steps)
-        if not any(sites.outputs(part) for part in self.ranges):
-            known = sorted({part for block in sites.blocks for part in block.outputs})
+        known = sites.output_parts
+        if not set(known) & set(self.ranges):
             raise ValueError(
-                f"ranges: expected some of the model's sub-layers {known}, got {list(self.ranges)}"
+                f"ranges: expected some of the model's sub-layers {list(known)}, got {list(self.ranges)}"
             )
 
     def start(self, sites: ModelSites, num_steps: int, num_videos: int, device: torch.device) -> PABDecider:
@@ -59,21 +87,48 @@ class PAB:
         return PABDecider(self, sites, num_videos)
 
     def describe(self) -> dict[str, Any]:
-        return {"policy": "PAB", "ranges": dict(self.ranges), "window": list(self.window)}
+        return {
+            "policy": "PAB",
+            "ranges": dict(self.ranges),
+            "window": list(self.window),
+            "cache_dtype": dtype_name(self.cache_dtype),
+        }
 
 
 class PABDecider(Decider):
     """PAB at work on one request."""
 
+    needs_timestep = True
+
     def __init__(self, policy: PAB, sites: ModelSites, num_videos: int):
-        self._policy = policy
+        self._window = policy.window
         self._videos = num_videos
         self._range = {site: count for part, count in policy.ranges.items() for site in sites.outputs(part)}
-        self.keeps = {site: Keep(What.OUTPUT, dtype=policy.dtype) for site in self._range}
+        self._inside = False
+        self.keeps = dict.fromkeys(self._range, Keep(What.OUTPUT, dtype=policy.cache_dtype))
 
     def plan(self, step: Step) -> Plan:
-        low, high = self._policy.window
-        if step.timestep is None or not low < step.timestep < high:
+        low, high = self._window
+        now = step.timestep
+        inside = now is not None and low < now < high
+        self._inside = self._inside or inside
+        if not self._inside and step.number == step.num_steps > 1:
+            warnings.warn(
+                f"AdaCache: PAB reused nothing, because no timestep was inside window={self._window}; the "
+                f"last one was {now}",
+                stacklevel=2,
+            )
+        if not inside:
             return Plan()
         reuse = [Action.REUSE] * self._videos
         return Plan({site: reuse for site, count in self._range.items() if (step.number - 1) % count})
+
+
+def _is_window(window: Any) -> bool:
+    return (
+        isinstance(window, tuple | list)
+        and len(window) == 2
+        and not any(isinstance(edge, bool) or not isinstance(edge, int | float) for edge in window)
+        and 0 <= window[0] < window[1]
+        and math.isfinite(window[1])
+    )

@@ -8,7 +8,12 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Protocol
 
+from torch import Tensor
+
+from adacache.policies.base import Sums
+from adacache.runtime.meter import Meter
 from adacache.runtime.request import Branch, Facts, Request
+from adacache.sites import Site
 
 
 @dataclass(frozen=True)
@@ -112,13 +117,23 @@ class TimestepClock:
             if new_step and request.step == 2 and self._calls.count < self._calls_before:
                 # The first step had more calls than the second: those before the last were a warm-up, or a
                 # generation that was abandoned after its first step.
-                request.keep_branches(self._calls.count)
+                self._drop_warm_up(request)
         if new_step:
             self._calls_before = self._calls.count
         calls = Calls() if new_step else self._calls
         branch = request.begin_call(facts, new_step, calls.add(facts.context))
         self._calls, self._timestep, self._shape = calls, now, facts.shape
         return Tick(request, branch)
+
+    def _drop_warm_up(self, request: Request) -> None:
+        meter, store = Meter(request, request.lead, request.lead.frames), request.store
+
+        def measure(site: Site, old: Tensor) -> Sums:
+            latest = store.watched(site)
+            assert latest is not None
+            return meter.sums(site, latest, old)
+
+        request.restart(self._calls.count, measure)
 
     def adopt(self, request: Request, facts: Facts, calls: Calls) -> None:
         """Goes on with a request whose first step ran under another clock."""

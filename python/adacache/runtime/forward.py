@@ -1,5 +1,5 @@
 """One forward call under way: its segments, and what they reuse and keep. Fused programs and wrapped blocks
-run  on it alike."""
+run on it alike."""
 
 from __future__ import annotations
 
@@ -125,12 +125,13 @@ class Forward:
             self.branch, segment.planned, segment.site
         )
 
-    def enter(self, segment: Segment, streams: list[Tensor]) -> None:
-        """Begins a segment, with its streams [B, N, C]."""
+    def enter(self, segment: Segment, streams: list[Tensor], apart: bool = True) -> None:
+        """Begins a segment, with its streams [B, N, C]; `apart`: some rows may compute while others reuse."""
         actions = [Action.COMPUTE] * self.request.decisions
         if segment.planned is not None and not self.call.always_compute:
             planned = self.request.actions(self.branch, segment.planned, segment.site)
-            if self._fits(segment, streams):
+            mixed = 0 < planned.count(Action.COMPUTE) < len(planned)
+            if self._fits(segment, streams) and (apart or not mixed):
                 actions = planned
         key = tuple(actions)
         if key not in self._splits:
@@ -164,10 +165,7 @@ class Forward:
             out: of the stream's shape; may be the stream before the segment.
         """
         x = self.before[stream]
-        coefficients = None
-        if Action.FORECAST in self._actions:
-            assert self.segment.planned is not None
-            coefficients = self.request.plan.coefficients[self.segment.planned]
+        coefficients = self.request.coefficients(self.segment.planned, self._actions)
         for part in self._stored_parts():
             x = self.store.apply(
                 self._key(stream, part),

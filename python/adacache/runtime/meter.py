@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import adacache_kernels
-from adacache.policies.base import Sums, Watch
+from adacache.policies.base import Sums
 from adacache.rows import Split
 from adacache.runtime.request import Branch, Request
 from adacache.sites import Site
@@ -32,32 +32,32 @@ class Meter:
     def __init__(self, request: Request, branch: Branch, frames: int, reduce: Reduce | None = None):
         self.request = request
         self.branch = branch
-        self.frames = frames
+        self.frames = branch.frames = frames
         self.reduce = reduce
-        self.watches = request.decider.watches if branch.index == 0 else {}
+        self.watches = request.decider.watches
+        self._first_only = branch.index > 0
+        """The call is one of a further branch: what it measures is only kept, and only in the first step."""
+        if self._first_only and not (request.may_restart and request.step == 1):
+            self.watches = {}
 
-    def residual(self, site: Site, residual: Tensor, split: Split | None, frames: int | None = None) -> None:
+    def residual(self, site: Site, residual: Tensor, split: Split | None) -> None:
         """Measures a residual that is already formed, and keeps it.
 
         Args:
             residual: [b, N, C] of the rows that compute, or [b * n, ...] with each row's parts together.
             split: the rows that compute; None: all.
-            frames: of the residual's layout; None: those of the tokens.
         """
-        watch = self.watches[site]
-        computing = len(self.branch.videos) if split is None else len(split.computing)
-        frames = self.frames if frames is None else frames
-        if residual.shape[1] % frames:
-            frames = 1
         if residual.stride(-1) != 1:
             residual = residual.contiguous()
-        per_row = residual.shape[0] // computing
-        whole = (len(self.branch.videos) * per_row, *residual.shape[1:])
+        if self._first_only:
+            self.request.store.note_first(self.branch.index, site, residual)
+            return
+        watch, rows = self.watches[site], len(self.branch.videos)
+        computing = rows if split is None else len(split.computing)
+        whole = (residual.shape[0] * rows // computing, *residual.shape[1:])
         kept = self.request.store.old_watched(site, residual, whole)
         old = kept if split is None else split.rows_of(kept)
-        arguments = self._arguments(watch, split, frames, per_row)
-        sums = adacache_kernels.residual_meter(residual, old, **arguments)
-        self._observe(site, sums, arguments["strides"], frames, residual.numel() // computing)
+        self._observe(site, self.sums(site, residual, old, split))
         if watch.until is not None:
             self._refresh(watch.until, kept, residual)
         elif split is None and not residual.is_inference():
@@ -66,6 +66,17 @@ class Meter:
             kept.copy_(residual)
         else:
             split.put(kept, residual)
+
+    def sums(self, site: Site, residual: Tensor, old: Tensor, split: Split | None = None) -> Sums:
+        """The sums of a residual against an old one of the same shape."""
+        computing = len(self.branch.videos) if split is None else len(split.computing)
+        frames = 1 if residual.shape[1] % self.frames else self.frames
+        apart = residual.shape[0] % computing == 0
+        arguments = self._arguments(site, split, frames, residual.shape[0] // computing if apart else None)
+        values = adacache_kernels.residual_meter(residual, old, **arguments)
+        if not apart:  # rows cannot be told apart: one measurement for all videos
+            values = values.expand(self.request.decisions, -1).contiguous()
+        return self._sums(values, arguments, residual.numel() // computing)
 
     def _refresh(self, until: Site, kept: Tensor, residual: Tensor) -> None:
         """Keeps the residual of the videos that compute a site at this step; all rows were measured."""
@@ -93,10 +104,10 @@ class Meter:
             x: [b, N, C], or the whole batch with x_rows.
             y, gate, norm: of the rows that compute; see `adacache_kernels.gated_residual_norm_meter`.
         """
-        watch = self.watches[site]
+        store = self.request.store
         whole = (len(self.branch.videos), *y.shape[1:])
-        old = self.request.store.old_watched(site, y, whole)
-        arguments = self._arguments(watch, split, self.frames, 1)
+        old = torch.zeros_like(y) if self._first_only else store.old_watched(site, y, whole)
+        arguments = self._arguments(site, split, self.frames, 1)
         rows: dict[str, Any] = {"x_rows": x_rows, "residual_rows": None if split is None else split.index}
         normed: Tensor | None = None
         if norm is None:
@@ -105,29 +116,38 @@ class Meter:
             x, normed, sums = adacache_kernels.gated_residual_norm_meter(
                 x, y, gate, old, norm[0], norm[1], eps=eps, **rows, **arguments
             )
-        self._observe(site, sums, arguments["strides"], self.frames, y[0].numel())
+        if self._first_only:
+            store.note_first(self.branch.index, site, old)
+        else:
+            self._observe(site, self._sums(sums, arguments, y[0].numel()))
         return x, normed
 
-    def _arguments(self, watch: Watch, split: Split | None, frames: int, per_row: int) -> dict[str, Any]:
-        video_of_row = self.branch.video_of_row
+    def _arguments(self, site: Site, split: Split | None, frames: int, per_row: int | None) -> dict[str, Any]:
+        """Arguments of the meter ops. `per_row`: first dimension of a residual per row of the batch; None:
+        all rows are measured as one video."""
+        watch = self.watches[site]
+        video_of_row = self.branch.video_of_row if per_row is not None else None
         if video_of_row is not None and split is not None:
             video_of_row = video_of_row.index_select(0, split.index)
-        if video_of_row is not None and per_row > 1:
+        if video_of_row is not None and per_row is not None and per_row > 1:
             video_of_row = video_of_row.repeat_interleave(per_row)
         return {
             "frames": frames,
             "strides": tuple(stride for stride in watch.strides if stride < frames),
             "video_of_row": video_of_row,
-            "num_videos": self.request.decisions,
+            "num_videos": 1 if per_row is None else self.request.decisions,
             "metric": watch.metric,
         }
 
-    def _observe(self, site: Site, sums: Tensor, strides: tuple[int, ...], frames: int, per_row: int) -> None:
-        request = self.request
-        sums = sums if self.reduce is None else self.reduce(sums)
+    def _sums(self, values: Tensor, arguments: dict[str, Any], per_row: int) -> Sums:
         rows = len(self.branch.videos)
-        measured = Sums(sums, strides, frames, rows / request.decisions * per_row, rows)
+        elements = rows / self.request.decisions * per_row
+        values = values if self.reduce is None else self.reduce(values)
+        return Sums(values, arguments["strides"], arguments["frames"], elements, rows)
+
+    def _observe(self, site: Site, sums: Sums) -> None:
+        request = self.request
         with torch.inference_mode(False):
-            plan = request.decider.observe(request.current_step, site, measured)
+            plan = request.decider.observe(request.current_step, site, sums)
         if plan is not None:
             request.plan = request.plan.revised(plan)

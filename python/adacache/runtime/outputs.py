@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from adacache.policies.base import Action
@@ -14,8 +15,23 @@ from adacache.sites import Site
 
 
 @dataclass(frozen=True)
+class _Form:
+    """What a sub-layer took and returned when its output was kept.
+
+    Attributes:
+        shapes: of its arguments.
+        values: what it returned; in place of each tensor, its dtype.
+        is_tuple: whether it returned a tuple.
+    """
+
+    shapes: list[torch.Size | None]
+    values: list[Any]
+    is_tuple: bool
+
+
+@dataclass(frozen=True)
 class KeptOutput:
-    """One sub-layer in one forward call. It runs if any video computes it."""
+    """One sub-layer in one forward call. It runs if any video computes it, or if the segment is mixed."""
 
     forward: Forward
     site: Site
@@ -29,30 +45,47 @@ class KeptOutput:
         """
         forward, site = self.forward, self.site
         request, branch = forward.request, forward.branch
-        actions = request.actions(branch, site, site)
         key = branch.index, site
+        if forward.rows is not None:
+            request.output_forms.pop(key, None)
+            return compute()
+        actions = request.actions(branch, site, site)
         shapes = [value.shape if isinstance(value, Tensor) else None for value in inputs]
-        known = request.output_forms.get(key)
-        reusable = Action.COMPUTE not in actions and known is not None and known[0] == shapes
-        if reusable and not forward.call.always_compute:
-            assert known is not None
-            coefficients = request.plan.coefficients[site] if Action.FORECAST in actions else None
-            tensors = [
-                forward.store.output((*key, k), coefficients=coefficients, video_of_row=branch.video_of_row)
-                if kept
-                else value
-                for k, (kept, value) in enumerate(known[1])
-            ]
-            return tuple(tensors) if known[2] else tensors[0]
+        form: _Form | None = request.output_forms.get(key)
+        skip = Action.COMPUTE not in actions and not forward.call.always_compute
+        if skip and form is not None and form.shapes == shapes and self._intact(form):
+            return self._reused(form, actions)
         output = compute()
         values = list(output) if isinstance(output, tuple) else [output]
         keep, gaps = request.decider.keeps[site], request.gaps(branch, site)
-        form = []
         for k, value in enumerate(values):
-            kept = isinstance(value, Tensor)
-            if kept:
+            if isinstance(value, Tensor):
                 forward.store.keep((*key, k), value, keep, None, gaps, value)
-            form.append((kept, None if kept else value))
-        request.output_forms[key] = shapes, form, isinstance(output, tuple)
+        kept = [value.dtype if isinstance(value, Tensor) else value for value in values]
+        request.output_forms[key] = _Form(shapes, kept, isinstance(output, tuple))
         request.note_kept(branch, site, [Action.COMPUTE] * request.decisions)
         return output
+
+    def _intact(self, form: _Form) -> bool:
+        branch, store = self.forward.branch.index, self.forward.store
+        return all(
+            store.intact((branch, self.site, k))
+            for k, value in enumerate(form.values)
+            if isinstance(value, torch.dtype)
+        )
+
+    def _reused(self, form: _Form, actions: Sequence[Action]) -> Any:
+        forward, branch = self.forward, self.forward.branch
+        coefficients = forward.request.coefficients(self.site, actions)
+        values = [
+            forward.store.output(
+                (branch.index, self.site, k),
+                value,
+                coefficients=coefficients,
+                video_of_row=branch.video_of_row,
+            )
+            if isinstance(value, torch.dtype)
+            else value
+            for k, value in enumerate(form.values)
+        ]
+        return tuple(values) if form.is_tuple else values[0]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from adacache.policies.base import Action, Decider, Plan, Policy, Step, What, check_count
+from adacache.checks import whole
+from adacache.policies.base import Action, Decider, Plan, Policy, Step, Sums, What
 from adacache.rows import Split, to_device
 from adacache.runtime.store import Store
 from adacache.sites import ModelSites, Site
@@ -49,6 +50,7 @@ class Branch:
         index: 0 is the branch that is measured; the others follow its decisions.
         videos: decision of each row of its batch.
         video_of_row: the same as int32 [B] on the device; None if there is one decision.
+        frames: latent frames of its tokens.
         order: positions of the blocks that ran at its last computed step; None before the first.
         chained: positions of blocks whose input was the very output of the block before.
         kept_at: per kept site, the step at which each decision's rows were kept (0: never).
@@ -58,6 +60,7 @@ class Branch:
     shape: tuple[int, ...] = ()
     videos: list[int] = field(default_factory=list)
     video_of_row: Tensor | None = None
+    frames: int = 1
     order: list[int] | None = None
     chained: set[int] = field(default_factory=set)
     kept_at: dict[Site, list[int]] = field(default_factory=dict)
@@ -80,6 +83,8 @@ class Request:
         video_of_row: video of each row of the batch; None: row b belongs to video b % num_videos, as guidance
             in one batch orders rows (conditional rows first).
         branches: forward calls per step: 1 with guidance in one batch, 2 with guidance in two calls.
+        may_restart: the first step may turn out to have had calls of another generation, so that what every
+            call of it measured is kept until the third step.
 
     Raises:
         ValueError: an argument does not fit, or the policy does not fit the model or the schedule.
@@ -94,18 +99,19 @@ class Request:
         num_videos: int,
         video_of_row: Sequence[int] | None = None,
         branches: int = 1,
+        may_restart: bool = False,
     ):
-        check_count("num_videos", num_videos)
-        check_count("branches", branches)
+        whole(1)(num_videos, "num_videos")
+        whole(1)(branches, "branches")
         if video_of_row is not None:
-            outside = [v for v in video_of_row if not isinstance(v, int) or not 0 <= v < num_videos]
-            if outside:
-                raise ValueError(f"video_of_row: expected videos in 0..{num_videos - 1}, got {outside}")
+            for row, video in enumerate(video_of_row):
+                whole(0, num_videos - 1)(video, f"video_of_row[{row}]")
         self.policy = policy
         self.sites = sites
         self.num_steps = num_steps
         self.num_videos = num_videos
         self.branches_per_step = branches
+        self.may_restart = may_restart
         self.step = 0
         self.ended_by: str | None = None
         self.closed = False
@@ -178,7 +184,8 @@ class Request:
             )
         if self._decider is None:
             with torch.inference_mode(False):
-                self._decider = self.policy.start(self.sites, self.num_steps, self.decisions, facts.device)
+                self._device = facts.device
+                self._decider = self.policy.start(self.sites, self.num_steps, self.decisions, self._device)
         branch = self._branches.get(key)
         if branch is None:
             branch = self._branches[key] = Branch(len(self._branches))
@@ -186,9 +193,11 @@ class Request:
             self._reshape(branch, facts)
         if new_step:
             self.step += 1
+            if self.step == 3:
+                self.store.forget_first()
             self._computed.append([False] * self.decisions)
             self._timesteps.append(facts.timestep)
-            timestep = facts.read_timestep() if getattr(self.policy, "needs_timestep", False) else None
+            timestep = facts.read_timestep() if self.decider.needs_timestep else None
             self.plan = self.decider.plan(Step(self.step, self.num_steps, timestep))
             if not any(keep.what is What.RESIDUAL for keep in self.decider.keeps.values()):
                 self.note_computed([True] * self.decisions)
@@ -211,20 +220,31 @@ class Request:
         """Per decision, what a call of this branch does at a site.
 
         A branch that has nothing valid to reuse computes: it never ran, or it was left out at the last
-            computed
-        step.
+        computed step.
 
         Args:
             planned: the site that the plan names; kept: the site under which its tensors are kept.
         """
         actions = self.plan.actions.get(planned, [Action.COMPUTE] * self.decisions)
-        lead = next(iter(self._branches.values()))
         own = branch.kept_at.get(kept, [0] * self.decisions)
-        newest = lead.kept_at.get(kept, own)
+        newest = self.lead.kept_at.get(kept, own)
         return [
             Action.COMPUTE if mine < 1 or mine < latest else action
             for action, mine, latest in zip(actions, own, newest, strict=True)
         ]
+
+    def coefficients(self, planned: Site | None, actions: Sequence[Action]) -> Tensor | None:
+        """Of the forecast at a site, float32 [decisions, factors]; (1, 0, ...) where a decision is to reuse.
+        None: nothing is forecast."""
+        if planned is None or Action.FORECAST not in actions:
+            return None
+        given = self.plan.coefficients[planned]
+        if Action.REUSE not in actions:
+            return given
+        reuse = to_device(torch.tensor([[action is Action.REUSE] for action in actions]), given.device)
+        plain = torch.zeros_like(given)
+        plain[:, 0] = 1.0
+        return torch.where(reuse, plain, given)
 
     def split(self, branch: Branch, actions: Sequence[Action], device: torch.device) -> Split:
         """The rows of a branch's batch that compute and those that do not."""
@@ -248,9 +268,30 @@ class Request:
         for video, computed in enumerate(videos):
             latest[video] = latest[video] or computed
 
-    def keep_branches(self, count: int) -> None:
-        """Drops all branches but the first `count`."""
-        for key in list(self._branches)[count:]:
+    @property
+    def lead(self) -> Branch:
+        """The branch that is measured."""
+        return next(iter(self._branches.values()))
+
+    def restart(self, calls: int, measure: Callable[[Site, Tensor], Sums]) -> None:
+        """Takes only the last `calls` calls of the first step for its branches, and decides the first two
+        steps again.
+
+        Args:
+            measure: (site, old) -> the sums of the last watched residual of a site against an old one.
+        """
+        first = len(self._branches) - calls
+        with torch.inference_mode(False):
+            decider = self.policy.start(self.sites, self.num_steps, self.decisions, self._device)
+            for number in (1, 2):
+                step = Step(number, self.num_steps)
+                decider.plan(step)
+                for site in decider.watches:
+                    old = self.store.first_watched(first, site)
+                    if old is not None:
+                        decider.observe(step, site, measure(site, old))
+        self._decider = decider
+        for key in list(self._branches)[calls:]:
             self.store.drop(self._branches.pop(key).index)
 
     def free(self) -> None:
@@ -281,7 +322,3 @@ class Request:
             measurements=[] if self._decider is None else self._decider.records(),
             cache_bytes=self.store.bytes,
         )
-
-    def describe(self) -> dict[str, Any]:
-        """The settings and the progress, for messages."""
-        return {"policy": self.policy.describe(), "step": self.step, "num_steps": self.num_steps}

@@ -3,6 +3,7 @@ residuals."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 
 import adacache_kernels
 from adacache.policies.base import Keep
-from adacache.rows import Split
+from adacache.rows import Split, to_device
 from adacache.sites import Site
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -20,14 +21,23 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass
 class Kept:
-    """One kept feature: factors of its forecast (the feature itself is factors[0]) and a float8 scale.
+    """One kept feature.
 
-    `copies` is how often the blocks repeat the tokens that they take (1, or once per frame).
+    Attributes:
+        factors: of its forecast: the feature, its first, second ... divided difference.
+        scale: of a float8 feature, per token.
+        copies: how often the blocks repeat the tokens that they take (1, or once per frame).
+        times: per row of the batch, how often the feature was kept, if it has differences.
+        version: of the feature's tensor when it was kept.
+        copied: the model modifies the tensor when it is reused, so it gets copies.
     """
 
     factors: list[Tensor] = field(default_factory=list)
     scale: Tensor | None = None
     copies: int = 1
+    times: list[int] = field(default_factory=list)
+    version: int = 0
+    copied: bool = False
 
     @property
     def shape(self) -> torch.Size:
@@ -48,6 +58,8 @@ class Store:
     def __init__(self) -> None:
         self._kept: dict[Any, Kept] = {}
         self._watched: dict[Site, Tensor] = {}
+        self._first: dict[tuple[int, Site], Tensor] = {}
+        """What further branches measured in the first step."""
         self.bytes = 0
         """Most bytes kept at once so far, watched residuals included."""
 
@@ -95,6 +107,7 @@ class Store:
                 rows=None if split is None else split.index,
                 out=None if out is None else as_tokens(out),
             )
+            kept.version = kept.factors[0]._version
             return
         rows = before if split is None else split.take(before)
         self.keep(key, after.float() - rows.float(), keep, split, gaps, before)
@@ -105,7 +118,7 @@ class Store:
     def keep(
         self, key: Any, value: Tensor, keep: Keep, split: Split | None, gaps: Sequence[int], like: Tensor
     ) -> None:
-        """Keeps a feature.
+        """Keeps a feature. Differences that would need a feature from before the first are 0.
 
         Args:
             value: [b, ...], the rows that computed.
@@ -117,22 +130,30 @@ class Store:
             base = torch.zeros_like(like, dtype=torch.float32 if value.dtype not in FLOATS else value.dtype)
             self.keep_difference(key, value.to(base.dtype), base, Keep(dtype=dtype), split, gaps)
             return
-        kept = self._kept.get(key)
-        if kept is not None and (kept.shape != like.shape or kept.factors[0].dtype != dtype):
-            kept = None
-        new = saturated(value, dtype)
-        if kept is None:
-            kept = self._allocated(key, like, dtype, keep.factors)
-            self._write(kept.factors[0], new, split)
-            return
+        kept = self._allocated(key, like, dtype, keep.factors)
+        kept.times = kept.times or [0] * len(gaps)
+        computing = range(len(gaps)) if split is None else split.computing
+        new, difference = value, value
         for i, factor in enumerate(kept.factors):
-            old = (factor if split is None else split.rows_of(factor)).float()
-            self._write(factor, new, split)
             if i + 1 < len(kept.factors):
-                steps = [gaps[row] for row in (range(len(gaps)) if split is None else split.computing)]
-                gap = torch.tensor(steps, dtype=torch.float32).to(value.device, non_blocking=True)
-                difference = (new.float() - old) / gap.view(-1, *[1] * (old.ndim - 1))
-                new = saturated(difference, dtype)
+                old = factor if split is None else split.rows_of(factor)
+                steps = [gaps[row] if kept.times[row] > i else math.inf for row in computing]
+                wide = new.to(torch.promote_types(new.dtype, torch.float32))
+                difference = (wide - old) / self._per_row(steps, old)
+            self._write(factor, saturated(new, dtype), split)
+            new = difference
+        for row in computing:
+            kept.times[row] += 1
+        kept.version = kept.factors[0]._version
+
+    @staticmethod
+    def _per_row(values: Sequence[float], like: Tensor) -> Tensor | float:
+        """One value per row of the batch, for arithmetic with a tensor in which a row may have several
+        parts."""
+        if len(set(values)) == 1:
+            return values[0]
+        by_row = to_device(torch.tensor(values, dtype=torch.float32), like.device)
+        return by_row.repeat_interleave(like.shape[0] // len(values)).view(-1, *[1] * (like.ndim - 1))
 
     @staticmethod
     def _write(into: Tensor, value: Tensor, split: Split | None) -> None:
@@ -176,7 +197,7 @@ class Store:
         kept = self._kept[key]
         x = repeated(x, kept.copies)
         if x.dtype not in FLOATS:
-            result = x + kept.factors[0].to(x.dtype)
+            result = x + _forecast(kept.factors, coefficients, video_of_row, x.dtype)
             return result if out is None else out.copy_(result)
         tokens, given = as_tokens(x), None if out is None else as_tokens(out)
         if coefficients is None:
@@ -198,24 +219,41 @@ class Store:
         return result.view(x.shape)
 
     def output(
-        self, key: Any, *, coefficients: Tensor | None = None, video_of_row: Tensor | None = None
+        self,
+        key: Any,
+        dtype: torch.dtype,
+        *,
+        coefficients: Tensor | None = None,
+        video_of_row: Tensor | None = None,
     ) -> Tensor:
-        """A kept output, or its forecast."""
+        """A kept output, or its forecast; the kept tensor itself, where the model does not modify it."""
         kept = self._kept[key]
         if kept.scale is not None:
             wide = as_tokens(kept.factors[0]).float() * kept.scale[..., None]
-            return wide.view(kept.shape)
-        if coefficients is None:
-            return kept.factors[0]
-        weights = coefficients if video_of_row is None else coefficients.index_select(0, video_of_row)
-        total = torch.zeros(kept.shape, dtype=torch.float32, device=weights.device)
-        for i, factor in enumerate(kept.factors):
-            total += factor.float() * weights[:, i].view(-1, *[1] * (total.ndim - 1))
-        return total.to(kept.factors[0].dtype)
+            return wide.view(kept.shape).to(dtype)
+        if coefficients is None or dtype not in FLOATS:
+            result = _forecast(kept.factors, coefficients, video_of_row, dtype)
+            return result.clone() if kept.copied and result is kept.factors[0] else result
+        factors = [as_tokens(factor) for factor in kept.factors]
+        if video_of_row is not None:
+            video_of_row = video_of_row.repeat_interleave(kept.shape[0] // len(video_of_row))
+        nothing = zeros(factors[0].shape[2:], dtype, factors[0].device).expand(factors[0].shape)
+        return adacache_kernels.extrapolate_residual(
+            nothing, factors, coefficients, video_of_row=video_of_row
+        ).view(kept.shape)
+
+    def intact(self, key: Any) -> bool:
+        """Whether a kept output is unmodified: the model may have modified it in place when it was reused."""
+        kept = self._kept.get(key)
+        if kept is None:
+            return False
+        modified = kept.factors[0]._version != kept.version
+        kept.copied = kept.copied or modified
+        return not modified
 
     def old_watched(self, site: Site, like: Tensor, shape: Sequence[int]) -> Tensor:
         """The residual last measured at a site; zeros before the first and after a change of shape, so that
-        the  distance from it is not finite."""
+        the distance from it is not finite."""
         old = self._watched.get(site)
         if old is None or old.shape != torch.Size(shape) or old.dtype != like.dtype:
             with torch.inference_mode(False):
@@ -223,6 +261,17 @@ class Store:
             self._watched[site] = old
             self._count()
         return old
+
+    def note_first(self, branch: int, site: Site, value: Tensor) -> None:
+        """Keeps what a further branch measured in the first step."""
+        self._first[branch, site] = value
+
+    def first_watched(self, branch: int, site: Site) -> Tensor | None:
+        """What a further branch measured in the first step."""
+        return self._first.get((branch, site))
+
+    def forget_first(self) -> None:
+        self._first.clear()
 
     def swap_watched(self, site: Site, value: Tensor) -> None:
         """Replaces the residual last measured at a site."""
@@ -244,10 +293,26 @@ class Store:
     def clear(self) -> None:
         self._kept.clear()
         self._watched.clear()
+        self._first.clear()
 
     def _count(self) -> None:
         tensors = [*self._watched.values(), *(t for kept in self._kept.values() for t in kept.tensors())]
         self.bytes = max(self.bytes, sum(t.numel() * t.element_size() for t in tensors))
+
+
+def _forecast(
+    factors: Sequence[Tensor], coefficients: Tensor | None, video_of_row: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """The feature in a dtype, or its forecast, by plain PyTorch."""
+    if coefficients is None:
+        return factors[0].to(dtype)
+    weights = coefficients if video_of_row is None else coefficients.index_select(0, video_of_row)
+    per_row = weights.repeat_interleave(factors[0].shape[0] // len(weights), dim=0)
+    terms = [
+        factor.to(dtype) * per_row[:, i].to(dtype).view(-1, *[1] * (factor.ndim - 1))
+        for i, factor in enumerate(factors)
+    ]
+    return torch.stack(terms).sum(0)
 
 
 def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -65,7 +65,9 @@ class WrappedForward(Forward):
         if segment is not self.segment:
             self._close()
             layout = block.list.layout
-            self.enter(segment, [to_video(x, layout, self.call.batch) for x in streams])
+            # Rows of an unknown layout cannot be told apart: all compute, or all reuse.
+            apart = not self._spec.streams_by_shape or streams[0].shape[0] == self.call.batch
+            self.enter(segment, [to_video(x, layout, self.call.batch) for x in streams], apart)
             self._shown, self._held = streams, None
         self._block = block
         self.order.append(block.position)
