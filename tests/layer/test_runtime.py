@@ -10,9 +10,20 @@ import pytest
 import tiny_policies as tiny
 import torch
 from adacache.models.stdit3 import STDiT3
+from adacache.policies import Decider, Keep, Plan, Step
+from adacache.sites import Site
 from models import denoise, inputs, relative_error, rows_of
 from test_method_rules import STEPS, run_slowly
-from tiny_policies import Blocks, Delta, DeltaOfVideos, Mixed, RangeWatch, RangeWatchSlowly, TinyPolicy
+from tiny_policies import (
+    Blocks,
+    Delta,
+    DeltaOfVideos,
+    Mixed,
+    OutputsBesideResiduals,
+    RangeWatch,
+    RangeWatchSlowly,
+    TinyPolicy,
+)
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -97,6 +108,29 @@ def test_ranges_that_are_reused_by_turns(model: STDiT3, storage: str) -> None:
     assert relative_error(final, other) > 1e-3
 
 
+def test_outputs_beside_residuals_of_single_videos(model: STDiT3) -> None:
+    values = inputs(2, seed=3)
+    policy = TinyPolicy(lambda sites, videos: OutputsBesideResiduals(sites, videos, "mlp"))
+    final, _ = run(model, policy, values)
+    for video in range(2):
+        kept: dict[int, Tensor] = {}
+        rule = Blocks(lambda step, _, v=video: tiny.REUSE if v and step in tiny.ALONE else tiny.COMPUTE)
+
+        def output(step: int, time: float, count: int, y: Callable[[], Tensor], kept: Any = kept) -> Tensor:
+            if count % 3 != 2:
+                return y()
+            if step + 1 in tiny.OUTPUTS_COMPUTED:
+                kept[count] = y()
+            return kept[count]
+
+        def block(step: int, number: int, x: Tensor, run: Callable[[], Tensor], rule: Any = rule) -> Tensor:
+            return rule(step + 1, number, [x], [run()])[0]
+
+        expected = run_slowly(model, rows_of(values, video), output, block)
+        assert relative_error(final[video], expected[0]) < 2e-5
+        assert relative_error(denoise(model, rows_of(values, video), STEPS), expected) > 1e-3
+
+
 class TokenMoves(TorchDispatchMode):
     """Counts PyTorch ops that gather or scatter rows of token tensors."""
 
@@ -125,3 +159,36 @@ def test_mixed_steps_of_the_fused_program_gather_and_scatter_in_its_ops(model: S
         [step for step in steps if computed[step - 1][v]] for v in range(VIDEOS)
     ]
     assert moves.count == 0
+
+
+@pytest.mark.parametrize(
+    ("keeps", "message"),
+    [
+        ({Site(0, 4): Keep(), Site(3, 6): Keep()}, r"keeps: expected ranges of the 8 blocks .* got \[3, 6\)"),
+        ({Site(2, 9): Keep()}, r"keeps: expected ranges of the 8 blocks .* got \[2, 9\)"),
+        ({Site(2, 2): Keep()}, r"keeps: expected ranges of the 8 blocks .* got \[2, 2\)"),
+    ],
+)
+def test_kept_ranges_are_checked(model: STDiT3, keeps: dict[Site, Keep], message: str) -> None:
+    class Keeping(Decider):
+        def __init__(self) -> None:
+            self.keeps = keeps
+
+        def plan(self, step: Step) -> Plan:
+            return Plan()
+
+    with pytest.raises(ValueError, match=message):
+        run(model, TinyPolicy(lambda sites, videos: Keeping()), inputs(1))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"factors": 0}, "factors: expected 1..4, got 0"),
+        ({"factors": 5}, "factors: expected 1..4, got 5"),
+        ({"factors": 2, "dtype": torch.float8_e4m3fn}, "dtype: expected .* got float8_e4m3fn"),
+    ],
+)
+def test_keeps_are_checked(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Keep(**settings)

@@ -20,9 +20,18 @@ from model_cases import (
     Case,
     relative_error,
 )
-from test_methods import STEPS, Clock, blocks_replaced, mixed_values, run_slowly
+from test_methods import STEPS, Clock, blocks_replaced, mixed_values, replaced, run_slowly
 from test_models import enabled
-from tiny_policies import Blocks, Delta, DeltaOfVideos, Mixed, RangeWatch, RangeWatchSlowly, TinyPolicy
+from tiny_policies import (
+    Blocks,
+    Delta,
+    DeltaOfVideos,
+    Mixed,
+    OutputsBesideResiduals,
+    RangeWatch,
+    RangeWatchSlowly,
+    TinyPolicy,
+)
 from torch import Tensor, nn
 
 diffusers = pytest.importorskip("diffusers", reason="the models' classes come from diffusers")
@@ -116,6 +125,37 @@ def test_ranges_that_are_reused_by_turns(case: Case, storage: str) -> None:
         expected = alone(case, model, values, video, Blocks(action))
         assert relative_error(other[video], expected[0]) < case.tolerance
     assert relative_error(final, other) > 1e-3
+
+
+def test_outputs_beside_residuals_of_single_videos(case: Case) -> None:
+    model, values = case.model(), {**case.values(2, seed=1)}
+    part, child = (
+        ("temporal_attention", "attn1") if case is LATTE else ("mlp", "ffn" if case is WAN_8 else "ff")
+    )
+    policy = TinyPolicy(lambda sites, videos: OutputsBesideResiduals(sites, videos, part))
+    with enabled(model, policy, STEPS) as handle, handle.request(num_videos=2):
+        final = case.denoise(model, values, STEPS)
+    lists = case.lists[-1:] if case is LATTE else case.lists
+    children = [block.get_submodule(child) for name, block in case.blocks(model) if name in lists]
+    for video in range(2):
+        clock = Clock()
+        rule = Blocks(lambda step, _, v=video: tiny.REUSE if v and step in tiny.ALONE else tiny.COMPUTE)
+
+        def reuse(clock: Clock = clock) -> Callable[[Tensor], Tensor]:
+            kept: list[Tensor] = []
+
+            def change(output: Tensor) -> Tensor:
+                if clock.step in tiny.OUTPUTS_COMPUTED:
+                    kept[:] = [output]
+                return kept[0]
+
+            return change
+
+        blocks = blocks_replaced(case, model, lambda *given, rule=rule, clock=clock: rule(clock.step, *given))
+        with replaced({one: reuse() for one in children}), blocks:
+            expected = run_slowly(case, model, case.rows(values, video), clock)
+        assert relative_error(final[video], expected[0]) < case.tolerance
+        assert relative_error(case.denoise(model, case.rows(values, video), STEPS), expected) > 1e-3
 
 
 def test_tokens_first_in_mixed_steps() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from adacache.policies import Action, Decider, Keep, Plan, Step, Sums, Watch
+from adacache.policies import Action, Decider, Keep, Plan, Step, Sums, Watch, What
 from adacache.sites import ModelSites, Site
 from torch import Tensor
 
@@ -215,3 +215,27 @@ class DeltaOfVideos(Delta):
                 for site in self.ranges
             }
         )
+
+
+# Kept outputs of sub-layers beside residuals of single videos.
+
+ALONE = {4, 5, 9, 12}
+"""Steps at which the second video reuses the residual of the stack."""
+OUTPUTS_COMPUTED = {step for step in range(1, 20) if step % 2 or step - 1 in ALONE} | ALONE
+"""Outputs are reused at even steps. Where one video alone runs, they are computed and not kept, so that the
+step after computes them too."""
+
+
+class OutputsBesideResiduals(Decider):
+    """Two videos: both reuse outputs of a sub-layer at even steps, the second reuses the stack in ALONE."""
+
+    def __init__(self, sites: ModelSites, videos: int, part: str):
+        self.stack = sites.stack
+        self.outputs = sites.outputs(part)
+        self.keeps = {self.stack: Keep(), **dict.fromkeys(self.outputs, Keep(What.OUTPUT))}
+
+    def plan(self, step: Step) -> Plan:
+        actions = {self.stack: [COMPUTE, REUSE if step.number in ALONE else COMPUTE]}
+        if step.number % 2 == 0:
+            actions |= {site: [REUSE, REUSE] for site in self.outputs}
+        return Plan(actions)
