@@ -1,4 +1,4 @@
-// The walk over a tensor for ops that look at each element by itself and keep no sums.
+// The walk of the elementwise ops, which keep no sums.
 #pragma once
 
 #include "walk.h"

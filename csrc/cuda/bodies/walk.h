@@ -1,4 +1,4 @@
-// Which tokens a block of the device bodies visits, and pointers that go with it from token to token.
+// The tokens that a block visits, and pointers that advance from token to token.
 #pragma once
 
 #include <type_traits>
@@ -57,7 +57,7 @@ struct Walk {
   ADACACHE_HD int64_t token() const { return frame * places + place; }
 };
 
-// One channel of a tensor at the token at hand.
+// One channel of a tensor at the current token.
 template <class T>
 class Cursor {
  public:
