@@ -50,8 +50,7 @@ class Trace:
 
     def steps_of(self, video: int) -> list[int]:
         """The 1-based steps that ran the blocks for one video."""
-        if not 0 <= video < self.num_videos:
-            raise ValueError(f"video: expected 0..{self.num_videos - 1}, got {video}")
+        whole(0, self.num_videos - 1)(video, "video")
         return [step for step, videos in enumerate(self.computed, 1) if videos[video]]
 
     def followed_by(self, later: Trace) -> Trace:
@@ -72,6 +71,7 @@ class Trace:
         """Per measured site, the (step, value) pairs of "distance", "motion", "factor" or "rate" of one
         video; empty if the policy does not measure it."""
         text(*SERIES)(name, "name")
+        whole(0, self.num_videos - 1)(video, "video")
         curves: dict[str, list[tuple[int, float]]] = {}
         for record in self.measurements:
             value = record[name][video] if name in record else None
