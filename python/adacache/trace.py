@@ -30,7 +30,7 @@ class Trace:
         measurements: one record per measured site and step: `step`, `site`, and per video `distance`
             (relative distance to the last computed residual, undivided), `motion`, `factor` (of the motion
             regularisation, with its gradient), `rate` (steps to the next computed one) and `nonfinite`.
-            Values that were not finite, or belong to a video that did not compute, are None.
+            None for values that were not finite and for videos that did not compute.
         cache_bytes: bytes of all kept residuals, the metric's included.
     """
 
@@ -98,7 +98,7 @@ class Trace:
         return cls(**values)
 
     def plot(self, path: str | Path) -> None:
-        """Draws the schedule, the distance and the motion per step, one colour per video (needs
+        """Draws the schedule, the distance and the motion per step, one color per video (needs
         matplotlib)."""
         with replacing(path) as temporary:
             draw_traces({f"video {video}": (self, video) for video in range(self.num_videos)}, temporary)
