@@ -635,3 +635,43 @@ def test_always_computing_changes_no_bit(case: Case) -> None:
     ):
         with enabled(model, policy, STEPS):
             assert torch.equal(case.denoise(model, values, STEPS), plain)
+
+
+def test_forecasts_after_a_step_that_was_computed_off_plan() -> None:
+    """A prompt of another length makes a step compute; until the next planned one, its residual is reused."""
+    case, changed_at = COGVIDEOX, 5
+    model, values, clock = case.model(), case.values(2), Clock()
+    policy = adacache.TaylorSeer(interval=4, order=2, first=3)
+    planned = [step for step in range(1, STEPS + 1) if policy.computes(adacache.policies.Step(step, STEPS))]
+    assert planned == [1, 2, 3, 7, 11]
+    shorter = {**values, "encoder_hidden_states": values["encoder_hidden_states"][:, :3]}
+    forecasts: dict[tuple[int, int, torch.Size], Forecast] = {}
+
+    def rule(position: int, before: list[Tensor], after: list[Tensor]) -> list[Tensor]:
+        found = []
+        for k, (x, y) in enumerate(zip(before, after, strict=True)):
+            forecast = forecasts.setdefault((position, k, x.shape), Forecast(policy.order))
+            if clock.step in planned or clock.step == changed_at:
+                forecast.add(clock.step, y - x)
+                found.append(y)
+            else:
+                off_plan = forecast.steps[-1] == changed_at
+                found.append(x + (forecast.table[-1][0] if off_plan else forecast.at(clock.step)).float())
+        return found
+
+    def denoise() -> Tensor:
+        z = values[case.latents]
+        with torch.no_grad():
+            for step in range(STEPS):
+                clock.step = step + 1
+                now = values if clock.step < changed_at else shorter
+                z = z - case.predict(model, now, z, step, STEPS) / STEPS
+        return z
+
+    with blocks_replaced(case, model, rule):
+        expected = denoise()
+    assert relative_error(denoise(), expected) > 1e-3, "forecasts must show"
+    with enabled(model, policy, STEPS) as handle, handle.request(num_videos=2):
+        final = denoise()
+    assert handle.trace.computed_steps == [1, 2, 3, 5, 7, 11]
+    assert relative_error(final, expected) < case.tolerance

@@ -28,6 +28,7 @@ struct Plan {
   int64_t blocks_per_segment = 0;
   int64_t blocks_per_row = 0;
   int64_t blocks = 0;
+  bool flat = false;  // of the elementwise ops: the tokens of a row are contiguous in each tensor
   Steps steps = {};
 };
 

@@ -13,6 +13,8 @@ from torch import Tensor
 from adacache.checks import whole
 from adacache.sites import ModelSites, Site
 
+MOST_FACTORS = 4
+"""What `adacache_kernels.extrapolate_residual` takes."""
 STORAGE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn)
 
 
@@ -47,6 +49,14 @@ class Keep:
     storage: str = "stack"
     factors: int = 1
     dtype: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.factors <= MOST_FACTORS:
+            raise ValueError(f"factors: expected 1..{MOST_FACTORS}, got {self.factors}")
+        if self.factors > 1 and self.dtype == torch.float8_e4m3fn:
+            raise ValueError(
+                "dtype: expected float32, bfloat16, float16 or None with several factors, got float8_e4m3fn"
+            )
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import torch
 
 from adacache.checks import whole
 from adacache.policies.base import (
+    MOST_FACTORS,
     Action,
     Decider,
     Keep,
@@ -27,8 +28,6 @@ from adacache.policies.base import (
 from adacache.rows import to_device
 from adacache.sites import ModelSites
 
-MOST_FACTORS = 4
-"""What `adacache_kernels.extrapolate_residual` takes."""
 CACHES = ("stack", "block", "output")
 
 

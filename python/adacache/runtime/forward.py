@@ -41,11 +41,19 @@ def segments(keeps: Mapping[Site, Keep], blocks: int, per_block: bool) -> list[S
 
     Args:
         per_block: store every range by block.
+
+    Raises:
+        ValueError: kept ranges overlap, or lie outside the stack.
     """
     found: list[Segment] = []
     position = 0
     for site in sorted(site for site, keep in keeps.items() if keep.what is What.RESIDUAL):
         keep = keeps[site]
+        if not position <= site.first < site.last <= blocks:
+            raise ValueError(
+                f"keeps: expected ranges of the {blocks} blocks that do not overlap, "
+                f"got [{site.first}, {site.last}) after block {position}"
+            )
         if site.first > position:
             found.append(Segment(Site(position, site.first)))
         if keep.storage == "block" or per_block:
@@ -165,7 +173,7 @@ class Forward:
             out: of the stream's shape; may be the stream before the segment.
         """
         x = self.before[stream]
-        coefficients = self.request.coefficients(self.segment.planned, self._actions)
+        coefficients = self.request.coefficients(self.branch, self.segment.planned, self._actions)
         for part in self._stored_parts():
             x = self.store.apply(
                 self._key(stream, part),
@@ -203,6 +211,8 @@ class Forward:
         keep, rows = self.segment.keep, self.rows
         if keep is None:
             return list(after)
+        # A forecast overwrites all rows, and the residual needs those that computed.
+        in_place = in_place and Action.FORECAST not in self._actions
         gaps = self.request.gaps(self.branch, self.segment.site)
         whole = []
         for k, (x, out) in enumerate(zip(self.before, after, strict=False)):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -10,7 +11,8 @@ from torch import Tensor
 import adacache_kernels
 from adacache.fused import Norm, Program
 from adacache.models.modulation import gated
-from adacache.runtime.forward import Forward, Segment
+from adacache.rows import Split
+from adacache.runtime.forward import Forward
 from adacache.runtime.outputs import KeptOutput
 from adacache.sites import Site
 
@@ -18,11 +20,13 @@ from adacache.sites import Site
 def run_program(forward: Forward, program: Program, model: Any, tokens: Tensor, context: Any) -> Tensor:
     """Runs the stack of a fused program; `tokens` [B, N, C] may be overwritten."""
     contexts: dict[int, Any] = {}
+    ranges = [site for site in forward.meter.watches if site.part is None]
+    starts: dict[Site, tuple[Split, Tensor]] = {}
     for segment in forward.call.segments:
         forward.enter(segment, [tokens])
         forward.order += range(segment.site.first, segment.site.last)
         if not forward.split.computing:
-            tokens = forward.reused(out=tokens)
+            tokens = forward.reused(out=None if starts else tokens)
             forward.due = False
             continue
         split, given, x = forward.rows, context, tokens
@@ -30,29 +34,28 @@ def run_program(forward: Forward, program: Program, model: Any, tokens: Tensor, 
         if rows is not None:
             key = id(split)  # the call holds its splits
             given = contexts[key] = contexts.get(key) or program.rows(context, rows)
-        for first, last, watched in _pieces(forward, segment):
-            start = x if rows is None or watched is None else x.index_select(0, rows)
+        for first, last in _pieces(segment.site, ranges):
+            begun = [site for site in ranges if site.first == first]
+            if begun:
+                start = x if rows is None else x.index_select(0, rows)
+                starts.update(dict.fromkeys(begun, (forward.split, start)))
             x = program.blocks(model, x, given, _Emit(forward, program, rows), rows, first, last)
             rows = None
-            if watched is not None:
-                forward.meter.residual(watched, x - start, split)
-        (tokens,) = forward.leave([x], in_place=True)
+            for site in [site for site in starts if site.last == last]:
+                computing, start = starts.pop(site)
+                if computing is forward.split:
+                    forward.meter.residual(site, x - start, split)
+        (tokens,) = forward.leave([x], in_place=not starts)
     if not forward.skipped:
         forward.branch.order = forward.order
     return tokens
 
 
-def _pieces(forward: Forward, segment: Segment) -> list[tuple[int, int, Site | None]]:
-    """A segment cut at the watched ranges of blocks inside it: (first, last, watched site)."""
-    position, end = segment.site.first, segment.site.last
-    found: list[tuple[int, int, Site | None]] = []
-    for site in sorted(site for site in forward.meter.watches if site.part is None):
-        if position <= site.first and site.last <= end:
-            if position < site.first:
-                found.append((position, site.first, None))
-            found.append((site.first, site.last, site))
-            position = site.last
-    return [*found, (position, end, None)] if position < end else found
+def _pieces(segment: Site, ranges: Sequence[Site]) -> list[tuple[int, int]]:
+    """A segment cut where watched ranges of blocks begin and end."""
+    edges = {edge for site in ranges for edge in (site.first, site.last)}
+    cuts = sorted({segment.first, segment.last} | {edge for edge in edges if segment.holds(edge)})
+    return list(itertools.pairwise(cuts))
 
 
 class _Emit:
@@ -96,8 +99,8 @@ class _Emit:
         residual = value if gate is None else gated(value, gate)
         if own in watches:
             forward.meter.residual(own, residual, forward.rows)
-        summed = residual if self._summed is None or part == parts[0] else self._summed + residual
-        self._summed = summed
+        summed = residual if self._summed is None else self._summed + residual
+        self._summed = None if part == parts[-1] else summed
         if part == parts[-1]:
             if whole in watches and whole != own:
                 forward.meter.residual(whole, summed, forward.rows)

@@ -76,7 +76,7 @@ class KeptOutput:
 
     def _reused(self, form: _Form, actions: Sequence[Action]) -> Any:
         forward, branch = self.forward, self.forward.branch
-        coefficients = forward.request.coefficients(self.site, actions)
+        coefficients = forward.request.coefficients(branch, self.site, actions)
         values = [
             forward.store.output(
                 (branch.index, self.site, k),

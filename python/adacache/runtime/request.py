@@ -54,6 +54,7 @@ class Branch:
         order: positions of the blocks that ran at its last computed step; None before the first.
         chained: positions of blocks whose input was the very output of the block before.
         kept_at: per kept site, the step at which each decision's rows were kept (0: never).
+        off_plan: sites and decisions whose rows were kept at a step that the plan did not compute.
     """
 
     index: int
@@ -64,12 +65,14 @@ class Branch:
     order: list[int] | None = None
     chained: set[int] = field(default_factory=set)
     kept_at: dict[Site, list[int]] = field(default_factory=dict)
+    off_plan: set[tuple[Site, int]] = field(default_factory=set)
 
     def forget(self) -> None:
         """Makes the branch compute at its next call."""
         self.order = None
         self.chained = set()
         self.kept_at.clear()
+        self.off_plan.clear()
 
 
 class Request:
@@ -233,18 +236,24 @@ class Request:
             for action, mine, latest in zip(actions, own, newest, strict=True)
         ]
 
-    def coefficients(self, planned: Site | None, actions: Sequence[Action]) -> Tensor | None:
-        """Of the forecast at a site, float32 [decisions, factors]; (1, 0, ...) where a decision is to reuse.
-        None: nothing is forecast."""
+    def coefficients(self, branch: Branch, planned: Site | None, actions: Sequence[Action]) -> Tensor | None:
+        """Of the forecast at a site, float32 [decisions, factors]. None: nothing is forecast.
+
+        They are (1, 0, ...) for a decision to reuse, and where the branch computed the site at a step that
+        the plan did not: the plan's forecast counts from another step."""
         if planned is None or Action.FORECAST not in actions:
             return None
         given = self.plan.coefficients[planned]
-        if Action.REUSE not in actions:
+        forecasts = [
+            action is Action.FORECAST and (planned, video) not in branch.off_plan
+            for video, action in enumerate(actions)
+        ]
+        if all(forecasts):
             return given
-        reuse = to_device(torch.tensor([[action is Action.REUSE] for action in actions]), given.device)
         plain = torch.zeros_like(given)
         plain[:, 0] = 1.0
-        return torch.where(reuse, plain, given)
+        chosen = to_device(torch.tensor(forecasts)[:, None], given.device)
+        return torch.where(chosen, given, plain)
 
     def split(self, branch: Branch, actions: Sequence[Action], device: torch.device) -> Split:
         """The rows of a branch's batch that compute and those that do not."""
@@ -261,6 +270,9 @@ class Request:
         for video, action in enumerate(actions):
             if action is Action.COMPUTE:
                 kept[video] = self.step
+                planned = self.plan.actions.get(site)
+                as_planned = planned is None or planned[video] is Action.COMPUTE
+                (branch.off_plan.discard if as_planned else branch.off_plan.add)((site, video))
 
     def note_computed(self, videos: Sequence[bool]) -> None:
         """Notes in the trace which videos computed blocks whose residual is kept."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from adacache.adapters.spec import Arguments, GatedResidual, ModelSpec
 from adacache.interpose import plain_class
+from adacache.rows import Split
 from adacache.runtime.forward import Call, Forward, Segment
 from adacache.runtime.layout import from_video, to_measure, to_video
 from adacache.runtime.outputs import KeptOutput
@@ -49,7 +50,8 @@ class WrappedForward(Forward):
         """What the model gets in place of gathered rows."""
         self._held: list[Tensor] | None = None
         """The gathered rows after the last block."""
-        self._starts: dict[Site, Tensor] = {}
+        self._starts: dict[Site, tuple[Split, str, Tensor]] = {}
+        """Where watched ranges of blocks began: the rows, the layout and the tokens."""
         self._children: _Children | None = None
 
     def run_block(self, block: WrappedBlock, plain: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -84,7 +86,7 @@ class WrappedForward(Forward):
             return
         if streams[0] is self._after[0]:
             self._chained.add(block.position)
-        elif segment is self.segment and not self._spec.alternating:
+        elif segment is self.segment and segment.keep is not None and not self._spec.alternating:
             self._found_between()
 
     def _found_between(self) -> None:
@@ -189,9 +191,9 @@ class WrappedForward(Forward):
         self, block: WrappedBlock, plain: Callable[..., Any], args: Any, kwargs: Any, given: Arguments
     ) -> tuple[list[Tensor], list[Any]]:
         """Runs a block and measures what is watched in it; returns its streams and its other values."""
-        position, x = block.position, given[block.streams[0]]
-        whole_blocks = [site for site in self.meter.watches if site.part is None]
-        self._starts |= {site: x for site in whole_blocks if site.first == position}
+        position, x, layout = block.position, given[block.streams[0]], block.list.layout
+        ranges = [site for site in self.meter.watches if site.part is None]
+        self._starts |= {site: (self.split, layout, x) for site in ranges if site.first == position}
         watched = [
             (site, residual)
             for site in self.meter.watches
@@ -211,12 +213,22 @@ class WrappedForward(Forward):
         if self._spec.streams_by_shape and any(isinstance(value, Tensor) for value in rest):
             self.unknown_output = plain_class(block.module).__name__
         for site in [site for site in self._starts if site.last == position + 1]:
-            self._measure(site, streams[0] - self._starts.pop(site), block)
+            self._measure_range(site, streams[0], layout)
         return streams, rest
 
-    def _measure(self, site: Site, residual: Tensor, block: WrappedBlock) -> None:
+    def _measure_range(self, site: Site, after: Tensor, layout: str) -> None:
+        split, layout_before, before = self._starts.pop(site)
+        if split is not self.split:
+            return  # other rows computed the range's first block
+        if layout_before != layout:
+            computing = len(split.computing)
+            before, after = to_video(before, layout_before, computing), to_video(after, layout, computing)
+            layout = "video"
+        self._measure(site, after - before, layout)
+
+    def _measure(self, site: Site, residual: Tensor, layout: str) -> None:
         computing = len(self.split.computing)
-        self.meter.residual(site, to_measure(residual, block.list.layout, computing), self.rows)
+        self.meter.residual(site, to_measure(residual, layout, computing), self.rows)
 
     def _run_with_children(
         self,
@@ -232,7 +244,7 @@ class WrappedForward(Forward):
         block.wrap_children([*recorded, *outputs], self.owner)
 
         def measure(site: Site, residual: GatedResidual, seen: dict[str, Any]) -> None:
-            self._measure(site, residual.residual(block.core, seen, given), block)
+            self._measure(site, residual.residual(block.core, seen, given), block.list.layout)
 
         self._children = children = _Children(self, block, watched, outputs, measure)
         try:
