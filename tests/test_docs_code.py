@@ -20,6 +20,8 @@ PAGES += sorted(page for page in (ROOT / "docs").glob("*.md") if page.name != "m
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
 ADAPTER = "# python/adacache/adapters/"
 """First line of a block that is a file in this folder."""
+RESULTS = "benchmarks/results/"
+"""Written by `make gpu`."""
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -107,8 +109,9 @@ def test_scripts_and_their_options_exist() -> None:
         script = ROOT / match[1]
         assert script.is_file(), f"{page}: {line}"
         shown.append(line)
-        for option in re.findall(r"--[a-z-]+", match[2]):
-            assert option in script.read_text(), f"{page}: {match[1]} has no {option}"
+        if script.name != "setup.py":  # its options are those of setuptools
+            for option in re.findall(r"--[a-z-]+", match[2]):
+                assert f'"{option}"' in script.read_text(), f"{page}: {match[1]} has no {option}"
     assert len(shown) > 3
 
 
@@ -121,4 +124,4 @@ def test_named_files_exist(page: Path) -> None:
     folders = "adacache_kernels|benchmarks|csrc|docs|examples|python|tests|tools"
     paths = re.findall(rf"`((?:{folders})/[\w./*-]*)`", text)
     for path in paths:
-        assert list(ROOT.glob(path.rstrip("/"))), path
+        assert path == RESULTS or list(ROOT.glob(path.rstrip("/"))), path

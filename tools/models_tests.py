@@ -19,8 +19,9 @@ Written by `python tools/models_tests.py`; do not edit. All files are in `tests/
 
 ## Checks of every class
 Each check is a test function with the case in brackets, for example
-`test_models.py::test_guidance_in_two_calls[WanTransformer3DModel]`. Twins have the structure of classes that no
-package index ships. Classes of other repositories run where these are on `PYTHONPATH`, and are skipped elsewhere.
+`test_models.py::test_guidance_in_two_calls[WanTransformer3DModel]`. Twins have the structure of classes that
+no package index ships. Classes of other repositories run if they are on `PYTHONPATH`, and are skipped
+otherwise.
 """
 
 

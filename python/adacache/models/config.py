@@ -1,4 +1,4 @@
-"""STDiT3's configuration as JSON holds it."""
+"""STDiT3's configuration in JSON."""
 
 from __future__ import annotations
 
