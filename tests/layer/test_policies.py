@@ -18,9 +18,10 @@ from models import CODEBOOK, denoise, inputs
     [
         ({}, "codebook: expected at least one"),
         ({0.2: 2, 0.1: 3}, r"codebook: expected ascending thresholds, got \[0.2, 0.1\]"),
-        ({0.1: 0}, "codebook: expected whole rates of at least 1, got 0 at threshold 0.1"),
-        ({0.1: 1.5}, "codebook: expected whole rates of at least 1, got 1.5"),
+        ({0.1: 0}, r"codebook: expected whole rates of at least 1 \(at threshold 0.1\), got 0"),
+        ({0.1: 1.5}, r"codebook: expected whole rates of at least 1 .*, got 1.5"),
         ({0.1: True}, "codebook: expected whole rates"),
+        ({0.1: 10**400}, r"codebook: expected whole rates of at least 1 .*, got 1000"),
         ({-0.1: 1}, "codebook: expected positive thresholds"),
         ({math.nan: 1}, "codebook: expected positive thresholds"),
         ({"0.1": 1}, "codebook: expected positive thresholds"),

@@ -67,15 +67,6 @@ class STDiT3Config:
     qk_norm: bool = True
     input_sq_size: int = 512
 
-    @classmethod
-    def from_json(cls, path: str | Path) -> STDiT3Config:
-        """Reads a config.json; keys that do not describe the network's shape are ignored."""
-        values = json.loads(Path(path).read_text())
-        known = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
-        if "patch_size" in known:
-            known["patch_size"] = tuple(known["patch_size"])
-        return cls(**known)
-
     def to_json(self, path: str | Path) -> None:
         Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n")
 

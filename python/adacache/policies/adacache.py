@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 import adacache_kernels
+from adacache.checks import refuse
 from adacache.policies.base import (
     Action,
     Decider,
@@ -36,6 +37,8 @@ from adacache.sites import ModelSites, Site
 RULES = ("published", "paper")
 METRICS = ("l1", "l2", "cosine")
 CACHES = ("stack", "block", "sublayer")
+MOST_STEPS = 2**31 - 1
+"""The largest rate."""
 
 
 @dataclass(frozen=True)
@@ -329,7 +332,5 @@ def check_codebook(codebook: Mapping[float, int]) -> None:
     if thresholds != sorted(thresholds):
         raise ValueError(f"codebook: expected ascending thresholds, got {thresholds}")
     for threshold, rate in codebook.items():
-        if isinstance(rate, bool) or not isinstance(rate, int) or rate < 1:
-            raise ValueError(
-                f"codebook: expected whole rates of at least 1, got {rate!r} at threshold {threshold}"
-            )
+        if isinstance(rate, bool) or not isinstance(rate, int) or not 1 <= rate <= MOST_STEPS:
+            refuse("codebook", f"whole rates of at least 1 (at threshold {threshold})", rate)
