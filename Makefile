@@ -13,7 +13,8 @@ PIP := $(PY) -m pip --disable-pip-version-check
 STAMPS := $(VENV)/stamps
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py tools/nvcc_launcher.py
 
-.PHONY: help demo test test-slow test-matrix test-property property-compiled property-triton sanitize mutation bench \
+.PHONY: help demo test test-slow test-matrix test-property property-compiled property-triton \
+  sanitize sanitize-full mutation mutation-full bench \
   build wheel lint format kernel-report abi-check gpu clean distclean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -26,6 +27,7 @@ help:
 	@echo 'make test-property  thousands of random shapes, dtypes, strides and gates for each op'
 	@echo 'make sanitize       CPU library and CUDA bodies under the address, undefined and thread sanitizers'
 	@echo 'make mutation       plants faults in a copy of the sources; the tests have to catch each'
+	@echo 'make sanitize-full mutation-full    all cases and all faults instead of a share: 10 to 20 minutes each'
 	@echo 'make bench          every op: GB/s, share of a copy, times eager and torch.compile'
 	@echo 'make build          set up and build in place'
 	@echo 'make wheel          a wheel with CPU and CUDA for all architectures: its size, its undefined symbols'
@@ -62,7 +64,13 @@ property-triton:
 sanitize: build
 	$(PY) tools/sanitize_check.py $(ARGS)
 
+sanitize-full: build
+	$(PY) tools/sanitize_check.py --full $(ARGS)
+
 mutation: build
+	$(PY) tools/mutation_check.py --quick $(ARGS)
+
+mutation-full: build
 	$(PY) tools/mutation_check.py $(ARGS)
 
 bench: build

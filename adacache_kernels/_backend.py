@@ -40,7 +40,8 @@ class BackendChoice:
 def use_backend(backend: str) -> Iterator[None]:
     """Force a backend within a `with` block: `with adacache_kernels.use_backend("triton"): ...`.
 
-    It holds for the calls of this thread or asyncio task; threads started inside do not inherit it.
+    It holds for the calls of this thread or asyncio task; threads started inside do not inherit it. Code
+    compiled under a torch before 2.14 follows the last `use_backend` of any thread.
 
     Args:
         backend: "cuda", "cpu" (the compiled libraries), "triton" or "reference" (plain PyTorch).
@@ -49,12 +50,15 @@ def use_backend(backend: str) -> Iterator[None]:
         ValueError: no backend has this name.
         RuntimeError: this backend cannot run here; the message says why.
     """
+    global _forced_last
     _require(backend, "backend")
     before = _forced.set(backend)
+    _forced_last = backend
     try:
         yield
     finally:
         _forced.reset(before)
+        _forced_last = _forced.get()
 
 
 def backend_report() -> list[BackendChoice]:
@@ -64,7 +68,8 @@ def backend_report() -> list[BackendChoice]:
 
 def choose_backend(device: str, op: str) -> str:
     """Name the backend of `op` for tensors on this type of device. Every op calls it: a look-up."""
-    forced = _forced.get()
+    traces = _TRACES_CONTEXT_VARIABLES or not torch.compiler.is_compiling()
+    forced = _forced.get() if traces else _forced_last
     if forced is None:
         chosen = _chosen.get((device, op), "reference")
         # torch.compile cannot trace the query of the GPUs.
@@ -155,3 +160,6 @@ _chosen = {
 #: A variable that names no backend, or a missing one, is an error of the first op and not of the import, so
 #: that `adacache doctor` can still explain it.
 _forced: ContextVar[str | None] = ContextVar("adacache_backend", default=os.environ.get(_VARIABLE) or None)
+#: Dynamo traces a ContextVar from torch 2.14 on. Under older ones compiled code reads, and guards on, a copy.
+_TRACES_CONTEXT_VARIABLES = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 14)
+_forced_last: str | None = _forced.get()

@@ -455,7 +455,7 @@ CASES = [
         passes=3,
         checks=("bits",),
         gpu_goals={"share_of_copy_rate": 0.92},
-        kernel="reuse_residual<bf16, 8, KnownElements<bf16, 8>>",
+        kernel="reuse_residual<bf16, 8, KnownElements<bf16, 8>, true>",
     ),
     Case(
         "reuse_residual float8",
@@ -466,7 +466,7 @@ CASES = [
         passes=2,
         float8_passes=1,
         checks=("bits",),
-        kernel="reuse_residual<bf16, 8, KnownElements<float8_e4m3, 8>>",
+        kernel="reuse_residual<bf16, 8, KnownElements<float8_e4m3, 8>, false>",
     ),
     *map(_extrapolation, (1, 2, 3)),
     Case(

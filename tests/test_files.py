@@ -18,7 +18,8 @@ from adacache.checks import Check, anything, array, fields, flag, number, option
     ("check", "good", "bad"),
     [
         (whole(1, 9), [1, 9, np.int64(3)], [0, 10, True, 2.0, 2.7, "2", None, 10**5000, np.bool_(True)]),
-        (whole(), [-5], [1.0]),
+        (whole(), [-5, 1 << 53], [1.0, 10**400, -(10**400)]),
+        (whole(1, 1 << 63), [1 << 63], [1 << 64]),
         (number(0, 1), [0, 1, 0.5, np.float32(0.5)], [-0.1, 1.1, True, "1", None, float("nan"), 10**400]),
         (number(above=0), [1e-300], [0, float("inf"), -1]),
         (flag, [True, False], [0, 1, "true", None]),

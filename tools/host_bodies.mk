@@ -1,15 +1,18 @@
-# The program of tests/kernels_on_host without its tests: object by object, so that a change compiles little.
-# make -f tools/host_bodies.mk OUT=FOLDER [SANITIZE=thread]
+# The program of tests/kernels_on_host, object by object, so that a change compiles little.
+# make -f tools/host_bodies.mk OUT=FOLDER [SANITIZE=thread|address,undefined]
 SOURCES := $(wildcard tests/kernels_on_host/*.cpp)
 OBJECTS := $(SOURCES:tests/kernels_on_host/%.cpp=$(OUT)/%.o)
-FLAGS := -std=c++20 -O0 -ffp-contract=off
-SANITIZER := $(if $(SANITIZE),-fsanitize=$(SANITIZE))
+# A few cases run for a shorter time than a better program takes to compile.
+FLAGS := -std=c++20 -O0 -g -ffp-contract=off -Wall -Wextra -Werror
+SANITIZER := $(if $(SANITIZE),-fsanitize=$(SANITIZE) -fno-sanitize-recover=all)
+# ThreadSanitizer must not watch the switching of fibers itself.
+UNWATCHED := $(if $(filter thread,$(SANITIZE)),host_block)
 
 $(OUT)/kernels_on_host: $(OBJECTS)
 	$(CXX) $(SANITIZER) $^ -o $@
 
 $(OUT)/%.o: tests/kernels_on_host/%.cpp
 	@mkdir -p $(OUT)
-	$(CXX) $(FLAGS) -MMD -MP $(if $(and $(SANITIZE),$(filter host_block,$*)),-DADACACHE_THREAD_SANITIZER,$(SANITIZER)) -c $< -o $@
+	$(CXX) $(FLAGS) -MMD -MP $(if $(filter $(UNWATCHED),$*),-DADACACHE_THREAD_SANITIZER,$(SANITIZER)) -c $< -o $@
 
 -include $(OBJECTS:.o=.d)

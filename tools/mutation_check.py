@@ -1,7 +1,8 @@
 """Plants faults, one at a time, in copies of the sources, and fails unless the tests catch each of them.
 
 The list is tools/mutations.py. A selection of tests has to pass without a fault and to fail with it; a text
-that is not in its file any more is an error. Usage: python tools/mutation_check.py [--only PATTERN] [--list]
+that is not in its file any more is an error.
+Usage: python tools/mutation_check.py [--quick] [--only PATTERN] [--list]
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from built_copy import BuildFailed, build_copy, copy_libraries, copy_sources
-from mutations import MUTATIONS, SELECTIONS, Mutation, Selection
+from mutations import MUTATIONS, QUICK, SELECTIONS, Mutation, Selection
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "build" / "mutation"
-QUICK = "-DADACACHE_QUICK=ON"  # one instruction set: the bodies are the same for all
+QUICK_BUILD = "-DADACACHE_QUICK=ON"  # one instruction set: the bodies are the same for all
 TEST_LIMIT = 300  # seconds; a fault may also hang a test
 
 
@@ -40,12 +41,16 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", default="*", metavar="PATTERN", help="faults whose name or file fits")
+    parser.add_argument("--quick", action="store_true", help="those of QUICK alone")
     parser.add_argument(
         "--list", action="store_true", help="print the faults and check that their texts are there"
     )
     arguments = parser.parse_args()
     mutations = [
-        m for m in MUTATIONS if fnmatchcase(m.name, arguments.only) or fnmatchcase(m.file, arguments.only)
+        m
+        for m in MUTATIONS
+        if (fnmatchcase(m.name, arguments.only) or fnmatchcase(m.file, arguments.only))
+        and (m.name in QUICK or not arguments.quick)
     ]
     lost = [reason for m in MUTATIONS if (reason := unplaced(m, ROOT))]
     if arguments.list or lost:
@@ -99,7 +104,7 @@ class Worker(threading.Thread):
             copy_libraries(ROOT, self.tree)
             needed = list(dict.fromkeys(m.selection for m in self.mutations))
             if any(SELECTIONS[name].library for name in needed):
-                build_copy(self.tree, QUICK)
+                build_copy(self.tree, QUICK_BUILD)
             for name in needed:
                 status, output = run_selection(SELECTIONS[name], self.tree)
                 if status != 0:
@@ -122,7 +127,7 @@ class Worker(threading.Thread):
         path.write_text(sound.replace(mutation.find, mutation.replace))
         try:
             if selection.library:
-                build_copy(self.tree, QUICK)
+                build_copy(self.tree, QUICK_BUILD)
             status, output = run_selection(selection, self.tree)
         except BuildFailed as reason:
             self.report(f"{mutation.name}: {reason}")

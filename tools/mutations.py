@@ -2,6 +2,7 @@
 that have to catch it.
 
 To add one, pick the cheapest selection that could; `python tools/mutation_check.py --only NAME` tries it.
+QUICK lists those that `make mutation` plants: one or more of each kind of code and test.
 """
 
 from __future__ import annotations
@@ -391,3 +392,22 @@ MUTATIONS = [
         "layer",
     ),
 ]
+
+QUICK = (
+    "the last frame is left out",
+    "the gate is skipped after the first sixteen channels",
+    "all sums go to the first row's video",
+    "the variance counts what lies past the last channel",
+    "rows swap their residuals",
+    "the stack's residual has the wrong sign",
+    "a distance that is no number is reused",
+    "a segment takes its first frame for the video's first",
+    "vectors at the end of a row are taken for whole",
+    "sums of all videos go to each on a GPU",
+    "no barrier before the warps' sums are added",
+    "a token too many in Triton",
+    "every video gets all sums in Triton",
+    "a row that computes loses the sign of its zeros in Triton",
+    "one output may lie over the other",
+    "the decision is that of the step before",
+)

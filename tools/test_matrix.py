@@ -113,8 +113,7 @@ def requirements() -> list[str]:
             or any(requirement.marker.evaluate({"extra": extra}) for extra in ("demo", "test"))
         )
     ]
-    # The everyday tests of tools need what a build needs.
-    return [f"{requirement.name}{requirement.specifier}" for requirement in wanted] + ["packaging"]
+    return [f"{requirement.name}{requirement.specifier}" for requirement in wanted]
 
 
 def newest() -> str:

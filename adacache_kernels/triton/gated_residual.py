@@ -76,7 +76,7 @@ def gated_residual_kernel(
     if scale is not None:
         scale += row * scale_row
 
-    # All that is read is on its way before the first of it is used or written.
+    # All loads are issued before the first use or store.
     xs = ()
     ys = ()
     for chunk in tl.static_range(CHUNKS):

@@ -1,4 +1,4 @@
-"""How the Triton kernels are laid over a tensor, and on which device they are launched."""
+"""Tiling of the Triton kernels, and the device of a launch."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ SHARED, PER_FRAME, PER_TOKEN = 0, 1, 2
 
 @dataclass(frozen=True)
 class Modulator:
-    """Where a modulator's values lie: `per` row, frame or token, and the stride from one to the next."""
+    """Layout of a modulator: `per` row, frame or token, and the stride from one to the next."""
 
     per: int
     row: int

@@ -81,7 +81,7 @@ def meter_kernel(
     CHUNKS: tl.constexpr,  # a norm and float8 need all channels of a token
     VECTOR: tl.constexpr,
 ):
-    # A program stays on its places and walks over the frames, so that the frames of a motion pair meet in its
+    # A program keeps its places and loops over the frames, so that both frames of a motion pair are in its
     # registers.
     dtype: tl.constexpr = y.dtype.element_ty
     INDEXED: tl.constexpr = x_rows is not None or residual_rows is not None
@@ -149,7 +149,7 @@ def meter_kernel(
         old_scale = None
         if residual_scale is not None:
             old_scale = tl.load(residual_scale + residual_scale_at, mask=present, other=1.0)
-        # All that is read of a frame is on its way before the first of it is used or written.
+        # All loads of a frame are issued before the first use or store.
         stored = ()
         ys = ()
         xs = ()

@@ -1,4 +1,4 @@
-"""Attention over the frames of each place, on queries, keys and values as they lie."""
+"""Attention over the frames of each place, on queries, keys and values in place."""
 
 from __future__ import annotations
 

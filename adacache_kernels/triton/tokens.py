@@ -25,7 +25,7 @@ def row_of(rows, row, total):
 @triton.jit
 def load_modulator(data, step, frame, token, channel, mask, PER: tl.constexpr):
     """A row's gate, shift or scale as float32, for each token and channel of `mask`."""
-    # A shared one too is loaded in the tile's own shape, so that it lies where the tile's threads need it.
+    # A shared one too is loaded in the tile's shape, so that each thread has the values it needs.
     at = tl.broadcast_to(channel, mask.shape)
     if PER == _PER_TOKEN:
         at = at + token * step

@@ -1,5 +1,5 @@
-// What the attention ops share: where queries, keys and values lie, and how queries and keys are normalised
-// and rotated.
+// Shared by the attention ops: the layout of queries, keys and values, and the norm and rotation of queries
+// and keys.
 #pragma once
 
 #include "tokens.h"

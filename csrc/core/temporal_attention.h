@@ -1,4 +1,4 @@
-// Attention over the frames of each place, on queries, keys and values as they lie: parameters.
+// Attention over the frames of each place, on queries, keys and values in place: parameters.
 #pragma once
 
 #include "attention.h"

@@ -1,5 +1,4 @@
-// Where the elements of the ops' tensors lie: tokens, what modulates them, kept residuals, and rows picked by
-// an index.
+// Layouts of the ops' tensors: tokens, modulators, kept residuals, and rows picked by an index.
 #pragma once
 
 #include "numeric.h"
@@ -28,7 +27,7 @@ struct Modulator {
   int64_t batch, frame, place;
 };
 
-// Rows of the batch at hand among the rows of a larger tensor.
+// Rows of the batch among the rows of a larger tensor.
 struct RowIndex {
   const int32_t* row;  // null: row b of the batch is row b of the tensor
   int64_t total;       // rows of the tensor

@@ -1,4 +1,4 @@
-// What the launches of the meters share.
+// Shared by the launches of the meters.
 #pragma once
 
 #include "token.cuh"
@@ -6,8 +6,8 @@
 namespace adacache::cuda {
 
 // Blocks on a multiprocessor that the walk along frames is compiled for: enough warps to hide memory latency,
-// of 64 registers a thread. Measuring all columns takes a few more, and so does Blackwell, which are better
-// had from occupancy than from spilling.
+// of 64 registers a thread. All columns take a few more registers, and so does Blackwell: less occupancy
+// costs less than spills.
 constexpr int walk_blocks(bool all_columns) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
   return all_columns ? 2 : 3;

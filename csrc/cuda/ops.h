@@ -16,7 +16,7 @@
 
 namespace adacache::cuda {
 
-// What a meter leaves behind, and how rows belong to videos.
+// Where a meter writes its sums, and the video of each row.
 struct MeterSums {
   const int32_t* video_of_row;  // null: all rows belong to video 0
   int64_t num_videos;

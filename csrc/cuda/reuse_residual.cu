@@ -6,14 +6,14 @@ namespace adacache::cuda {
 
 // Blocks on a multiprocessor: without a number the compiler would rather spill than have fewer than six. A
 // residual wider than the stream takes two accesses a vector.
-template <class Residual>
-constexpr int reuse_blocks = sizeof(Residual) > 16 ? 4 : 5;
+template <class Residual, bool flat>
+constexpr int reuse_blocks = flat || sizeof(Residual) > 16 ? 4 : 5;
 
-template <class T, int width, class Residual>
-__global__ void __launch_bounds__(block_threads, reuse_blocks<Residual>) reuse_residual(
+template <class T, int width, class Residual, bool flat>
+__global__ void __launch_bounds__(block_threads, reuse_blocks<Residual, flat>) reuse_residual(
     const __grid_constant__ ReuseResidual p, const __grid_constant__ Plan plan) {
   DeviceBlock<block_threads> block;
-  if (block.index() < plan.blocks) reuse_residual_body<T, width, Residual>(block, p, plan);
+  if (block.index() < plan.blocks) reuse_residual_body<T, width, Residual, flat>(block, p, plan);
 }
 
 cudaError_t reuse_residual(const ReuseResidual& p, cudaStream_t stream) {
@@ -23,16 +23,19 @@ cudaError_t reuse_residual(const ReuseResidual& p, cudaStream_t stream) {
     using T = decltype(element);
     constexpr int wide = vector_width<T>;
     const auto kernel = [&]() {
-      if (plan.width == 1) return reuse_residual<T, 1, AnyElement>;
+      if (plan.width == 1) return reuse_residual<T, 1, AnyElement, false>;
       switch (p.residual.dtype) {
         case DType::float32:
-          return reuse_residual<T, wide, KnownElements<float, wide>>;
+          return plan.flat ? reuse_residual<T, wide, KnownElements<float, wide>, true>
+                           : reuse_residual<T, wide, KnownElements<float, wide>, false>;
         case DType::bfloat16:
-          return reuse_residual<T, wide, KnownElements<bfloat16, wide>>;
+          return plan.flat ? reuse_residual<T, wide, KnownElements<bfloat16, wide>, true>
+                           : reuse_residual<T, wide, KnownElements<bfloat16, wide>, false>;
         case DType::float16:
-          return reuse_residual<T, wide, KnownElements<float16, wide>>;
+          return plan.flat ? reuse_residual<T, wide, KnownElements<float16, wide>, true>
+                           : reuse_residual<T, wide, KnownElements<float16, wide>, false>;
         default:
-          return reuse_residual<T, wide, KnownElements<float8_e4m3, wide>>;
+          return reuse_residual<T, wide, KnownElements<float8_e4m3, wide>, false>;
       }
     }();
     error = launch(kernel, plan, 0, stream, p, plan);

@@ -1,4 +1,4 @@
-// What the launches of kernels whose blocks own a token share.
+// Shared by the launches of kernels whose blocks own a token.
 #pragma once
 
 #include <type_traits>
@@ -9,7 +9,7 @@
 namespace adacache::cuda {
 
 // Blocks of the largest size on a multiprocessor that they are compiled for, by vectors that a thread holds:
-// as many as need no spilling. `crowded`: where a thread has much to look after at once.
+// as many as do not spill. `crowded`: where a thread needs more registers.
 constexpr int token_blocks(int vectors, bool crowded = false) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
   crowded = true;

@@ -13,6 +13,9 @@ from typing import Any, NoReturn
 
 Check = Callable[[Any, str], Any]
 
+EXACT = 1 << 53
+"""float64 represents integers up to here exactly."""
+
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxtuple, _SHORT.maxdict = 3, 8, 8, 8
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
@@ -28,13 +31,18 @@ def refuse(name: str, expected: str, value: Any) -> NoReturn:
 
 
 def whole(least: int | None = None, most: int | None = None) -> Check:
-    """An integer in least .. most; no bool, no float."""
+    """An integer in least .. most, by default within +-2**53; no bool, no float."""
     expected = "a whole number" + _range(least, most)
+    low = -EXACT if least is None else least
+    high = EXACT if most is None else most
 
     def check(value: Any, name: str) -> int:
-        if isinstance(value, bool) or not isinstance(value, Integral) or not _within(value, least, most):
+        if isinstance(value, bool) or not isinstance(value, Integral):
             refuse(name, expected, value)
-        return int(value)
+        found = int(value)
+        if not low <= found <= high:
+            refuse(name, expected if abs(found) <= high else f"a whole number in {low}..{high}", value)
+        return found
 
     return check
 

@@ -1,4 +1,4 @@
-"""What was measured and decided in one request, step by step; can be saved, loaded, plotted and replayed."""
+"""The measurements and decisions of one request, step by step: saved, loaded, plotted, replayed."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from adacache.plots import draw_traces
 
 FORMAT = 1
 SERIES = ("distance", "motion", "factor", "rate")
-"""What `Trace.series` reads."""
+"""Names that `Trace.series` accepts."""
 LARGEST = 64 * MEBIBYTE
-"""Bytes of a file that `Trace.load` reads at most."""
+"""Largest file in bytes that `Trace.load` reads."""
 
 
 @dataclass
@@ -23,15 +23,16 @@ class Trace:
 
     Attributes:
         num_steps: steps of the schedule.
-        num_videos: videos with a decision of their own (1 where one decision held for the whole batch).
-        policy: the settings, as the policy describes them.
+        num_videos: videos with separate decisions (1: one decision for the whole batch).
+        policy: the settings, from the policy's `describe`.
         computed: per step that ran, per video, whether the block stack was computed.
-        timesteps: per step, the timestep if it was known on the host, else None.
+        timesteps: per step, the timestep, or None if the host does not know it.
         measurements: one record per measured site and step: `step`, `site`, and per video `distance`
-            (relative distance to the last computed residual, undivided), `motion`, `factor` (of the motion
-            regularisation, with its gradient), `rate` (steps to the next computed one) and `nonfinite`.
-            Values that were not finite, or belong to a video that did not compute, are None.
-        cache_bytes: bytes of all kept residuals, the metric's included.
+            (relative distance to the last computed residual, not divided by the rate), `motion`, `factor`
+            (of the motion regularisation, with its gradient), `rate` (steps to the next computed one) and
+            `nonfinite`.
+            Values that are not finite, and those of videos that did not compute, are None.
+        cache_bytes: bytes of all cached residuals, with those of the metric.
     """
 
     num_steps: int
@@ -44,17 +45,16 @@ class Trace:
 
     @property
     def computed_steps(self) -> list[int]:
-        """The 1-based steps at which the blocks ran for at least one video."""
+        """The 1-based steps that ran the blocks for at least one video."""
         return [step for step, videos in enumerate(self.computed, 1) if any(videos)]
 
     def steps_of(self, video: int) -> list[int]:
-        """The 1-based steps at which the blocks ran for one video."""
-        if not 0 <= video < self.num_videos:
-            raise ValueError(f"video: expected 0..{self.num_videos - 1}, got {video}")
+        """The 1-based steps that ran the blocks for one video."""
+        whole(0, self.num_videos - 1)(video, "video")
         return [step for step, videos in enumerate(self.computed, 1) if videos[video]]
 
     def followed_by(self, later: Trace) -> Trace:
-        """One trace of two transformers that run one after the other."""
+        """The joint trace of two transformers that run one after the other."""
         gone = len(self.computed)
         moved = [{**record, "step": record["step"] + gone} for record in later.measurements]
         return Trace(
@@ -69,8 +69,9 @@ class Trace:
 
     def series(self, name: str, video: int = 0) -> dict[str, list[tuple[int, float]]]:
         """Per measured site, the (step, value) pairs of "distance", "motion", "factor" or "rate" of one
-        video; of no site where the policy does not measure it."""
+        video; empty if the policy does not measure it."""
         text(*SERIES)(name, "name")
+        whole(0, self.num_videos - 1)(video, "video")
         curves: dict[str, list[tuple[int, float]]] = {}
         for record in self.measurements:
             value = record[name][video] if name in record else None

@@ -144,7 +144,7 @@ def test_configs_are_checked(tmp_path: Path) -> None:
     path.write_text('{"depth": 3, "patch_size": [1, 4, 4], "architectures": ["STDiT3"]}')
     assert read_config(path) == STDiT3Config(depth=3, patch_size=(1, 4, 4))
     for content, message in {
-        '{"depth": 1e9}': r"config.json: depth: expected a whole number in 1..1024, got 1000000000.0",
+        '{"depth": 1e9}': r"config.json: depth: expected a whole number in 1..256, got 1000000000.0",
         '{"depth": true}': "depth: expected a whole number",
         '{"patch_size": [1, 2]}': "patch_size: expected a list of 3 items",
         '{"qk_norm": 1}': "qk_norm: expected true or false, got 1",

@@ -35,7 +35,7 @@ def main() -> int:
     device = torch.device("cpu" if on_cpu else "cuda")
     torch.manual_seed(0)
     torch.set_grad_enabled(False)
-    # Triton compiles anew for each dtype, and float16 takes the ways of bfloat16.
+    # Triton compiles each dtype separately; float16 takes the same paths as bfloat16.
     dtypes = [dtype for dtype in DTYPES if backend != "triton" or dtype != torch.float16]
     faults, count = [], 0
     for case in CASES:

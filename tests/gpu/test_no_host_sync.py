@@ -19,7 +19,7 @@ STEPS = 12
 POLICY = adacache.AdaCache(
     codebook=CODEBOOK, motion=adacache.MotionRegularization(strides=(1, 2), window=(2, STEPS - 2))
 )
-#: Ops whose results the host has to look at: each stops it until the device has come so far.
+#: Ops that return values to the host: each synchronizes.
 WAITING = {
     "aten::_local_scalar_dense",
     "aten::is_nonzero",

@@ -94,9 +94,11 @@ void reuse_residual_case(const TokenShape& shape) {
   const Plan plan = plan_of(p, threads);
   launch(in_any_order(plan.blocks), plan.threads, 0, [&](HostBlock& block) {
     if (plan.width == 1)
-      reuse_residual_body<T, 1, AnyElement>(block, p, plan);
+      reuse_residual_body<T, 1, AnyElement, false>(block, p, plan);
+    else if (plan.flat)
+      reuse_residual_body<T, vector_width<T>, KnownElements<R, vector_width<T>>, true>(block, p, plan);
     else
-      reuse_residual_body<T, vector_width<T>, KnownElements<R, vector_width<T>>>(block, p, plan);
+      reuse_residual_body<T, vector_width<T>, KnownElements<R, vector_width<T>>, false>(block, p, plan);
   });
   stream.expect_out([&](int64_t b, int64_t n, int64_t c) {
     const int64_t row = stream.rows.of(b), kept = cache.rows.of(b);

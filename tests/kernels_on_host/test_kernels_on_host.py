@@ -4,6 +4,7 @@ Environment: CXX, the compiler (g++); ADACACHE_HOST_SEED, the seed of the random
 ADACACHE_HOST_FULL=1, hundreds of cases of each op instead of a few (minutes instead of seconds).
 """
 
+import fcntl
 import os
 import pathlib
 import shutil
@@ -12,45 +13,31 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-FOLDER = pathlib.Path(__file__).parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 SEED = os.environ.get("ADACACHE_HOST_SEED", "0")
 FULL = os.environ.get("ADACACHE_HOST_FULL") == "1"
 CASES = {"address,undefined": 200 if FULL else 10, "thread": 200 if FULL else 4}
-# A few cases run for a shorter time than a better program takes to compile.
-OPTIMISATION = "-O1" if FULL else "-O0"
-WARNINGS = ["-Wall", "-Wextra", "-Werror"]
 
 
-def run_command(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
-def build(directory: pathlib.Path, sanitizers: str, jobs: ThreadPoolExecutor) -> pathlib.Path:
+def build(sanitizers: str, scratch: pathlib.Path) -> pathlib.Path:
+    """In build/, where later runs find the objects again."""
     compiler = shutil.which(os.environ.get("CXX", "g++"))
-    if compiler is None:
-        pytest.skip("no C++ compiler: set CXX, or install g++")
-    sanitize = [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
-    empty = directory / "empty.cpp"
-    empty.write_text("int main() {}\n")
-    probe = subprocess.run(
-        [compiler, *sanitize, str(empty), "-o", str(directory / "empty")], capture_output=True, text=True
-    )
-    if probe.returncode != 0:
-        pytest.skip(f"{compiler} lacks -fsanitize={sanitizers}: {probe.stderr.strip()[-200:]}")
-    commands = []
-    for source in sorted(FOLDER.glob("*.cpp"), key=lambda file: -file.stat().st_size):
-        flags = sanitize
-        if source.name == "host_block.cpp" and sanitizers == "thread":
-            flags = ["-DADACACHE_THREAD_SANITIZER"]
-        output = ["-c", str(source), "-o", str(directory / f"{source.stem}.o")]
-        commands.append(
-            [compiler, "-std=c++20", OPTIMISATION, "-g", "-ffp-contract=off", *WARNINGS, *flags, *output]
-        )
-    list(jobs.map(run_command, commands))
-    program = directory / "kernels_on_host"
-    run_command([compiler, *sanitize, *map(str, directory.glob("*.o")), "-o", str(program)])
-    return program
+    if compiler is None or shutil.which("make") is None:
+        pytest.skip("no make, or no C++ compiler: set CXX, or install g++")
+    (scratch / "empty.cpp").write_text("int main() {}\n")
+    probe = [compiler, f"-fsanitize={sanitizers}", str(scratch / "empty.cpp"), "-o", str(scratch / "empty")]
+    done = subprocess.run(probe, capture_output=True, text=True)
+    if done.returncode != 0:
+        pytest.skip(f"{compiler} lacks -fsanitize={sanitizers}: {done.stderr.strip()[-200:]}")
+    folder = ROOT / "build" / "host_bodies" / sanitizers.replace(",", "-")
+    folder.mkdir(parents=True, exist_ok=True)
+    make = ["make", "-s", f"-j{os.cpu_count()}", "-f", "tools/host_bodies.mk", f"CXX={compiler}"]
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        command = [*make, f"OUT={folder}", f"SANITIZE={sanitizers}"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder / "kernels_on_host"
 
 
 def run(program: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -64,19 +51,25 @@ def run(program: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess[s
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pathlib.Path]:
-    with ThreadPoolExecutor(os.cpu_count()) as jobs, ThreadPoolExecutor() as builds:
+    return {sanitizers: build(sanitizers, tmp_path_factory.mktemp("probe")) for sanitizers in CASES}
+
+
+@pytest.fixture(scope="module")
+def results(programs: dict[str, pathlib.Path]) -> dict[str, subprocess.CompletedProcess[str]]:
+    """Of all programs, side by side."""
+    with ThreadPoolExecutor() as jobs:
         waiting = {
-            sanitizers: builds.submit(
-                build, tmp_path_factory.mktemp(sanitizers.replace(",", "-")), sanitizers, jobs
-            )
-            for sanitizers in CASES
+            sanitizers: jobs.submit(run, program, "--cases", str(CASES[sanitizers]))
+            for sanitizers, program in programs.items()
         }
-        return {sanitizers: program.result() for sanitizers, program in waiting.items()}
+        return {sanitizers: result.result() for sanitizers, result in waiting.items()}
 
 
 @pytest.mark.parametrize("sanitizers", CASES)
-def test_bodies_agree_with_plain_loops(programs: dict[str, pathlib.Path], sanitizers: str) -> None:
-    result = run(programs[sanitizers], "--cases", str(CASES[sanitizers]))
+def test_bodies_agree_with_plain_loops(
+    results: dict[str, subprocess.CompletedProcess[str]], sanitizers: str
+) -> None:
+    result = results[sanitizers]
     print(result.stdout)
     assert result.returncode == 0, result.stdout + result.stderr[:4000]
     assert f"{CASES[sanitizers]} random cases of each op passed" in result.stdout

@@ -34,8 +34,11 @@ def test_contents(trace: adacache.Trace) -> None:
         steps = [step for step, _ in trace.series("distance", video)[site]]
         assert steps == trace.steps_of(video)[1:]
         assert all(0 < value < 1 for _, value in trace.series("motion", video)[site])
-    with pytest.raises(ValueError, match=r"video: expected 0..1, got 2"):
-        trace.steps_of(2)
+    for video in (2, -1, 1.0, True):
+        with pytest.raises(ValueError, match=r"video: expected a whole number in 0..1, got "):
+            trace.steps_of(video)
+        with pytest.raises(ValueError, match=r"video: expected a whole number in 0..1, got "):
+            trace.series("distance", video)
 
 
 def test_save_and_load(trace: adacache.Trace, tmp_path: Path) -> None:

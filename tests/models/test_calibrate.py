@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from adacache.calibration import (
 from adacache.commands.cli import SUBJECTS, main
 from adacache.policies.presets import preset
 from model_cases import COGVIDEOX, LATTE, Case
+from pipeline_cases import PIPELINES
 from torch import Tensor
 
 STEPS = 16
@@ -227,6 +229,76 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "expected at least 13" in capsys.readouterr().err
     with pytest.raises(ValueError, match="model: expected the folder"):
         subject_of("no such thing")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"share": 0.5, "error": 0.1}, "share, error, like: expected exactly one"),
+        ({}, "share, error, like: expected exactly one"),
+        ({"share": float("nan")}, "share: expected a number above 0 and at most 1"),
+        ({"share": 0.1}, "share: expected at least 5 of 16 steps"),
+        ({"error": -1.0}, "error: expected a number above 0"),
+        ({"share": 0.5, "seed": -1}, "seed: expected a whole number of at least 0"),
+        ({"share": 0.5, "probed": True}, "probed: expected a whole number of at least 0"),
+        ({"share": 0.5, "prompts": []}, "prompts, held_out: expected some of each, got 0, 1"),
+        ({"like": "open-sora/medium"}, "policy: expected one of"),
+    ],
+    ids=str,
+)
+def test_wrong_arguments_are_named_before_any_run(wrong: dict[str, Any], message: str) -> None:
+    one = Subject(None, lambda *_: pytest.fail("work began"), STEPS, "none")
+    with pytest.raises(ValueError, match=message):
+        calibrate(one, **{"prompts": [1], "held_out": [2], **wrong})
+    for tokens in (0, 1.5, True):
+        with pytest.raises(ValueError, match="tokens: expected a whole number of at least 1"):
+            Record(tokens=tokens)
+
+
+def test_subjects_that_do_not_run_the_model() -> None:
+    pytest.importorskip("diffusers")
+    one = subject(LATTE)
+    with pytest.raises(RuntimeError, match="no generation call has run"):
+        record(replace(one, generate=lambda *_: torch.ones(1)), [1], [0], Record())
+    with pytest.raises(ValueError, match="generate: expected a tensor, got None"):
+        record(replace(one, generate=lambda *_: None), [1], [0], Record())
+
+
+def encode_prompt(prompt: str, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    """Stands in for a text encoder: embeddings that depend on the prompt."""
+    generator = torch.Generator().manual_seed(sum(prompt.encode()))
+    embeddings = torch.randn(2, 1, 5, 12, generator=generator)
+    return embeddings[0], 0.5 * embeddings[1]
+
+
+def test_command_on_a_saved_pipeline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    pipeline = next(case for case in PIPELINES if case.name == "WanPipeline").build()
+    pipeline.encode_prompt = encode_prompt
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", lambda *_, **__: pipeline)
+    (tmp_path / "prompts.txt").write_text("a cat\n\n  a dog \na $ sign\n")
+    (tmp_path / "saved").mkdir()
+    out = tmp_path / "wan.json"
+    options = f"--prompts {tmp_path}/prompts.txt --count 2 --held-out 1 --num-steps 12 --share .7".split()
+    options += ["--out", str(out)]
+    size = json.dumps({"height": 32, "width": 32, "num_frames": 9})
+    assert main(["calibrate", str(tmp_path / "saved"), *options, "--arguments", size]) == 0
+    assert "chosen, on 1 held-out prompts" in capsys.readouterr().out
+    found = json.loads(out.read_text())
+    assert found["model"] == "WanPipeline"
+    assert found["prompts"] == 2
+    handle = adacache.enable(pipeline, out)
+    pipeline(prompt="a cat", num_inference_steps=12, output_type="latent", height=32, width=32, num_frames=9)
+    assert 4 <= len(handle.trace.computed_steps) < 12
+    adacache.disable(pipeline)
+    for arguments, message in {
+        '{"prompt": "a cow"}': "arguments: expected none of generator, .*got 'prompt'",
+        '{"fps": 8}': "arguments: expected arguments of WanPipeline, got 'fps'",
+    }.items():
+        assert main(["calibrate", str(tmp_path / "saved"), *options, "--arguments", arguments]) == 2
+        assert re.search(message, capsys.readouterr().err)
 
 
 @pytest.mark.slow

@@ -185,6 +185,30 @@ def test_a_scheduler_made_inside_the_call() -> None:
     assert handle.trace.cache_bytes == sizes[0]
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_videos_of_a_pipeline_without_prepare_latents(named: bool) -> None:
+    """Modular pipelines: rows of a call in a named guidance branch are one per video; others are not
+    known."""
+    (pair,) = values_of(1, rows=2)
+
+    def loop(pipeline: Any) -> Tensor:
+        def predict(z: Tensor, t: Tensor) -> Tensor:
+            if not named:
+                return pipeline.predict(pair, z, t)
+            with pipeline.transformer.cache_context("cond"):
+                return pipeline.predict(pair, z, t)
+
+        return step_through(pipeline, pair["hidden_states"], predict, STEPS)
+
+    if named:
+        _, handle = run(loop)
+        assert handle.trace.num_videos == 2
+    else:
+        with pytest.warns(UserWarning, match="does not state how many videos its 2 rows are"):
+            _, handle = run(loop)
+        assert handle.trace.num_videos == 1
+
+
 def test_pipelines_that_share_a_transformer() -> None:
     """Each with a scheduler of its own; one after the other, and in threads."""
     runs = values_of(1, 2, 3, 4)

@@ -380,3 +380,62 @@ def test_context_parallelism_is_refused() -> None:
     model._parallel_config = type("Config", (), {"context_parallel_config": object()})()
     with pytest.raises(ValueError, match="context parallelism is enabled on it"):
         adacache.enable(model, P3, num_steps=STEPS)
+
+
+class TokensFirst(Model):
+    """Runs its blocks on tokens [N, B, C]."""
+
+    def __init__(self) -> None:
+        super().__init__(Block)
+
+    def forward(self, x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        time = (timestep.view(1, -1, 1) / 1000).to(x.dtype)
+        tokens = x.transpose(0, 1)
+        for block in self.zeta:
+            tokens = block(tokens, time)
+        return tokens.transpose(0, 1) * 0.1
+
+
+@pytest.mark.filterwarnings("ignore:AdaCache. TokensFirst is not a known model")
+@pytest.mark.parametrize("tokens", [5, 6])
+def test_rows_of_an_unknown_layout_are_decided_together(tokens: int) -> None:
+    """Tokens first: parts of the tokens must not be taken for videos, also if their number is a multiple."""
+    torch.manual_seed(0)
+    model = TokensFirst().requires_grad_(False)
+    z = torch.randn(2, tokens, 8, generator=torch.Generator().manual_seed(0))
+    z[1] *= 5
+
+    def run() -> torch.Tensor:
+        x = z
+        with torch.no_grad():
+            for step in range(STEPS):
+                x = x - model(x, torch.full((2,), 1000.0 * (1 - step / STEPS))) / STEPS
+        return x
+
+    plain = run()
+    for codebook in ({9.0: 1}, {0.02: 4, 0.05: 3, 0.1: 2, 1.0: 1}):
+        handle = adacache.enable(
+            model, adacache.AdaCache(codebook=codebook), num_steps=STEPS, rows_per_video=1
+        )
+        final = run()
+        assert handle.trace.num_videos == 2
+        assert handle.trace.steps_of(0) == handle.trace.steps_of(1)
+        assert all(len(set(record["distance"])) == 1 for record in handle.trace.measurements)
+        assert torch.isfinite(final).all()
+        if len(codebook) == 1:
+            assert torch.equal(final, plain)
+        adacache.disable(model)
+
+
+@pytest.mark.filterwarnings("ignore:AdaCache. Unknown is not a known model")
+def test_a_number_of_tokens_that_changes_from_step_to_step_computes() -> None:
+    """As with keys and values of a prefix that the model caches after its first step."""
+    torch.manual_seed(0)
+    model = Unknown().requires_grad_(False)
+    handle = adacache.enable(model, P3, num_steps=STEPS)
+    with torch.no_grad(), handle.request():
+        for step in range(STEPS):
+            x = torch.randn(1, 9 if step == 0 else 4, 8)
+            assert model(x, torch.ones(1)).shape == x.shape
+    assert handle.trace.computed_steps[:3] == [1, 2, 3]
+    assert len(handle.trace.computed_steps) < STEPS

@@ -29,8 +29,10 @@ def test_every_fault_has_its_text_and_its_tests(check: ModuleType) -> None:
                 assert (check.ROOT / word).exists(), word
 
 
-def test_faults_reach_every_kind_of_code(check: ModuleType) -> None:
-    files = [m.file for m in check.MUTATIONS]
+@pytest.mark.parametrize("quick", [False, True])
+def test_faults_reach_every_kind_of_code(check: ModuleType, quick: bool) -> None:
+    assert set(check.QUICK) <= {m.name for m in check.MUTATIONS}
+    files = [m.file for m in check.MUTATIONS if m.name in check.QUICK or not quick]
     for folder in (
         "csrc/cpu/",
         "csrc/core/",

@@ -1,6 +1,6 @@
-// What the device bodies do together as a block, and how the sums of threads become the sums of a video.
+// What the threads of a block do together, and how their sums become the sums of a video.
 //
-// A Block gives thread(), threads() (a multiple of 32), index(), barrier(), shared() (memory of the block),
+// A Block has thread(), threads() (a multiple of 32), index(), barrier(), shared() (memory of the block),
 // and within each 32 threads shuffle_down(value, distance) and warp_largest(value). On the GPU these are
 // CUDA's own; the tests run a block on the host.
 #pragma once
@@ -124,9 +124,9 @@ class BlockReduction {
   bool second_ = false;
 };
 
-// One thread's sums over the tokens that it meets, frame by frame: the elementwise ones in registers, the
-// motion sums in shared memory, because their number is only known at run time and registers cannot be
-// indexed. There the thread also keeps r of the frames before, so that motion costs no pass over memory.
+// One thread's sums over its tokens, frame by frame: the elementwise ones in registers, the motion sums in
+// shared memory, because their number is only known at run time and registers cannot be indexed. The thread
+// also keeps r of earlier frames there, so that motion costs no pass over memory.
 template <bool all_columns, class Values, int width, int vectors, class Block>
 class ThreadSums {
  public:
@@ -164,8 +164,8 @@ class ThreadSums {
     }
   }
 
-  // The motion between r, a vector of the frame at hand, and other frames: against the frames before it where
-  // the history reaches far enough, else against later ones, whose r `ahead(stride)` works out again.
+  // The motion between r, a vector of this frame, and other frames: earlier ones where the history reaches
+  // far enough, else later ones, whose r `ahead(stride)` computes again.
   template <class Ahead>
   ADACACHE_HD void measure_motion(int frame, int vector, const Values& r, const Ahead& ahead) {
     ADACACHE_NO_UNROLL
@@ -213,7 +213,7 @@ class ThreadSums {
     for (int i = 0; i < 2 * motion_.count; ++i) motion_sum(i) = static_cast<float>(not_a_number());
   }
 
-  // Leaves the block's sums at partials[column * distance].
+  // Writes the block's sums to partials[column * distance].
   ADACACHE_HD void finish(double* partials, int64_t distance) {
     const int all = sum_columns(motion_);
     const int warp = block_.thread() / warp_threads;
@@ -245,7 +245,7 @@ class ThreadSums {
     return reinterpret_cast<float*>(shared_ + layout_.motion_sums)[i * block_.threads() + block_.thread()];
   }
 
-  // Where this thread keeps r of `stride` frames before the one at hand.
+  // Where this thread keeps r of `stride` frames ago.
   ADACACHE_HD Values* kept(int stride, int vector) const {
     const int slot = slot_ - stride + (stride > slot_ ? depth_ : 0);
     return reinterpret_cast<Values*>(shared_) + (slot * vectors + vector) * block_.threads() +
@@ -266,8 +266,7 @@ class ThreadSums {
 };
 
 // The columns of all blocks' sums, [rows, columns, blocks_per_row], become sums [num_videos, columns]: one
-// block of threads for each video and column, whose threads stride over rows times blocks, since one of the
-// two may be 1.
+// block of threads for each video and column. Threads stride over rows times blocks: either may be 1.
 struct VideoSums {
   const double* partials;
   const int32_t* video_of_row;  // null: all rows belong to video 0

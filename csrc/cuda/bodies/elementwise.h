@@ -1,18 +1,21 @@
-// The walk over a tensor for ops that look at each element by itself and keep no sums.
+// The walk of the elementwise ops, which keep no sums.
 #pragma once
 
 #include "walk.h"
 
 namespace adacache {
 
-// Vectors that each thread has in flight.
-constexpr int vectors_in_flight = 2;
+// Vectors that each thread has in flight. `flat`: a row's tokens are contiguous, so that a vector's place
+// follows without a division and takes fewer registers.
+constexpr int vectors_in_flight(bool flat) { return flat ? 4 : 2; }
 
-inline Plan plan_elementwise(int64_t rows, int64_t tokens, int64_t channels, int width, int threads) {
+inline Plan plan_elementwise(int64_t rows, int64_t tokens, int64_t channels, int width, int threads,
+                             bool flat = false) {
   Plan plan;
   plan.threads = threads;
   plan.width = width;
-  const int64_t per_block = int64_t{threads} * vectors_in_flight;
+  plan.flat = flat;
+  const int64_t per_block = int64_t{threads} * vectors_in_flight(flat);
   plan.blocks_per_row = (tokens * (channels / width) + per_block - 1) / per_block;
   plan.blocks = rows * plan.blocks_per_row;
   return plan;
@@ -21,27 +24,30 @@ inline Plan plan_elementwise(int64_t rows, int64_t tokens, int64_t channels, int
 inline namespace ADACACHE_ISA {
 
 // Calls load(row, token, channel) for the vectors of a thread and then finish(row, token, channel, loaded)
-// for each. Loaded is what load() gives.
-template <class Loaded, int width, class Block, class Load, class Finish>
+// for each. Loaded is what load() gives. Where flat, the row is a single token.
+template <class Loaded, int width, bool flat = false, class Block, class Load, class Finish>
 ADACACHE_HD void visit_elements(Block& block, const Plan& plan, int64_t tokens, int64_t channels,
                                 const Load& load, const Finish& finish) {
-  const int64_t vectors = channels / width;
+  constexpr int in_flight = vectors_in_flight(flat);
+  const int64_t vectors = (flat ? tokens : 1) * (channels / width);
   const Quotient block_of_row = divide(block.index(), plan.blocks_per_row);
   const int64_t row = block_of_row.quotient;
-  const int64_t first = block_of_row.remainder * block.threads() * vectors_in_flight + block.thread();
-  Loaded loaded[vectors_in_flight];
-  int64_t token[vectors_in_flight], channel[vectors_in_flight];
+  const int64_t first = block_of_row.remainder * block.threads() * in_flight + block.thread();
+  Loaded loaded[in_flight];
+  int64_t token[in_flight], channel[in_flight];
+  bool inside[in_flight];
   ADACACHE_UNROLL
-  for (int i = 0; i < vectors_in_flight; ++i) {
+  for (int i = 0; i < in_flight; ++i) {
     const int64_t item = first + int64_t{i} * block.threads();
-    const Quotient of_token = divide(item, vectors);
+    const Quotient of_token = flat ? Quotient{0, item} : divide(item, vectors);
     token[i] = of_token.quotient;
     channel[i] = of_token.remainder * width;
-    if (token[i] < tokens) loaded[i] = load(row, token[i], channel[i]);
+    inside[i] = flat ? item < vectors : token[i] < tokens;
+    if (inside[i]) loaded[i] = load(row, token[i], channel[i]);
   }
   ADACACHE_UNROLL
-  for (int i = 0; i < vectors_in_flight; ++i)
-    if (token[i] < tokens) finish(row, token[i], channel[i], loaded[i]);
+  for (int i = 0; i < in_flight; ++i)
+    if (inside[i]) finish(row, token[i], channel[i], loaded[i]);
 }
 
 template <class T>

@@ -1,5 +1,5 @@
-// The walk of the meters that look at each element by itself: a thread owns a channel vector of one place and
-// goes along the frames, so that r of two frames meets in it.
+// The walk of the elementwise meters: a thread owns a channel vector of one place and follows it through the
+// frames, so that it has r of two frames at once.
 #pragma once
 
 #include "block.h"
@@ -27,7 +27,7 @@ int64_t meter_walk_shared_bytes(const P& p, const Plan& plan) {
 inline namespace ADACACHE_ISA {
 
 // partials: [rows, columns, blocks_per_row]; a block writes one entry of each column that is measured.
-// Source says what r is and what else is written; Kept, where the old r is and the new one goes.
+// Source gives r and writes the result; Kept reads the old r and writes the new one.
 template <class Source, class Kept, bool all_columns, class P, class Block>
 ADACACHE_HD void meter_walk(Block& block, const P& p, const Plan& plan, double* partials) {
   constexpr int width = Source::width;
@@ -66,8 +66,7 @@ ADACACHE_HD void meter_walk(Block& block, const P& p, const Plan& plan, double* 
       source.advance();
       kept.advance();
       if (i + 1 < walk.count) {
-        // Into the registers that have just become free, and on their way for the rest of this frame. Warps
-        // that wait for theirs leave the multiprocessor to the others.
+        // Into registers that are free now; in flight during the rest of this frame.
         source.load_next(loaded, 0, width);
         old = kept.load();
       }

@@ -1,4 +1,4 @@
-// Neighbouring elements that travel in one memory access, for the device bodies.
+// Neighbouring elements that one memory access loads or stores.
 #pragma once
 
 #if !defined(__CUDA_ARCH__)
@@ -53,7 +53,7 @@ struct Packed {
 #endif
   }
 
-  // The first `count` elements, wherever they lie; the others are 0 and so add nothing to any sum.
+  // The first `count` elements, at any alignment; the others are 0 and so add nothing to any sum.
   static ADACACHE_HD Packed load(const T* from, int count) {
     float values[width];
     ADACACHE_UNROLL

@@ -9,7 +9,7 @@ namespace adacache {
 
 inline namespace ADACACHE_ISA {
 
-// r as it lies in memory; nothing is written.
+// r is read from memory; nothing is written.
 template <class T, int width_>
 class PairSource {
  public:

@@ -51,7 +51,7 @@ ADACACHE_HD RowOutcome outcome_of(const ReuseResidual& p, int64_t row) {
 }
 
 // Residual is KnownElements<R, width>, or AnyElement with width 1.
-template <class T, int width, class Residual, class Block>
+template <class T, int width, class Residual, bool flat, class Block>
 ADACACHE_HD void reuse_residual_body(Block& block, const ReuseResidual& p, const Plan& plan) {
   using Values = Packed<T, width>;
   struct Loaded {
@@ -64,7 +64,7 @@ ADACACHE_HD void reuse_residual_body(Block& block, const ReuseResidual& p, const
   if (outcome == RowOutcome::left) return;
   const int64_t x_row = row_of(p.x_rows, of_row);
   const int64_t residual_row = row_of(p.residual.rows, of_row);
-  visit_elements<Loaded, width>(
+  visit_elements<Loaded, width, flat>(
       block, plan, p.tokens, p.channels,
       [&](int64_t, int64_t token, int64_t channel) {
         Loaded loaded{};
@@ -73,7 +73,7 @@ ADACACHE_HD void reuse_residual_body(Block& block, const ReuseResidual& p, const
         if (outcome != RowOutcome::added) return loaded;
         loaded.residual = Residual::load(
             p.residual, residual_row * p.residual.strides.batch + token * p.residual.strides.token + channel);
-        if (p.residual.scale != nullptr)
+        if (!flat && p.residual.scale != nullptr)
           loaded.scale = p.residual.scale[residual_row * p.residual.scale_strides.batch +
                                           token * p.residual.scale_strides.token];
         return loaded;
@@ -86,8 +86,8 @@ ADACACHE_HD void reuse_residual_body(Block& block, const ReuseResidual& p, const
           ADACACHE_UNROLL
           for (int c = 0; c < width; ++c) {
             const float stored = loaded.residual.get(c);
-            values[c] =
-                add(loaded.x.get(c), p.residual.scale != nullptr ? multiply(loaded.scale, stored) : stored);
+            const bool scaled = !flat && p.residual.scale != nullptr;
+            values[c] = add(loaded.x.get(c), scaled ? multiply(loaded.scale, stored) : stored);
           }
           out = Values::of(values);
         }
@@ -104,7 +104,10 @@ inline bool vectors_fit(const ReuseResidual& p, int width) {
 
 inline Plan plan_of(const ReuseResidual& p, int threads) {
   const int wide = vector_width_of(p.dtype);
-  return plan_elementwise(p.rows, p.tokens, p.channels, vectors_fit(p, wide) ? wide : 1, threads);
+  const bool fit = vectors_fit(p, wide);
+  const bool flat = fit && p.residual.scale == nullptr && p.x_strides.token == p.channels &&
+                    p.out_strides.token == p.channels && p.residual.strides.token == p.channels;
+  return plan_elementwise(p.rows, p.tokens, p.channels, fit ? wide : 1, threads, flat);
 }
 
 }  // namespace adacache

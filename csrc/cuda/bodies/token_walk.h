@@ -1,5 +1,5 @@
-// The walk of the ops that look at a token as a whole: layer norms, and residuals kept in float8, whose scale
-// follows from a token's largest element. A block owns a token at a time, and its threads hold the token's
+// The walk of the ops that need a whole token: layer norms, and residuals kept in float8, whose scale follows
+// from a token's largest element. A block owns a token at a time, and its threads hold the token's
 // channel vectors in registers.
 #pragma once
 
@@ -222,7 +222,7 @@ struct NoNorm {
   ADACACHE_HD void advance() {}
 };
 
-// Which channel vectors of a row belong to a thread: every threads()-th one.
+// The channel vectors of a row that a thread handles: every threads()-th one.
 template <int vectors, int width>
 struct OwnVectors {
   int64_t channels;
@@ -263,8 +263,8 @@ ADACACHE_HD float reciprocal_root(float value) {
 #endif
 }
 
-// Source says what r is and what becomes of x. Kept is KeptTokens, whose walk goes along the frames of a
-// place and leaves sums in partials, as meter_walk does, or NothingKept. Normed is NormedTokens, or NoNorm.
+// Source gives r and the result. Kept is KeptTokens, with which the walk follows the frames of a place and
+// writes sums to partials as meter_walk does, or NothingKept. Normed is NormedTokens or NoNorm.
 // `vectors` is how many of a row a thread holds, 0 if the row is read again instead.
 template <class Source, class Kept, class Normed, int vectors, class P, class N, class Block>
 ADACACHE_HD void token_walk(Block& block, const P& p, const N& norm, const Plan& plan, double* partials) {
@@ -355,8 +355,8 @@ ADACACHE_HD void token_walk(Block& block, const P& p, const N& norm, const Plan&
       if constexpr (metered) sums.finish_frame(frame);
 
       if constexpr (holds) {
-        // What is left to do for this token needs only what the threads hold of it. The next one is on its
-        // way meanwhile, into registers that have just become free.
+        // The rest of this token's work needs only registers. The next token is loaded meanwhile, into
+        // registers that are free now.
         source.advance();
         if (i + 1 < walk.count) {
           own.visit([&](int k, int64_t offset, int count) {

@@ -1,4 +1,4 @@
-// Which tokens a block of the device bodies visits, and pointers that go with it from token to token.
+// The tokens that a block visits, and pointers that advance from token to token.
 #pragma once
 
 #include <type_traits>
@@ -28,6 +28,7 @@ struct Plan {
   int64_t blocks_per_segment = 0;
   int64_t blocks_per_row = 0;
   int64_t blocks = 0;
+  bool flat = false;  // of the elementwise ops: the tokens of a row are contiguous in each tensor
   Steps steps = {};
 };
 
@@ -56,7 +57,7 @@ struct Walk {
   ADACACHE_HD int64_t token() const { return frame * places + place; }
 };
 
-// One channel of a tensor at the token at hand.
+// One channel of a tensor at the current token.
 template <class T>
 class Cursor {
  public:

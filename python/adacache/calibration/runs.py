@@ -67,8 +67,6 @@ def record(
         policy.deciders.clear()
         outputs.append(run(subject, policy, prompt, seed)[0])
         # A pipeline with two transformers, or one that generates a long video in parts, has several requests.
-        if not policy.deciders:
-            raise RuntimeError("generate: expected calls of the model, got none")
         recordings.append(policy.deciders[0].recording())
     policy.deciders.clear()
     together = recordings[0]
@@ -200,7 +198,7 @@ def subject_of(
         ValueError: the name is neither, or the function does not return these.
     """
     if Path(name).is_dir():
-        return _saved_pipeline(name, num_steps or 50, arguments or {}), []
+        return _saved_pipeline(name, 50 if num_steps is None else num_steps, arguments or {}), []
     module, separator, function = name.partition(":")
     if not separator:
         refuse("model", 'the folder of a saved diffusers pipeline or "module:function"', name)

@@ -31,7 +31,7 @@ FRAMES, SIZE = 16, 32
 FPS = 24.0
 
 WEIGHTS = Path(__file__).with_name("digits.safetensors")
-"""The shipped weights; digits.json beside them holds the network's shape."""
+"""The shipped weights; digits.json in the same folder states the network's shape."""
 GUIDANCE = 2.5
 """Guidance scale of the demo and the evaluation."""
 
@@ -43,11 +43,11 @@ def load(weights: str | Path | None = None) -> STDiT3:
     fps=`FPS`, height=`SIZE`, width=`SIZE`: it works on pixels, without an autoencoder.
 
     Args:
-        weights: a safetensors file with a config of the same name in .json beside it, as
+        weights: a safetensors file and a config of the same name with the suffix .json, as
             `python examples/digits/train.py --export` writes them; None: the shipped `WEIGHTS`.
 
     Raises:
-        FileNotFoundError: there is no such file, or no config beside it.
+        FileNotFoundError: there is no such file, or no config.
         ValueError: the config is not valid, or the weights do not fit it.
     """
     weights = WEIGHTS if weights is None else Path(weights)

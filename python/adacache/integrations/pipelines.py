@@ -222,15 +222,24 @@ class PipelineRun:
             left = sum(timestep >= threshold for timestep in timesteps[self.step :])
         return max(1, left)
 
-    def videos_of(self, rows: int, rows_per_video: int | None) -> int:
-        """Videos in a batch of so many rows."""
+    def videos_of(self, rows: int, in_branch: bool, handle: Handle) -> int:
+        """Videos in a batch of so many rows; `in_branch`: the call is one of a named guidance branch, which
+        has one  row per video."""
+        rows_per_video = handle.rows_per_video or (1 if in_branch and self.num_videos is None else None)
         if rows_per_video is not None and rows % rows_per_video == 0:
             return rows // rows_per_video
         if self.num_videos is not None and rows % self.num_videos == 0:
             return self.num_videos
+        if rows > 1:
+            handle.warn(
+                "videos",
+                f"the pipeline does not state how many videos its {rows} rows are, so there is one "
+                "decision for "
+                "all of them; pass rows_per_video to adacache.enable",
+            )
         return 1
 
-    def open(self, handle: Handle, num_steps: int, rows: int) -> Request:
+    def open(self, handle: Handle, num_steps: int, rows: int, in_branch: bool = False) -> Request:
         """Begins the request of a transformer."""
         if handle in self.requests:
             self.requests[handle].close()
@@ -238,7 +247,7 @@ class PipelineRun:
             raise ValueError(
                 f"num_steps: AdaCache is enabled for {handle.num_steps} steps, the pipeline runs {num_steps}"
             )
-        request = handle.open_request(num_steps, self.videos_of(rows, handle.rows_per_video))
+        request = handle.open_request(num_steps, self.videos_of(rows, in_branch, handle))
         self.requests[handle] = request
         return request
 
@@ -307,7 +316,7 @@ class SchedulerClock:
                 "num_steps: neither the pipeline nor its scheduler states them; open a request yourself "
                 "(handle.request)"
             )
-        return run.open(self._handle, num_steps, facts.shape[0])
+        return run.open(self._handle, num_steps, facts.shape[0], facts.context is not None)
 
     def _scheduler_is_unseen(self, facts: Facts) -> bool:
         """Whether the timestep moves on while the scheduler does not."""

@@ -1,4 +1,4 @@
-"""STDiT3's configuration as JSON holds it."""
+"""STDiT3's configuration in JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from adacache.files import read_json
 from adacache.models.stdit3 import STDiT3Config
 
 SHAPE: dict[str, Check] = {
-    "depth": whole(1, 1024),
+    "depth": whole(1, 256),
     "hidden_size": whole(1, 1 << 16),
     "num_heads": whole(1, 1 << 12),
     "in_channels": whole(1, 1 << 12),

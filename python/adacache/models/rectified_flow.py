@@ -87,7 +87,7 @@ class RectifiedFlow:
             z: [V, C, T, H, W] noise, at the frames in `keep` the given latent.
             y: [2V, 1, L, channels] captions, conditional rows first.
             mask: [V or 2V, L] of valid caption tokens.
-            keep: [V, T] bool, True for frames that are given and stay as they are (image conditioning).
+            keep: [V, T] bool, True for given frames, which are not changed (image conditioning).
             fps: frames per second of the video.
             height, width: pixels of the video; None: 8 times the latent's size.
             progress: wraps the iterator over steps, e.g. `tqdm`.

@@ -2,9 +2,8 @@
 where gradients are recorded.
 
 Parameter names are those of the released checkpoints, so their safetensors files load strictly. A forward
-pass has
-three parts that caching needs apart: `embed`, the block stack (`stack`, in its true order: spatial, temporal,
-spatial ...) and `unembed`.
+pass has three parts: `embed`, the blocks (spatial, temporal, spatial ...) and `unembed`. Caching replaces the
+second.
 """
 
 from __future__ import annotations
@@ -30,10 +29,10 @@ Modulation = tuple[Tensor, Tensor]
 AddResidual = Callable[
     [str, Tensor, Callable[[], Tensor], Tensor | None, Modulation | None], tuple[Tensor, Tensor | None]
 ]
-"""(part, x, y, gate, norm) -> x + gate * y() and its modulated layer norm, which the next sub-layer takes.
+"""(part, x, y, gate, norm) -> x + gate * y() and its modulated layer norm, the input of the next sub-layer.
 
 part is one of `PARTS`; y runs the sub-layer; gate is [B, 1|T, C] or None for an ungated residual; without
-`norm`  the second result is None."""
+`norm` the second result is None."""
 
 NORM_EPS = 1e-6
 LONGEST_FUSED_CLIP = 64
@@ -124,7 +123,7 @@ class Conditioning:
 
 
 def records_gradients(*tensors: Tensor | None) -> bool:
-    """Whether autograd follows any of them: the fused ops have no backward."""
+    """Whether autograd records any of them; the fused ops have no backward."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
@@ -293,7 +292,7 @@ class STDiT3Block(nn.Module):
         Args:
             conditioning: modulation, captions and masks of these rows.
             angles: rotary angles of the T positions (temporal blocks).
-            add: forms each residual and adds it; caching looks at and keeps residuals here.
+            add: forms each residual and adds it; the hook for caching.
         """
         modulation = self.modulation(conditioning)
         normed = norm_modulate(x, modulation.attention_norm)
@@ -312,8 +311,8 @@ class STDiT3Block(nn.Module):
         """The block between two norms: each residual is added in one pass with the norm that comes after it.
 
         Args:
-            x: [B, T*S, C], or what `add` takes for it.
-            normed: the modulated norm of x, what the attention takes.
+            x: [B, T*S, C], or the first x of `add`, which may have more rows.
+            normed: the modulated norm of x, the input of the attention.
             modulation: of this block.
             following: shift and scale of the first norm after this block.
 
@@ -334,7 +333,7 @@ class STDiT3Block(nn.Module):
         return add("mlp", x, lambda: self.mlp(normed_mlp), modulation.mlp_gate, following)
 
     def modulation(self, conditioning: Conditioning) -> BlockModulation:
-        """[B, 1, C] each, or [B, T, C] when some frames are given (x_mask) and take the modulation of
+        """[B, 1, C] each, or [B, T, C] if some frames are given (x_mask), which use the modulation of
         t = 0."""
         table = self.scale_shift_table[None] + conditioning.modulation
         if conditioning.x_mask is None:
@@ -381,8 +380,8 @@ class CaptionEmbedder(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Latent [B, C_in, T, H, W] -> tokens [B, N, C]; sizes that are no multiple of the patch are padded with
-    zeros."""
+    """Latent [B, C_in, T, H, W] -> tokens [B, N, C]; sizes that are not a multiple of the patch are padded
+    with zeros."""
 
     def __init__(self, config: STDiT3Config):
         super().__init__()
@@ -456,7 +455,7 @@ class STDiT3(nn.Module):
         """A model with the weights of one or more safetensors files, loaded strictly.
 
         Raises:
-            ValueError: a file is no safetensors file, or keys are missing, unexpected or of another shape.
+            ValueError: a file is not a safetensors file, or keys are missing, unexpected or of another shape.
         """
         from adacache.models.weights import load_safetensors
 
@@ -563,7 +562,7 @@ class STDiT3(nn.Module):
         return tokens
 
     def stack(self, conditioning: Conditioning) -> Iterator[tuple[STDiT3Block, tuple[Tensor, Tensor] | None]]:
-        """The blocks in the order they run, each with the rotary angles it takes."""
+        """The blocks in the order they run, each with its rotary angles."""
         angles = self.rotary_angles(conditioning.frames)
         for spatial, temporal in zip(self.spatial_blocks, self.temporal_blocks, strict=True):
             yield cast(STDiT3Block, spatial), None
@@ -578,7 +577,7 @@ class STDiT3(nn.Module):
         height: Tensor | float | None = None,
         width: Tensor | float | None = None,
     ) -> tuple[Tensor, Conditioning]:
-        """Tokens [B, N, C] and the conditioning, without captions: all that a reused step needs."""
+        """Tokens [B, N, C] and the conditioning, without captions: enough for a reused step."""
         config = self.config
         if x.ndim != 5 or x.shape[1] != config.in_channels:
             raise ValueError(f"x: expected [B, {config.in_channels}, T, H, W], got {list(x.shape)}")
@@ -593,7 +592,7 @@ class STDiT3(nn.Module):
         dtype = self.x_embedder.proj.weight.dtype
         height = 8.0 * x.shape[3] if height is None else _number(height)
         width = 8.0 * x.shape[4] if width is None else _number(width)
-        if not isinstance(fps, Tensor):  # filled on the device: a copy of a number would block the host
+        if not isinstance(fps, Tensor):  # filled on the device: copying a number would synchronize
             fps = torch.full((1,), 24.0 if fps is None else fps, device=x.device)
         fps = fps.to(x.device).reshape(-1)
         if fps.shape[0] not in (1, batch):

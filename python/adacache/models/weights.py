@@ -16,8 +16,8 @@ _TYPE_NAMES = {"torch.int64": "I64", "torch.int32": "I32", "torch.bool": "BOOL",
 
 
 def check_safetensors(model: nn.Module, *files: str | Path) -> None:
-    """Checks the keys, shapes and types that the files' headers state; reads no weights, so that a model on
-    the meta device will do.
+    """Checks the keys, shapes and types that the files' headers state; reads no weights, so the model may be
+    on the meta device.
 
     Raises:
         ValueError: a file is not a safetensors file, or keys are missing, repeated, unexpected, or of another
@@ -27,7 +27,7 @@ def check_safetensors(model: nn.Module, *files: str | Path) -> None:
     found: dict[str, tuple[list[int], str]] = {}
     for file in files:
         with _opened(file) as tensors:
-            for key in tensors.keys():  # noqa: SIM118 - a safetensors handle is no mapping
+            for key in tensors.keys():  # noqa: SIM118 - a safetensors handle is not a mapping
                 if key in found:
                     raise ValueError(f"weights: {key} is in two of the files {[str(f) for f in files]}")
                 entry = tensors.get_slice(key)

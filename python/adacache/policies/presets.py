@@ -118,7 +118,7 @@ _CALIBRATION = fields(
 _MOTION = fields(
     {
         "strides": array(whole(1), least=1),
-        "window": array(number(0), 2, 2),
+        "window": array(whole(1), 2, 2),
         "scale": number(above=0),
         "power": number(0),
         "divisor": number(above=0),

@@ -34,6 +34,8 @@ class Meter:
         self.branch = branch
         self.frames = branch.frames = frames
         self.reduce = reduce
+        self.apart = True
+        """Whether the rows of residuals are known to be those of the batch."""
         self.watches = request.decider.watches
         self._first_only = branch.index > 0
         """The call is one of a further branch: what it measures is only kept, and only in the first step."""
@@ -71,7 +73,7 @@ class Meter:
         """The sums of a residual against an old one of the same shape."""
         computing = len(self.branch.videos) if split is None else len(split.computing)
         frames = 1 if residual.shape[1] % self.frames else self.frames
-        apart = residual.shape[0] % computing == 0
+        apart = self.apart and residual.shape[0] % computing == 0
         arguments = self._arguments(site, split, frames, residual.shape[0] // computing if apart else None)
         values = adacache_kernels.residual_meter(residual, old, **arguments)
         if not apart:  # rows cannot be told apart: one measurement for all videos

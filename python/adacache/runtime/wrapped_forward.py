@@ -68,8 +68,8 @@ class WrappedForward(Forward):
             self._close()
             layout = block.list.layout
             # Rows of an unknown layout cannot be told apart: all compute, or all reuse.
-            apart = not self._spec.streams_by_shape or streams[0].shape[0] == self.call.batch
-            self.enter(segment, [to_video(x, layout, self.call.batch) for x in streams], apart)
+            self.meter.apart = not self._spec.streams_by_shape or streams[0].shape[0] == self.call.batch
+            self.enter(segment, [to_video(x, layout, self.call.batch) for x in streams], self.meter.apart)
             self._shown, self._held = streams, None
         self._block = block
         self.order.append(block.position)
