@@ -95,7 +95,12 @@ def test_watched_ranges_of_blocks(model: STDiT3, storage: str, first: int, last:
 def test_ranges_that_are_reused_by_turns(model: STDiT3, storage: str) -> None:
     values = values_of_videos()
     final, _ = run(model, TinyPolicy(lambda sites, videos: Delta(sites, videos, storage)), values)
-    other, _ = run(model, TinyPolicy(lambda sites, videos: DeltaOfVideos(sites, videos, storage)), values)
+    other, request = run(
+        model, TinyPolicy(lambda sites, videos: DeltaOfVideos(sites, videos, storage)), values
+    )
+    measured = tiny.measured_steps(STEPS, VIDEOS)
+    assert request.decider.measured == measured
+    assert 1 < len(measured) < STEPS
     for video in range(VIDEOS):
         expected = alone(model, values, video, Blocks(tiny.delta_action))
         assert relative_error(final[video], expected[0]) < 2e-5
@@ -114,7 +119,7 @@ def test_outputs_beside_residuals_of_single_videos(model: STDiT3) -> None:
     final, _ = run(model, policy, values)
     for video in range(2):
         kept: dict[int, Tensor] = {}
-        rule = Blocks(lambda step, _, v=video: tiny.REUSE if v and step in tiny.ALONE else tiny.COMPUTE)
+        rule = Blocks(lambda step, _, v=video: tiny.beside_action(step, v))
 
         def output(step: int, time: float, count: int, y: Callable[[], Tensor], kept: Any = kept) -> Tensor:
             if count % 3 != 2:

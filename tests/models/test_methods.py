@@ -637,41 +637,55 @@ def test_always_computing_changes_no_bit(case: Case) -> None:
             assert torch.equal(case.denoise(model, values, STEPS), plain)
 
 
-def test_forecasts_after_a_step_that_was_computed_off_plan() -> None:
-    """A prompt of another length makes a step compute; until the next planned one, its residual is reused."""
+@pytest.mark.parametrize("cache", ["stack", "output"])
+@pytest.mark.parametrize("change", ["prompt", "rows"])
+def test_forecasts_after_a_step_that_was_computed_off_plan(change: str, cache: str) -> None:
+    """A prompt of another length, or guidance switched off, makes a step compute; until the next planned one,
+    its feature is reused. Differences do not reach across a change of shape."""
     case, changed_at = COGVIDEOX, 5
     model, values, clock = case.model(), case.values(2), Clock()
-    policy = adacache.TaylorSeer(interval=4, order=2, first=3)
+    policy = adacache.TaylorSeer(
+        interval=4, order=2, first=3, cache=cache, parts=["attention"] if cache == "output" else None
+    )
     planned = [step for step in range(1, STEPS + 1) if policy.computes(adacache.policies.Step(step, STEPS))]
     assert planned == [1, 2, 3, 7, 11]
-    shorter = {**values, "encoder_hidden_states": values["encoder_hidden_states"][:, :3]}
-    forecasts: dict[tuple[int, int, torch.Size], Forecast] = {}
+    later = {**values, "encoder_hidden_states": values["encoder_hidden_states"][:, :3]}
+    later = later if change == "prompt" else case.rows(values, 0)
+    forecasts: dict[Any, Forecast] = {}
+
+    def feature(key: Any, new: Tensor) -> Tensor:
+        """A feature as it is used at this step; one of another shape has another history."""
+        forecast = forecasts.setdefault((key, new.shape), Forecast(policy.order))
+        if clock.step in planned or clock.step == changed_at:
+            forecast.add(clock.step, new)
+            return new
+        return (
+            forecast.table[-1][0] if forecast.steps[-1] == changed_at else forecast.at(clock.step)
+        ).float()
 
     def rule(position: int, before: list[Tensor], after: list[Tensor]) -> list[Tensor]:
-        found = []
-        for k, (x, y) in enumerate(zip(before, after, strict=True)):
-            forecast = forecasts.setdefault((position, k, x.shape), Forecast(policy.order))
-            if clock.step in planned or clock.step == changed_at:
-                forecast.add(clock.step, y - x)
-                found.append(y)
-            else:
-                off_plan = forecast.steps[-1] == changed_at
-                found.append(x + (forecast.table[-1][0] if off_plan else forecast.at(clock.step)).float())
-        return found
+        pairs = enumerate(zip(before, after, strict=True))
+        return [x + feature((position, k), y - x) for k, (x, y) in pairs]
+
+    def attend(position: int) -> Callable[[Any], Any]:
+        return lambda output: like(output, [feature((position, k), y) for k, y in enumerate(output)])
 
     def denoise() -> Tensor:
         z = values[case.latents]
         with torch.no_grad():
             for step in range(STEPS):
                 clock.step = step + 1
-                now = values if clock.step < changed_at else shorter
+                now = values if clock.step < changed_at else later
+                z = z[: len(now["encoder_hidden_states"])]
                 z = z - case.predict(model, now, z, step, STEPS) / STEPS
         return z
 
-    with blocks_replaced(case, model, rule):
+    attention = {one: attend(i) for i, one in enumerate(children(case, model, "attention"))}
+    with blocks_replaced(case, model, rule) if cache == "stack" else replaced(attention):
         expected = denoise()
     assert relative_error(denoise(), expected) > 1e-3, "forecasts must show"
-    with enabled(model, policy, STEPS) as handle, handle.request(num_videos=2):
+    with enabled(model, policy, STEPS) as handle, handle.request(num_videos=1):
         final = denoise()
-    assert handle.trace.computed_steps == [1, 2, 3, 5, 7, 11]
+    if cache == "stack":
+        assert handle.trace.computed_steps == [1, 2, 3, 5, 7, 11]
     assert relative_error(final, expected) < case.tolerance

@@ -112,9 +112,12 @@ def test_watched_ranges_of_blocks(case: Case, storage: str, first: int, last: in
 def test_ranges_that_are_reused_by_turns(case: Case, storage: str) -> None:
     model, values = case.model(), mixed_values(case)
     final, _ = run(case, model, TinyPolicy(lambda sites, videos: Delta(sites, videos, storage)), values)
-    other, _ = run(
+    other, request = run(
         case, model, TinyPolicy(lambda sites, videos: DeltaOfVideos(sites, videos, storage)), values
     )
+    measured = tiny.measured_steps(STEPS, VIDEOS)
+    assert request.decider.measured == measured
+    assert 1 < len(measured) < STEPS
     for video in range(VIDEOS):
         expected = alone(case, model, values, video, Blocks(tiny.delta_action))
         assert relative_error(final[video], expected[0]) < case.tolerance
@@ -139,7 +142,7 @@ def test_outputs_beside_residuals_of_single_videos(case: Case) -> None:
     children = [block.get_submodule(child) for name, block in case.blocks(model) if name in lists]
     for video in range(2):
         clock = Clock()
-        rule = Blocks(lambda step, _, v=video: tiny.REUSE if v and step in tiny.ALONE else tiny.COMPUTE)
+        rule = Blocks(lambda step, _, v=video: tiny.beside_action(step, v))
 
         def reuse(clock: Clock = clock) -> Callable[[Tensor], Tensor]:
             kept: list[Tensor] = []

@@ -201,12 +201,34 @@ class Delta(Decider):
 
 
 def delta_of_videos(step: int, position: int, video: int) -> Action:
-    """`delta_action`, each video some steps ahead of the one before, once all have started."""
-    return COMPUTE if step == 1 else delta_action(step + 2 * video, position)
+    """`delta_action`, each video two steps ahead of the one before; all compute at steps 1 and 8."""
+    return COMPUTE if step in (1, 8) else delta_action(step + 2 * video, position)
+
+
+def measured_steps(steps: int, videos: int) -> list[int]:
+    """Steps at which the same videos compute the first and the last block of the watched range."""
+    found = []
+    for step in range(1, steps + 1):
+        first, last = (
+            [delta_of_videos(step, position, video) for video in range(videos)]
+            for position in (FRONT[0] + 1, REAR[1] - 2)
+        )
+        if first == last and COMPUTE in first:
+            found.append(step)
+    return found
 
 
 class DeltaOfVideos(Delta):
-    """Per range of blocks and video `delta_of_videos`."""
+    """Per range of blocks and video `delta_of_videos`; notes the steps at which a range over both is
+    measured."""
+
+    def __init__(self, sites: ModelSites, videos: int, storage: str = "stack"):
+        super().__init__(sites, videos, storage)
+        self.watches = {Site(FRONT[0] + 1, REAR[1] - 1): Watch()}
+        self.measured: list[int] = []
+
+    def observe(self, step: Step, site: Site, sums: Sums) -> None:
+        self.measured.append(step.number)
 
     def plan(self, step: Step) -> Plan:
         return Plan(
@@ -219,15 +241,19 @@ class DeltaOfVideos(Delta):
 
 # Kept outputs of sub-layers beside residuals of single videos.
 
-ALONE = {4, 5, 9, 12}
-"""Steps at which the second video reuses the residual of the stack."""
-OUTPUTS_COMPUTED = {step for step in range(1, 20) if step % 2 or step - 1 in ALONE} | ALONE
+ALONE = {4: 1, 5: 1, 6: 0, 9: 1, 12: 0}
+"""Steps at which one of two videos reuses the residual of the stack, and which."""
+OUTPUTS_COMPUTED = {step for step in range(1, 20) if step % 2 or step - 1 in ALONE} | set(ALONE)
 """Outputs are reused at even steps. Where one video alone runs, they are computed and not kept, so that the
 step after computes them too."""
 
 
+def beside_action(step: int, video: int) -> Action:
+    return REUSE if ALONE.get(step) == video else COMPUTE
+
+
 class OutputsBesideResiduals(Decider):
-    """Two videos: both reuse outputs of a sub-layer at even steps, the second reuses the stack in ALONE."""
+    """Two videos: both reuse outputs of a sub-layer at even steps; one reuses the stack in ALONE."""
 
     def __init__(self, sites: ModelSites, videos: int, part: str):
         self.stack = sites.stack
@@ -235,7 +261,7 @@ class OutputsBesideResiduals(Decider):
         self.keeps = {self.stack: Keep(), **dict.fromkeys(self.outputs, Keep(What.OUTPUT))}
 
     def plan(self, step: Step) -> Plan:
-        actions = {self.stack: [COMPUTE, REUSE if step.number in ALONE else COMPUTE]}
+        actions = {self.stack: [beside_action(step.number, video) for video in range(2)]}
         if step.number % 2 == 0:
             actions |= {site: [REUSE, REUSE] for site in self.outputs}
         return Plan(actions)

@@ -41,7 +41,7 @@ class Keep:
         what: RESIDUAL of a range of blocks, or OUTPUT of a sub-layer.
         storage: of a range: "stack" (one tensor), "block" (one per block) or "sublayer" (one per sub-layer).
         factors: kept tensors: the residual, and its first, second ... divided difference over the steps
-            between two computed ones.
+            between two computed ones. Differences of more computed steps than there were are 0.
         dtype: of the kept tensors; None: that of the tokens.
     """
 

@@ -124,7 +124,7 @@ class TaylorSeerDecider(Decider):
         self._policy = policy
         self._videos = num_videos
         self._device = device
-        self._computed: list[int] = []
+        self._computed = 0
         factors, dtype = policy.order + 1, policy.cache_dtype
         if policy.cache == "output":
             parts = sites.output_parts if policy.parts is None else policy.parts
@@ -135,12 +135,10 @@ class TaylorSeerDecider(Decider):
 
     def plan(self, step: Step) -> Plan:
         if self._policy.computes(step):
-            self._computed.append(step.number)
+            self._computed = step.number
             return Plan()
-        order = self._policy.order
-        known = min(order, len(self._computed) - 1)
-        ahead = step.number - self._computed[-1]
-        weights = [ahead**k / math.factorial(k) if k <= known else 0.0 for k in range(order + 1)]
+        ahead = step.number - self._computed
+        weights = [ahead**k / math.factorial(k) for k in range(self._policy.order + 1)]
         rows = torch.tensor([weights] * self._videos, dtype=torch.float32)
         return Plan(
             dict.fromkeys(self.keeps, [Action.FORECAST] * self._videos),
