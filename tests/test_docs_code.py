@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import re
 import sys
 import warnings
@@ -125,3 +126,17 @@ def test_named_files_exist(page: Path) -> None:
     paths = re.findall(rf"`((?:{folders})/[\w./*-]*)`", text)
     for path in paths:
         assert path == RESULTS or list(ROOT.glob(path.rstrip("/"))), path
+
+
+def test_functions_of_the_architecture_exist() -> None:
+    """Every Class.method on the page whose class is one of the package has that method."""
+    classes: dict[str, set[str]] = {}
+    for path in (ROOT / "python" / "adacache").rglob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef):
+                classes[node.name] = {item.name for item in node.body if isinstance(item, ast.FunctionDef)}
+    named = re.findall(r"\b([A-Z_]\w+)\.([a-z_]\w*)", (ROOT / "docs" / "architecture.md").read_text())
+    shown = [(name, method) for name, method in named if name in classes]
+    assert len(shown) > 15
+    for name, method in shown:
+        assert method in classes[name], f"docs/architecture.md: {name} has no {method}"
