@@ -79,7 +79,7 @@ class Store:
         gaps: Sequence[int],
         out: Tensor | None = None,
     ) -> None:
-        """Keeps after - before.
+        """Keeps after - before. A difference beyond the range of float16 becomes its largest value.
 
         Args:
             after: [b, ...], the rows that computed.
@@ -107,6 +107,9 @@ class Store:
                 rows=None if split is None else split.index,
                 out=None if out is None else as_tokens(out),
             )
+            if dtype == torch.float16:
+                most = torch.finfo(dtype).max
+                kept.factors[0].clamp_(-most, most)
             kept.version = kept.factors[0]._version
             return
         rows = before if split is None else split.take(before)
