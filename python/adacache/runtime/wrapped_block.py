@@ -33,6 +33,7 @@ class WrappedBlock:
         self.core: Any = getattr(place.module, "_orig_mod", place.module)
         self.names = argument_names(place.module)
         self.streams = (self.names[0],) if spec.streams_by_shape else spec.streams
+        self._places = {name: place for place, name in enumerate(self.names)}
         self._by_shape = spec.streams_by_shape
         self._backwards = spec.reversed_streams
         self._slots: list[str | None] = []
@@ -43,26 +44,39 @@ class WrappedBlock:
     def arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Arguments:
         return dict(zip(self.names, args, strict=False)) | dict(kwargs)
 
-    def inputs(self, given: Arguments) -> list[Tensor]:
+    def inputs(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
         """The streams among the arguments of a call."""
-        found = (given.get(name) for name in self.streams)
-        return [stream for stream in found if isinstance(stream, Tensor)]
+        found = []
+        for name in self.streams:
+            stream = kwargs.get(name)
+            if stream is None and self._places.get(name, len(args)) < len(args):
+                stream = args[self._places[name]]
+            if isinstance(stream, Tensor):
+                found.append(stream)
+        return found
 
-    def outputs(self, returned: Any, given: Arguments) -> tuple[list[Tensor], list[Any]]:
+    def outputs(
+        self, returned: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[list[Tensor], list[Any]]:
         """The streams among what a call returned, and all values with None in place of the streams.
 
         Raises:
             TypeError: the block returned no stream.
         """
+        if isinstance(returned, Tensor) and not self._by_shape:
+            self._returns_tuple = False
+            return [returned], []
         self._returns_tuple = isinstance(returned, tuple | list)
         values = list(returned) if self._returns_tuple else [returned]
-        self._slots = self._by_shapes(values, given) if self._by_shape else self._by_order(values)
+        if self._by_shape:
+            self._slots = self._by_shapes(values, self.arguments(args, kwargs))
+        else:
+            self._slots = self._by_order(values)
         by_name = {name: value for name, value in zip(self._slots, values, strict=True) if name is not None}
         if self.streams[0] not in by_name:
             raise TypeError(
-                f"model: {type(self.module).__name__} returned {type(returned).__name__}, expected a "
-                "tensor or "
-                f"a tuple that {'ends' if self._backwards else 'begins'} with {list(self.streams)}"
+                f"model: {type(self.module).__name__} returned {type(returned).__name__}, expected a tensor "
+                f"or a tuple that {'ends' if self._backwards else 'begins'} with {list(self.streams)}"
             )
         rest = [value if name is None else None for name, value in zip(self._slots, values, strict=True)]
         return [by_name[name] for name in self.streams if name in by_name], rest

@@ -48,46 +48,52 @@ class WrappedForward(Forward):
         """The streams as the last block returned them."""
         self._shown: list[Tensor] = []
         """What the model gets in place of gathered rows."""
+        self._last = -1
+        """Position of the segment's last block, if kept residuals have to be added there."""
         self._held: list[Tensor] | None = None
         """The gathered rows after the last block."""
         self._starts: dict[Site, tuple[Split, str, Tensor]] = {}
         """Where watched ranges of blocks began: the rows, the layout and the tokens."""
         self._children: _Children | None = None
+        watched = {at for site in self.meter.watches for at in range(site.first, site.last)}
+        self._concerned = watched | {position for position, _ in self.kept_outputs}
+        """Positions of the blocks in which something is watched or whose outputs are kept."""
 
     def run_block(self, block: WrappedBlock, plain: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """What a block returns in this call."""
-        given = block.arguments(args, kwargs)
-        streams = block.inputs(given)
+        position, streams = block.position, block.inputs(args, kwargs)
         if not streams:
             raise TypeError(
                 f"model: {plain_class(block.module).__name__} was called without {block.streams[0]!r}"
             )
-        segment = next(one for one in self.call.segments if one.site.holds(block.position))
-        self._note_chain(block, segment, streams)
-        if segment is not self.segment:
-            self._close()
-            layout = block.list.layout
-            # Rows of an unknown layout cannot be told apart: all compute, or all reuse.
-            self.meter.apart = not self._spec.streams_by_shape or streams[0].shape[0] == self.call.batch
-            self.enter(segment, [to_video(x, layout, self.call.batch) for x in streams], self.meter.apart)
-            self._shown, self._held = streams, None
+        entering = not self.segment.site.holds(position)
+        if self._after and streams[0] is self._after[0]:
+            self._chained.add(position)
+        elif self._after and not entering and self.segment.keep is not None and not self._spec.alternating:
+            self._found_between()
+        if entering:
+            self._begin_segment(block, streams)
         self._block = block
-        self.order.append(block.position)
+        self.order.append(position)
         if not self.split.computing:
-            return self._skip(segment, block, streams)
-        if self.split.mixed:
-            return self._run_mixed(segment, block, plain, args, kwargs, given, streams)
+            return self._skip(block, streams)
+        given = block.arguments(args, kwargs) if self.due or position in self._concerned else None
+        if self.due and given is not None:
+            return self._run_mixed(block, plain, args, kwargs, given, streams)
         self._after, rest = self._compute(block, plain, args, kwargs, given)
+        if self._spec.streams_by_shape and any(isinstance(value, Tensor) for value in rest):
+            self.unknown_output = plain_class(block.module).__name__
         return block.returned(self._after, rest)
 
-    def _note_chain(self, block: WrappedBlock, segment: Segment, streams: list[Tensor]) -> None:
-        """Notes whether the input of a block is the very output of the block before."""
-        if not self._after:
-            return
-        if streams[0] is self._after[0]:
-            self._chained.add(block.position)
-        elif segment is self.segment and segment.keep is not None and not self._spec.alternating:
-            self._found_between()
+    def _begin_segment(self, block: WrappedBlock, streams: list[Tensor]) -> None:
+        self._close()
+        segment = next(one for one in self.call.segments if one.site.holds(block.position))
+        layout = block.list.layout
+        # Rows of an unknown layout cannot be told apart: all compute, or all reuse.
+        self.meter.apart = not self._spec.streams_by_shape or streams[0].shape[0] == self.call.batch
+        self.enter(segment, [to_video(x, layout, self.call.batch) for x in streams], self.meter.apart)
+        self._shown, self._held = streams, None
+        self._last = self._end(segment) if self.due else -1
 
     def _found_between(self) -> None:
         """The model modifies tokens between two blocks, so the residuals of blocks do not add up."""
@@ -95,10 +101,10 @@ class WrappedForward(Forward):
             raise RuntimeError("model: its forward changed between two steps of one request")
         self.works_between = True
 
-    def _skip(self, segment: Segment, block: WrappedBlock, streams: list[Tensor]) -> Any:
+    def _skip(self, block: WrappedBlock, streams: list[Tensor]) -> Any:
         """A block of a segment in which every row reuses."""
         self._after = streams
-        if block.position == self._end(segment):
+        if block.position == self._last:
             layout, frames = block.list.layout, self.call.frames
             self._after = [
                 from_video(self.reused(k), layout, frames) if self.keeps_stream(k) else x
@@ -109,7 +115,6 @@ class WrappedForward(Forward):
 
     def _run_mixed(
         self,
-        segment: Segment,
         block: WrappedBlock,
         plain: Callable[..., Any],
         args: Any,
@@ -131,7 +136,7 @@ class WrappedForward(Forward):
         }
         args, kwargs = block.replace(args, kwargs, rows)
         outputs, rest = self._compute(block, plain, args, kwargs, rows)
-        if block.position == self._end(segment):
+        if block.position == self._last:
             whole = self.leave([to_video(x, layout, len(split.computing)) for x in outputs])
             self._after = [from_video(x, layout, self.call.frames) for x in whole]
         elif self._next(block.position) in self.branch.chained:
@@ -188,9 +193,21 @@ class WrappedForward(Forward):
         super().finish()
 
     def _compute(
-        self, block: WrappedBlock, plain: Callable[..., Any], args: Any, kwargs: Any, given: Arguments
+        self,
+        block: WrappedBlock,
+        plain: Callable[..., Any],
+        args: Any,
+        kwargs: Any,
+        given: Arguments | None,
     ) -> tuple[list[Tensor], list[Any]]:
-        """Runs a block and measures what is watched in it; returns its streams and its other values."""
+        """Runs a block and measures what is watched in it; returns its streams and its other values.
+
+        Args:
+            given: the arguments by name; None: nothing is watched or kept in the block.
+        """
+        if given is None or block.position not in self._concerned:
+            returned = plain(block.module, *args, **kwargs)
+            return block.outputs(returned, args, kwargs)
         position, x, layout = block.position, given[block.streams[0]], block.list.layout
         ranges = [site for site in self.meter.watches if site.part is None]
         self._starts |= {site: (self.split, layout, x) for site in ranges if site.first == position}
@@ -209,9 +226,7 @@ class WrappedForward(Forward):
             returned = self._run_with_children(block, watched, outputs, args, kwargs, given)
         else:
             returned = plain(block.module, *args, **kwargs)
-        streams, rest = block.outputs(returned, given)
-        if self._spec.streams_by_shape and any(isinstance(value, Tensor) for value in rest):
-            self.unknown_output = plain_class(block.module).__name__
+        streams, rest = block.outputs(returned, args, kwargs)
         for site in [site for site in self._starts if site.last == position + 1]:
             self._measure_range(site, streams[0], layout)
         return streams, rest
