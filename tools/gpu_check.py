@@ -249,7 +249,8 @@ def unlisted_imports(stages: Sequence[Stage]) -> dict[str, list[str]]:
     words = {word for stage in stages for command in stage.commands for word in command.arguments}
     paths = [ROOT / word for word in sorted(words) if word.endswith(".py") or word.startswith("tests/")]
     files = [file for path in paths if path.exists() for file in scripts_of(path)]
-    known |= {file.stem for file in files} | {"adacache", "adacache_kernels"}
+    own = {file.stem for file in (*files, *(ROOT / "tests").rglob("*.py"))}
+    known |= own | {"adacache", "adacache_kernels"}
     unlisted: dict[str, list[str]] = {}
     for file in files:
         for name in imported_modules(file) - known:

@@ -12,6 +12,7 @@ import adacache
 import pytest
 import torch
 from adacache.models.stdit3 import STDiT3, STDiT3Config
+from adacache.policies import Action, Plan, Step
 from adacache.policies import adacache as adacache_policy
 from models import CODEBOOK, denoise, inputs
 from torch._subclasses.fake_tensor import (
@@ -88,8 +89,9 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return int(tensor.untyped_storage()._cdata) * 2**32 + tensor.storage_offset() * tensor.element_size()
 
     monkeypatch.setattr(FakeTensor, "data_ptr", address)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)  # needs a real device
     monkeypatch.setattr(adacache_policy, "_HostCopy", NoCopy)
-    monkeypatch.setattr(adacache_policy.AdaCacheSchedule, "measurements", lambda self: [])
+    monkeypatch.setattr(adacache_policy.AdaCacheDecider, "records", lambda self: [])
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield
 
@@ -103,11 +105,11 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_no_call_in_the_loop_blocks_the_host(
     fake_cuda: None, monkeypatch: pytest.MonkeyPatch, computed: list[set[int]], fps: float | None
 ) -> None:
-    def computes(self: Any, step: int) -> list[bool]:
-        return [step in steps for steps in computed]
+    def plan(self: Any, step: Step) -> Plan:
+        return Plan({self._stack: [Action(step.number not in steps) for steps in computed]})
 
-    monkeypatch.setattr(adacache_policy.AdaCacheSchedule, "computes", computes)
-    decisions = counted(monkeypatch, adacache_policy.AdaCacheSchedule, "measured")
+    monkeypatch.setattr(adacache_policy.AdaCacheDecider, "plan", plan)
+    decisions = counted(monkeypatch, adacache_policy.AdaCacheDecider, "observe")
     with torch.device("cuda"):
         model = STDiT3(CONFIG)
     values = {name: value.to("cuda") for name, value in inputs(len(computed)).items()}
