@@ -253,7 +253,7 @@ MUTATIONS = [
         "vectors at the end of a row are taken for whole",
         "csrc/cuda/bodies/token_walk.h",
         "body(0, offset, rest < width ? static_cast<int>(rest) : width);",
-        "body(0, offset, width);",
+        "body(0, offset, rest < 0 ? static_cast<int>(rest) : width);",
         "bodies",
     ),
     Mutation(
