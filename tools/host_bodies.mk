@@ -2,8 +2,9 @@
 # make -f tools/host_bodies.mk OUT=FOLDER [SANITIZE=thread|address,undefined]
 SOURCES := $(wildcard tests/kernels_on_host/*.cpp)
 OBJECTS := $(SOURCES:tests/kernels_on_host/%.cpp=$(OUT)/%.o)
+WERROR ?= -Werror
 # A few cases run for a shorter time than a better program takes to compile.
-FLAGS := -std=c++20 -O0 -g -ffp-contract=off -Wall -Wextra -Werror
+FLAGS := -std=c++20 -O0 -g -ffp-contract=off -Wall -Wextra $(WERROR)
 SANITIZER := $(if $(SANITIZE),-fsanitize=$(SANITIZE) -fno-sanitize-recover=all)
 # ThreadSanitizer must not watch the switching of fibers itself.
 UNWATCHED := $(if $(filter thread,$(SANITIZE)),host_block)
