@@ -14,8 +14,8 @@ import pytest
 import torch
 from adacache.commands import demo
 from adacache.digits import FPS, SIZE, encode, noise, with_null
-from adacache.digits.captions import CHANNELS, TOKENS, held_out_prompts, parse
-from adacache.models.stdit3 import STDiT3, STDiT3Config
+from adacache.digits.captions import held_out_prompts, parse
+from adacache.models.stdit3 import STDiT3
 from adacache.policies import AdaCache, MotionRegularization
 
 STEPS = 6
@@ -38,20 +38,8 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def model() -> STDiT3:
-    torch.manual_seed(0)
-    config = STDiT3Config(
-        depth=2,
-        hidden_size=16,
-        num_heads=2,
-        in_channels=1,
-        patch_size=(1, 16, 16),
-        caption_channels=CHANNELS,
-        model_max_length=TOKENS,
-        pred_sigma=False,
-        input_sq_size=SIZE,
-    )
-    return STDiT3(config).eval().requires_grad_(False)
+def model(tiny_digit_model: STDiT3) -> STDiT3:
+    return tiny_digit_model
 
 
 def run(out: Path, model: STDiT3, **options: Any) -> int:

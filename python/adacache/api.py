@@ -122,6 +122,5 @@ def _check_parallel(model: Any) -> None:
     if getattr(config, "context_parallel_config", None) is not None:
         raise ValueError(
             "model: context parallelism is enabled on it, which AdaCache does not support: the processes "
-            "would "
-            "decide differently; run it without context parallelism"
+            "would decide differently; run it without context parallelism"
         )

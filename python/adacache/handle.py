@@ -169,8 +169,7 @@ class Handle:
             self.warn(
                 "few",
                 f"of {num_steps} steps, the first two and the last two are always computed, so that little "
-                "is "
-                "to be gained; few-step models are better run without caching",
+                "is to be gained; few-step models are better run without caching",
             )
         return policy
 
@@ -217,8 +216,7 @@ class Handle:
             self.warn(
                 "elsewhere",
                 "it was enabled on a pipeline, and this call came from elsewhere, so it runs without "
-                "caching; "
-                "pass num_steps to adacache.enable to cache such calls",
+                "caching; pass num_steps to adacache.enable to cache such calls",
             )
             return None
         implicit: TimestepClock | None = getattr(self._threads, "clock", None)

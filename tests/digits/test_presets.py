@@ -11,10 +11,10 @@ import calibrate
 import pytest
 import torch
 from adacache.commands import demo
-from adacache.digits import SIZE, WEIGHTS, sampler
-from adacache.digits.captions import CHANNELS, TOKENS, held_out_prompts, parse
+from adacache.digits import WEIGHTS, sampler
+from adacache.digits.captions import held_out_prompts, parse
 from adacache.digits.subject import calibration_prompts, subject_of_model
-from adacache.models.stdit3 import STDiT3, STDiT3Config
+from adacache.models.stdit3 import STDiT3
 from adacache.policies import AdaCache, presets
 
 import adacache_kernels
@@ -24,20 +24,8 @@ PROMPTS = ("a 1 resting up over a plain background", "a 2 racing left over a noi
 
 
 @pytest.fixture(scope="module")
-def model() -> STDiT3:
-    torch.manual_seed(0)
-    config = STDiT3Config(
-        depth=2,
-        hidden_size=16,
-        num_heads=2,
-        in_channels=1,
-        patch_size=(1, 16, 16),
-        caption_channels=CHANNELS,
-        model_max_length=TOKENS,
-        pred_sigma=False,
-        input_sq_size=SIZE,
-    )
-    return STDiT3(config).eval().requires_grad_(False)
+def model(tiny_digit_model: STDiT3) -> STDiT3:
+    return tiny_digit_model
 
 
 def test_codebooks_match_the_shipped_weights_and_sampler() -> None:

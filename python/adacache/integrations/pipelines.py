@@ -50,8 +50,7 @@ def is_pipeline(thing: Any) -> bool:
     if missing:
         raise ValueError(
             f"model: {type(thing).__name__} has a transformer but no {' and no '.join(missing)}, so it is "
-            "not a "
-            "pipeline; pass the transformer itself"
+            "not a pipeline; pass the transformer itself"
         )
     return True
 
@@ -135,8 +134,7 @@ class PipelineHandle:
                 handle.warn(
                     "exchanged",
                     f"the pipeline's {name} was exchanged after AdaCache was enabled, so it runs without "
-                    "caching; "
-                    "disable and enable the pipeline again",
+                    "caching; disable and enable the pipeline again",
                 )
         run = self._latest = PipelineRun(pipeline, list(self.handles.values()))
         token = _RUN.set(run)
@@ -200,7 +198,7 @@ class PipelineRun:
 
     def loop_steps(self) -> int | None:
         """Steps of the scheduler's loop; None: unknown. A pipeline may run some of the scheduler's timesteps
-        only,  and then states how many; what it stated for an earlier loop does not count."""
+        only, and then states how many; what it stated for an earlier loop does not count."""
         scheduled, stated = self._lengths()
         stale = stated == self._before[1] and scheduled != self._before[0] and self.loop > 0
         if stated is None or stale or (scheduled is not None and stated > scheduled):
@@ -224,7 +222,7 @@ class PipelineRun:
 
     def videos_of(self, rows: int, in_branch: bool, handle: Handle) -> int:
         """Videos in a batch of so many rows; `in_branch`: the call is one of a named guidance branch, which
-        has one  row per video."""
+        has one row per video."""
         rows_per_video = handle.rows_per_video or (1 if in_branch and self.num_videos is None else None)
         if rows_per_video is not None and rows % rows_per_video == 0:
             return rows // rows_per_video
@@ -233,9 +231,8 @@ class PipelineRun:
         if rows > 1:
             handle.warn(
                 "videos",
-                f"the pipeline does not state how many videos its {rows} rows are, so there is one "
-                "decision for "
-                "all of them; pass rows_per_video to adacache.enable",
+                f"the pipeline does not state how many videos its {rows} rows are, so there is one decision "
+                "for all of them; pass rows_per_video to adacache.enable",
             )
         return 1
 

@@ -246,8 +246,7 @@ class AdaCacheDecider(Decider):
             self._warned = True
             warnings.warn(
                 f"AdaCache: the model did not run {list(self._names.values())} at a computed step, so "
-                "nothing "
-                "was measured; until it does, every step is computed",
+                "nothing was measured; until it does, every step is computed",
                 stacklevel=2,
             )
         next_step = self._host.read()[:, self._columns.index("next_step")].tolist()

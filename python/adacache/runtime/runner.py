@@ -72,7 +72,7 @@ class Runner:
 
     def install(self, wrapper: Any = None) -> None:
         """Wraps the model, its blocks, and what `torch.compile` has wrapped around the model, which captured
-        its  `__call__`."""
+        its `__call__`."""
         kind = type(self.model)
         run_model = _uncompiled(self._run_model)
         forward = functools.partial(run_model, inspect.signature(kind.forward))
@@ -119,8 +119,7 @@ class Runner:
         if changed:
             warnings.warn(
                 f"AdaCache: the class of {sorted(set(changed))} was changed after AdaCache was enabled; it "
-                "is "
-                "disabled there, but the class stays",
+                "is disabled there, but the class stays",
                 stacklevel=4,
             )
 
@@ -218,8 +217,7 @@ class Runner:
             warnings.warn(
                 f"AdaCache: {plain_class(self.model).__name__} modifies tokens between its blocks, so one "
                 "residual is stored per block instead of one for the stack; a model declaration of its own "
-                "can "
-                "avoid that (docs/adding_a_model.md)",
+                "can avoid that (docs/adding_a_model.md)",
                 stacklevel=2,
             )
 
@@ -228,9 +226,9 @@ class Runner:
         if not self.always_compute:
             self.always_compute = True
             warnings.warn(
-                f"AdaCache: {block} returns a tensor that is none of its arguments, so it cannot be "
-                "skipped and "
-                "every step is computed; a model declaration can say what to keep (docs/adding_a_model.md)",
+                f"AdaCache: {block} returns a tensor that is none of its arguments, so it cannot be skipped "
+                "and every step is computed; a model declaration can say what to keep "
+                "(docs/adding_a_model.md)",
                 stacklevel=2,
             )
 
