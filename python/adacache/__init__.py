@@ -16,8 +16,11 @@ from adacache.policies import (
     AdaCache,
     FirstBlock,
     MotionRegularization,
+    PlannedPath,
+    PlannedTimesteps,
     Replay,
     TaylorSeer,
+    planned,
     preset,
     preset_names,
 )
@@ -31,6 +34,8 @@ __all__ = [
     "Handle",
     "MotionRegularization",
     "PipelineHandle",
+    "PlannedPath",
+    "PlannedTimesteps",
     "Replay",
     "Request",
     "TaylorSeer",
@@ -38,6 +43,7 @@ __all__ = [
     "disable",
     "enable",
     "known_models",
+    "planned",
     "preset",
     "preset_names",
 ]

@@ -1,4 +1,5 @@
-"""Sites: where a model forms residuals and outputs. Sub-layer < block < range of blocks < stack."""
+"""Sites: where a model forms residuals and outputs. Sub-layer < block < range of blocks < stack < model <
+guided output."""
 
 from __future__ import annotations
 
@@ -20,6 +21,12 @@ class Site:
     def holds(self, position: int) -> bool:
         """Whether the block at this position belongs to the site."""
         return self.first <= position < self.last
+
+
+MODEL = Site(0, 0, "model")
+"""The output of the model's own call, per guidance branch."""
+GUIDED = Site(0, 0, "guided")
+"""What a pipeline passes to its scheduler: the guided output of a step."""
 
 
 @dataclass(frozen=True)

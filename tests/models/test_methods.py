@@ -305,7 +305,7 @@ def test_outputs_that_a_model_modifies_in_place(monkeypatch: pytest.MonkeyPatch)
     """A kept output that was modified when it was reused is computed anew once, and then copied."""
     lists = (BlockList("transformer_blocks", outputs={"attention": "attn"}),)
     spec = ModelSpec(("InPlace",), lists)
-    monkeypatch.setattr("adacache.handle.spec_for", lambda model: (spec, True))
+    monkeypatch.setattr("adacache.handle.spec_for", lambda model, blocks=True: (spec, True))
     torch.manual_seed(0)
     in_place, plain = InPlace(True).requires_grad_(False), InPlace(False).requires_grad_(False)
     plain.load_state_dict(in_place.state_dict())

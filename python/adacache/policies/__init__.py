@@ -4,7 +4,8 @@ from adacache.policies.adacache import AdaCache, MotionRegularization
 from adacache.policies.base import Action, Decider, Keep, Plan, Policy, Step, Sums, Watch, What
 from adacache.policies.first_block import FirstBlock
 from adacache.policies.pab import PAB
-from adacache.policies.presets import preset, preset_names
+from adacache.policies.planned_path import PlannedPath, PlannedTimesteps, planned
+from adacache.policies.presets import Named, preset, preset_names
 from adacache.policies.replay import Replay
 from adacache.policies.taylorseer import TaylorSeer
 
@@ -16,7 +17,10 @@ __all__ = [
     "FirstBlock",
     "Keep",
     "MotionRegularization",
+    "Named",
     "Plan",
+    "PlannedPath",
+    "PlannedTimesteps",
     "Policy",
     "Replay",
     "Step",
@@ -24,6 +28,7 @@ __all__ = [
     "TaylorSeer",
     "Watch",
     "What",
+    "planned",
     "preset",
     "preset_names",
 ]

@@ -38,7 +38,8 @@ class Keep:
     """What is kept at a site at each computed step.
 
     Attributes:
-        what: RESIDUAL of a range of blocks, or OUTPUT of a sub-layer.
+        what: RESIDUAL of a range of blocks, or OUTPUT of a sub-layer, of the model (`sites.MODEL`) or of
+            guidance (`sites.GUIDED`).
         storage: of a range: "stack" (one tensor), "block" (one per block) or "sublayer" (one per sub-layer).
         factors: kept tensors: the residual, and its first, second ... divided difference over the steps
             between two computed ones. Differences of more computed steps than there were are 0.
@@ -162,7 +163,9 @@ class Decider:
 
 
 class Policy(Protocol):
-    """Frozen settings of a method. Each request starts a decider of its own."""
+    """Frozen settings of a method. Each request starts a decider of its own.
+
+    A policy that needs no block states so with the attribute `wraps`, see `wraps_of`."""
 
     @property
     def per_video(self) -> bool:
@@ -180,6 +183,12 @@ class Policy(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """The settings, for the trace."""
+
+
+def wraps_of(policy: Any) -> str:
+    """What has to be wrapped for a policy: "blocks" (the default), "model" (the model's own call only), or
+    "guided" (that and the step of a pipeline's scheduler)."""
+    return str(getattr(policy, "wraps", "blocks"))
 
 
 def forced(step: int, num_steps: int) -> bool:

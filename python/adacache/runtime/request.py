@@ -13,7 +13,7 @@ from adacache.checks import whole
 from adacache.policies.base import Action, Decider, Plan, Policy, Step, Sums, What
 from adacache.rows import Split, to_device
 from adacache.runtime.store import Store
-from adacache.sites import ModelSites, Site
+from adacache.sites import MODEL, ModelSites, Site
 from adacache.trace import Trace
 
 
@@ -122,6 +122,8 @@ class Request:
         self.plan = Plan()
         self.output_forms: dict[Any, Any] = {}
         """Per branch and site, the form of a kept output (see `runtime.outputs`)."""
+        self.guided: dict[str, Branch] = {}
+        """What is kept of guided outputs (see `runtime.guided`)."""
         self._video_of_row = None if video_of_row is None else list(video_of_row)
         self._branches: dict[Hashable, Branch] = {}
         self._decider: Decider | None = None
@@ -193,7 +195,7 @@ class Request:
         if branch is None:
             branch = self._branches[key] = Branch(len(self._branches))
         if branch.shape != facts.shape:
-            self._reshape(branch, facts)
+            self.reshape(branch, facts)
         if new_step:
             self.step += 1
             if self.step == 3:
@@ -202,11 +204,12 @@ class Request:
             self._timesteps.append(facts.timestep)
             timestep = facts.read_timestep() if self.decider.needs_timestep else None
             self.plan = self.decider.plan(Step(self.step, self.num_steps, timestep))
-            if not any(keep.what is What.RESIDUAL for keep in self.decider.keeps.values()):
+            keeps = self.decider.keeps
+            if MODEL not in keeps and not any(keep.what is What.RESIDUAL for keep in keeps.values()):
                 self.note_computed([True] * self.decisions)
         return branch
 
-    def _reshape(self, branch: Branch, facts: Facts) -> None:
+    def reshape(self, branch: Branch, facts: Facts) -> None:
         """A branch's first call, or its first of a new shape: nothing that it kept fits."""
         rows = facts.shape[0]
         videos = self._video_of_row or [row % self.num_videos for row in range(rows)]
@@ -309,7 +312,7 @@ class Request:
     def free(self) -> None:
         """Frees the kept tensors; a further call of this step computes."""
         self.store.clear()
-        for branch in self._branches.values():
+        for branch in [*self._branches.values(), *self.guided.values()]:
             branch.forget()
 
     def end(self, reason: str) -> None:
