@@ -2,20 +2,36 @@
 
 from adacache.policies.adacache import AdaCache, MotionRegularization
 from adacache.policies.base import Action, Decider, Keep, Plan, Policy, Step, Sums, Watch, What
+from adacache.policies.dbcache import DBCache
+from adacache.policies.delta_dit import DeltaDiT
+from adacache.policies.dpcache import DPCache
 from adacache.policies.first_block import FirstBlock
+from adacache.policies.foca import FoCa
+from adacache.policies.interval import Interval
+from adacache.policies.magcache import MagCache, MagRatios
+from adacache.policies.meancache import MeanCache
 from adacache.policies.pab import PAB
 from adacache.policies.planned_path import PlannedPath, PlannedTimesteps, planned
 from adacache.policies.presets import Named, preset, preset_names
 from adacache.policies.replay import Replay
+from adacache.policies.spectrum import Spectrum
 from adacache.policies.taylorseer import TaylorSeer
 
 __all__ = [
     "PAB",
     "Action",
     "AdaCache",
+    "DBCache",
+    "DPCache",
     "Decider",
+    "DeltaDiT",
     "FirstBlock",
+    "FoCa",
+    "Interval",
     "Keep",
+    "MagCache",
+    "MagRatios",
+    "MeanCache",
     "MotionRegularization",
     "Named",
     "Plan",
@@ -23,6 +39,7 @@ __all__ = [
     "PlannedTimesteps",
     "Policy",
     "Replay",
+    "Spectrum",
     "Step",
     "Sums",
     "TaylorSeer",

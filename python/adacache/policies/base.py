@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from enum import Enum, IntEnum
 from typing import Any, Protocol
 
@@ -14,7 +14,9 @@ from adacache.checks import whole
 from adacache.sites import ModelSites, Site
 
 MOST_FACTORS = 4
-"""What `adacache_kernels.extrapolate_residual` takes."""
+"""What `adacache_kernels.extrapolate_residual` takes in one pass."""
+MOST_KEPT = 16
+"""The most tensors of a recurrence."""
 STORAGE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn)
 
 
@@ -33,6 +35,11 @@ class What(Enum):
     OUTPUT = "output"
 
 
+Recurrence = Callable[[Sequence[int], int], Sequence[Sequence[float]]]
+"""(steps at which the site was kept before, this step) -> per kept tensor after the first, the weights of the
+new feature and of the old tensors in their order; weights that are left out are 0."""
+
+
 @dataclass(frozen=True)
 class Keep:
     """What is kept at a site at each computed step.
@@ -41,19 +48,24 @@ class Keep:
         what: RESIDUAL of a range of blocks, or OUTPUT of a sub-layer, of the model (`sites.MODEL`) or of
             guidance (`sites.GUIDED`).
         storage: of a range: "stack" (one tensor), "block" (one per block) or "sublayer" (one per sub-layer).
-        factors: kept tensors: the residual, and its first, second ... divided difference over the steps
-            between two computed ones. Differences of more computed steps than there were are 0.
+        factors: kept tensors: the newest feature, and its first, second ... divided difference over the
+            steps between two computed ones. Differences of more computed steps than there were are 0.
         dtype: of the kept tensors; None: that of the tokens.
+        recurrence: what is kept in place of divided differences, as linear combinations of the new feature
+            and the tensors kept before: earlier features, or running sums of them. More than 4 tensors cost
+            a further pass over memory in a forecast.
     """
 
     what: What = What.RESIDUAL
     storage: str = "stack"
     factors: int = 1
     dtype: torch.dtype | None = None
+    recurrence: Recurrence | None = None
 
     def __post_init__(self) -> None:
-        if not 1 <= self.factors <= MOST_FACTORS:
-            raise ValueError(f"factors: expected 1..{MOST_FACTORS}, got {self.factors}")
+        most = MOST_FACTORS if self.recurrence is None else MOST_KEPT
+        if not 1 <= self.factors <= most:
+            raise ValueError(f"factors: expected 1..{most}, got {self.factors}")
         if self.factors > 1 and self.dtype == torch.float8_e4m3fn:
             raise ValueError(
                 "dtype: expected float32, bfloat16, float16 or None with several factors, got float8_e4m3fn"
@@ -211,6 +223,27 @@ def check_dtype(dtype: torch.dtype | None) -> None:
 def dtype_name(dtype: torch.dtype | None) -> str | None:
     """Such as "float16", for traces."""
     return None if dtype is None else str(dtype).removeprefix("torch.")
+
+
+def described(policy: Any) -> dict[str, Any]:
+    """The fields of a policy in JSON's types, for traces."""
+    return {
+        "policy": type(policy).__name__,
+        **{one.name: _in_json(getattr(policy, one.name)) for one in fields(policy)},
+    }
+
+
+def _in_json(value: Any) -> Any:
+    if isinstance(value, torch.dtype):
+        return dtype_name(value)
+    if isinstance(value, tuple | list):
+        return [_in_json(one) for one in value]
+    return value
+
+
+def history(kept: Sequence[int], step: int) -> list[list[float]]:
+    """A `Recurrence`: the features of the last computed steps, the newest first."""
+    return [[0.0] * i + [1.0] for i in range(1, MOST_KEPT)]
 
 
 def check_parts(name: str, parts: Any) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ def guided_output(request: Request, output: Tensor, stream: int = 0) -> Tensor:
     if branch is None:
         branch = request.guided[key] = Branch(-1 - stream)
     if branch.shape != output.shape:
-        request.reshape(branch, Facts(tuple(output.shape), output.device))
+        request.reshape(branch, Facts(tuple(output.shape), output.device), request.step)
     actions = request.actions(branch, GUIDED, GUIDED)
     keep: Keep = request.decider.keeps[GUIDED]
     site = branch.index, GUIDED

@@ -54,7 +54,8 @@ class Branch:
         order: positions of the blocks that ran at its last computed step; None before the first.
         chained: positions of blocks whose input was the very output of the block before.
         kept_at: per kept site, the step at which each decision's rows were kept (0: never).
-        off_plan: sites and decisions whose rows were kept at a step that the plan did not compute.
+        off_plan: sites and decisions whose rows were kept at a step that the plan did not compute; with a
+            recurrence, for all further steps.
     """
 
     index: int
@@ -195,9 +196,10 @@ class Request:
         if branch is None:
             branch = self._branches[key] = Branch(len(self._branches))
         if branch.shape != facts.shape:
-            self.reshape(branch, facts)
+            self.reshape(branch, facts, self.step + new_step)
         if new_step:
             self.step += 1
+            self.store.step = self.step
             if self.step == 3:
                 self.store.forget_first()
             self._computed.append([False] * self.decisions)
@@ -209,8 +211,8 @@ class Request:
                 self.note_computed([True] * self.decisions)
         return branch
 
-    def reshape(self, branch: Branch, facts: Facts) -> None:
-        """A branch's first call, or its first of a new shape: nothing that it kept fits."""
+    def reshape(self, branch: Branch, facts: Facts, step: int) -> None:
+        """A branch's first call, or its first of a new shape, at a step: nothing that it kept fits."""
         rows = facts.shape[0]
         videos = self._video_of_row or [row % self.num_videos for row in range(rows)]
         branch.videos = videos if self.policy.per_video else [0] * rows
@@ -219,6 +221,9 @@ class Request:
         if self.decisions > 1:
             branch.video_of_row = to_device(torch.tensor(branch.videos, dtype=torch.int32), facts.device)
         branch.forget()
+        if step > 1:  # a recurrence lacks the computed steps that the plan's forecasts count on
+            keeps = [site for site, keep in self.decider.keeps.items() if keep.recurrence is not None]
+            branch.off_plan |= {(site, video) for site in keeps for video in range(self.decisions)}
         self.store.drop(branch.index)
         self.output_forms = {key: form for key, form in self.output_forms.items() if key[0] != branch.index}
 
@@ -269,13 +274,15 @@ class Request:
 
     def note_kept(self, branch: Branch, site: Site, actions: Sequence[Action]) -> None:
         """Notes that a site's tensors are of this step for the videos that computed it."""
-        kept = branch.kept_at.setdefault(site, [0] * self.decisions)
+        kept, keeps = branch.kept_at.setdefault(site, [0] * self.decisions), self.decider.keeps
         for video, action in enumerate(actions):
             if action is Action.COMPUTE:
                 kept[video] = self.step
                 planned = self.plan.actions.get(site)
-                as_planned = planned is None or planned[video] is Action.COMPUTE
-                (branch.off_plan.discard if as_planned else branch.off_plan.add)((site, video))
+                if planned is not None and planned[video] is not Action.COMPUTE:
+                    branch.off_plan.add((site, video))
+                elif site not in keeps or keeps[site].recurrence is None:
+                    branch.off_plan.discard((site, video))
 
     def note_computed(self, videos: Sequence[bool]) -> None:
         """Notes in the trace which videos computed blocks whose residual is kept."""
