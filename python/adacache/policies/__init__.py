@@ -2,9 +2,12 @@
 
 from adacache.policies.adacache import AdaCache, MotionRegularization
 from adacache.policies.base import Action, Decider, Keep, Plan, Policy, Step, Sums, Watch, What
+from adacache.policies.bwcache import BWCache
 from adacache.policies.dbcache import DBCache
 from adacache.policies.delta_dit import DeltaDiT
+from adacache.policies.dicache import DiCache
 from adacache.policies.dpcache import DPCache
+from adacache.policies.easycache import EasyCache
 from adacache.policies.first_block import FirstBlock
 from adacache.policies.foca import FoCa
 from adacache.policies.interval import Interval
@@ -14,17 +17,23 @@ from adacache.policies.pab import PAB
 from adacache.policies.planned_path import PlannedPath, PlannedTimesteps, planned
 from adacache.policies.presets import Named, preset, preset_names
 from adacache.policies.replay import Replay
+from adacache.policies.seacache import SeaCache
+from adacache.policies.sencache import SenCache
 from adacache.policies.spectrum import Spectrum
 from adacache.policies.taylorseer import TaylorSeer
+from adacache.policies.teacache import TeaCache, TeaCacheChanges
 
 __all__ = [
     "PAB",
     "Action",
     "AdaCache",
+    "BWCache",
     "DBCache",
     "DPCache",
     "Decider",
     "DeltaDiT",
+    "DiCache",
+    "EasyCache",
     "FirstBlock",
     "FoCa",
     "Interval",
@@ -39,10 +48,14 @@ __all__ = [
     "PlannedTimesteps",
     "Policy",
     "Replay",
+    "SeaCache",
+    "SenCache",
     "Spectrum",
     "Step",
     "Sums",
     "TaylorSeer",
+    "TeaCache",
+    "TeaCacheChanges",
     "Watch",
     "What",
     "planned",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum, IntEnum
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from adacache.checks import whole
 from adacache.sites import ModelSites, Site
+from adacache_kernels import sum_columns
 
 MOST_FACTORS = 4
 """What `adacache_kernels.extrapolate_residual` takes in one pass."""
@@ -74,18 +76,24 @@ class Keep:
 
 @dataclass(frozen=True)
 class Watch:
-    """A residual that is measured against the one kept from an earlier step.
+    """A tensor that is measured against the one kept from an earlier step.
 
     Attributes:
         metric: "l1", "l2" or "cosine".
         strides: frame strides of the motion sums.
-        until: None: each measured residual becomes the next old one; a kept site: only those of the
+        until: None: each measured tensor becomes the next old one; a kept site: only those of the
             videos that compute this site at the step do.
+        what: of a range of blocks: its RESIDUAL or its OUTPUT. Of `sites.MODEL`: OUTPUT.
+        age: the old tensor is the one before `age - 1` newer ones, which are kept too.
+        transform: of a signal: applied before it is measured.
     """
 
     metric: str = "l1"
     strides: tuple[int, ...] = ()
     until: Site | None = None
+    what: What = What.RESIDUAL
+    age: int = 1
+    transform: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -150,12 +158,16 @@ class Decider:
 
     Attributes:
         keeps: what is kept at which sites; ranges of blocks must not overlap.
-        watches: the sites whose residual is measured.
+        watches: the sites that are measured where they run.
+        signals: inputs that are measured at each step before the step's plan is final (`sites.LATENTS`,
+            `sites.TOKENS`, `sites.MODULATED`). A plan that `observe` returns for them holds for the
+            whole step. Reading their sums waits for the device.
         needs_timestep: `Step.timestep` is read from the device.
     """
 
     keeps: Mapping[Site, Keep] = {}
     watches: Mapping[Site, Watch] = {}
+    signals: Mapping[Site, Watch] = {}
     needs_timestep = False
 
     def plan(self, step: Step) -> Plan:
@@ -163,7 +175,8 @@ class Decider:
         raise NotImplementedError
 
     def observe(self, step: Step, site: Site, sums: Sums) -> Plan | None:
-        """Called after a watched site was measured. May revise the plan for the sites that have not run."""
+        """Called after a watched site or a signal was measured. May revise the plan for the sites that have
+        not run."""
         return None
 
     def finished(self, step: Step, kept: Kept) -> None:
@@ -201,6 +214,31 @@ def wraps_of(policy: Any) -> str:
     """What has to be wrapped for a policy: "blocks" (the default), "model" (the model's own call only), or
     "guided" (that and the step of a pipeline's scheduler)."""
     return str(getattr(policy, "wraps", "blocks"))
+
+
+def columns_of(sums: Sums) -> list[dict[str, float]]:
+    """The sums of each video by column (waits for the device)."""
+    names = sum_columns(sums.strides)
+    return [dict(zip(names, row, strict=True)) for row in sums.values.tolist()]
+
+
+def relative_changes(sums: Sums) -> list[float]:
+    """sum|r - old| / sum|old| of each video, inf without an old one (waits for the device)."""
+    return [row["abs_diff"] / row["abs_old"] if row["abs_old"] else math.inf for row in columns_of(sums)]
+
+
+def measurement(step: Step, name: str, distances: Sequence[float]) -> dict[str, Any]:
+    """A record of the trace."""
+    unmeasured = [None] * len(distances)
+    return {
+        "step": step.number,
+        "site": name,
+        "distance": [distance if math.isfinite(distance) else None for distance in distances],
+        "motion": unmeasured,
+        "factor": unmeasured,
+        "rate": unmeasured,
+        "nonfinite": [not math.isfinite(distance) for distance in distances],
+    }
 
 
 def forced(step: int, num_steps: int) -> bool:

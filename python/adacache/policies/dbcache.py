@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import torch
 
-import adacache_kernels
 from adacache.checks import number, whole
 from adacache.policies.base import (
     MOST_FACTORS,
@@ -22,6 +21,8 @@ from adacache.policies.base import (
     check_dtype,
     check_steps,
     described,
+    measurement,
+    relative_changes,
 )
 from adacache.policies.taylorseer import taylor_weights
 from adacache.rows import to_device
@@ -104,25 +105,12 @@ class DBCacheDecider(Decider):
         return Plan()
 
     def observe(self, step: Step, site: Site, sums: Sums) -> Plan:
-        columns = adacache_kernels.sum_columns(sums.strides)
-        rows = [dict(zip(columns, row, strict=True)) for row in sums.values.tolist()]
-        distances = [row["abs_diff"] / row["abs_old"] if row["abs_old"] else float("inf") for row in rows]
+        distances = relative_changes(sums)
         if step.number == 1:
             return Plan()
         warm = step.number <= self._policy.first
         reused = [not warm and distance < self._policy.threshold for distance in distances]  # no NaN
-        unmeasured = [None] * self._videos
-        self._records.append(
-            {
-                "step": step.number,
-                "site": self._name,
-                "distance": [d if abs(d) < float("inf") else None for d in distances],
-                "motion": unmeasured,
-                "factor": unmeasured,
-                "rate": unmeasured,
-                "nonfinite": [not abs(d) < float("inf") for d in distances],
-            }
-        )
+        self._records.append(measurement(step, self._name, distances))
         self._last = [last if reuse else step.number for last, reuse in zip(self._last, reused, strict=True)]
         skip = Action.FORECAST if self._policy.order else Action.REUSE
         actions = {self._rest: [skip if reuse else Action.COMPUTE for reuse in reused]}

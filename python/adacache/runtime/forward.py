@@ -14,7 +14,7 @@ from adacache.policies.base import Action, Keep, What
 from adacache.rows import Split
 from adacache.runtime.clock import Tick
 from adacache.runtime.meter import Meter, Reduce
-from adacache.sites import Site
+from adacache.sites import MODEL, Site
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def segments(keeps: Mapping[Site, Keep], blocks: int, per_block: bool) -> list[S
     """
     found: list[Segment] = []
     position = 0
-    for site in sorted(site for site, keep in keeps.items() if keep.what is What.RESIDUAL):
+    for site in sorted(site for site, keep in keeps.items() if keep.what is What.RESIDUAL and site != MODEL):
         keep = keeps[site]
         if not position <= site.first < site.last <= blocks:
             raise ValueError(

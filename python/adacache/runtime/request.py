@@ -313,6 +313,8 @@ class Request:
                     if old is not None:
                         decider.observe(step, site, measure(site, old))
         self._decider = decider
+        for site in decider.signals:
+            self.store.forget_watched(site)
         for key in list(self._branches)[calls:]:
             self.store.drop(self._branches.pop(key).index)
 

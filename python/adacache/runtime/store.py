@@ -58,6 +58,8 @@ class Store:
     def __init__(self) -> None:
         self._kept: dict[Any, Kept] = {}
         self._watched: dict[Site, Tensor] = {}
+        self._newer: dict[Site, list[Tensor]] = {}
+        """Watched tensors that are newer than the one that is compared, the oldest first."""
         self._first: dict[tuple[int, Site], Tensor] = {}
         """What further branches measured in the first step."""
         self.step = 0
@@ -290,16 +292,33 @@ class Store:
         kept.copied = kept.copied or modified
         return not modified
 
-    def old_watched(self, site: Site, like: Tensor, shape: Sequence[int]) -> Tensor:
-        """The residual last measured at a site; zeros before the first and after a change of shape, so that
-        the distance from it is not finite."""
+    def old_watched(self, site: Site, like: Tensor, shape: Sequence[int], age: int = 1) -> Tensor:
+        """The tensor last measured at a site, or with a greater age one before it; zeros before the first and
+        after a change of shape, so that the distance from it is not finite."""
         old = self._watched.get(site)
         if old is None or old.shape != torch.Size(shape) or old.dtype != like.dtype:
             with torch.inference_mode(False):
                 old = zeros(shape, like.dtype, like.device)
+                self._newer[site] = [zeros(shape, like.dtype, like.device) for _ in range(age - 1)]
             self._watched[site] = old
             self._count()
         return old
+
+    def copy_watched(self, site: Site, value: Tensor, split: Split | None = None) -> None:
+        """Copies what was measured, in the rows of a split or in all.
+
+        Args:
+            value: has all rows.
+        """
+        tensors = [self._watched[site], *self._newer.get(site, [])]  # the oldest first
+        for into, new in zip(tensors, [*tensors[1:], value], strict=True):
+            if split is None:
+                into.copy_(new)
+            else:
+                split.put(into, split.rows_of(new))
+
+    def forget_watched(self, site: Site) -> None:
+        self._watched.pop(site, None)
 
     def note_first(self, branch: int, site: Site, value: Tensor) -> None:
         """Keeps what a further branch measured in the first step."""
@@ -332,10 +351,12 @@ class Store:
     def clear(self) -> None:
         self._kept.clear()
         self._watched.clear()
+        self._newer.clear()
         self._first.clear()
 
     def _count(self) -> None:
-        tensors = [*self._watched.values(), *(t for kept in self._kept.values() for t in kept.tensors())]
+        tensors = [*self._watched.values(), *(t for newer in self._newer.values() for t in newer)]
+        tensors += [t for kept in self._kept.values() for t in kept.tensors()]
         self.bytes = max(self.bytes, sum(t.numel() * t.element_size() for t in tensors))
 
 
