@@ -13,6 +13,7 @@ from adacache.handle import Handle
 from adacache.integrations.pipelines import PipelineHandle
 from adacache.policies import (
     PAB,
+    TGATE,
     AdaCache,
     BWCache,
     DBCache,
@@ -23,6 +24,7 @@ from adacache.policies import (
     FirstBlock,
     FoCa,
     Interval,
+    Limits,
     MagCache,
     MagRatios,
     MeanCache,
@@ -45,6 +47,7 @@ from adacache.trace import Trace
 
 __all__ = [
     "PAB",
+    "TGATE",
     "AdaCache",
     "BWCache",
     "DBCache",
@@ -56,6 +59,7 @@ __all__ = [
     "FoCa",
     "Handle",
     "Interval",
+    "Limits",
     "MagCache",
     "MagRatios",
     "MeanCache",

@@ -13,7 +13,7 @@ import pytest
 import torch
 from adacache.policies import Step
 from model_cases import COGVIDEOX, WAN, Case, relative_error
-from test_methods import STEPS, Clock, blocks_replaced, mixed_values, run_slowly, steps_of
+from test_methods import STEPS, Clock, blocks_replaced, children, mixed_values, replaced, run_slowly, steps_of
 from test_models import enabled
 from torch import Tensor, nn
 
@@ -486,3 +486,252 @@ def test_meancache_follows_its_rule(span: int, even: bool) -> None:
         held = denoise(lambda step, z: case.predict(model, inputs, z, step, STEPS))
     # With one step from r to t, an Euler path gives no correction.
     assert (relative_error(held, expected) > 1e-3) == (span > 1)
+
+
+# T-GATE.
+
+
+@pytest.mark.parametrize("settings", [{}, {"gate": 6, "interval": 3, "warm_up": 1, "after": 2}])
+def test_tgate_follows_its_rule(settings: dict[str, Any]) -> None:
+    case, policy = WAN, adacache.TGATE(**settings)
+    model, inputs, clock = case.model(), case.values(2), Clock()
+    computed: dict[str, list[int]] = {"attention": [], "cross_attention": []}
+    for step in range(STEPS):  # from 0, as published
+        if step == policy.gate - 1:
+            own = ["attention", "cross_attention"]
+        elif step < policy.gate:
+            early = step < policy.warm_up or step % policy.interval == 0
+            own = ["cross_attention", *(["attention"] if early else [])]
+        else:
+            own = ["attention"] if step % policy.after == 0 else []
+        for part in own:
+            computed[part].append(step + 1)
+
+    def keep(part: str) -> Callable[[Any], Any]:
+        kept: list[Any] = []
+
+        def change(output: Any) -> Any:
+            if clock.step in computed[part]:
+                kept[:] = [output.clone()]
+            return kept[0]
+
+        return change
+
+    changes = {child: keep(part) for part in computed for child in children(case, model, part)}
+    with replaced(changes):
+        expected = run_slowly(case, model, inputs, clock)
+    assert not torch.equal(run_slowly(case, model, inputs, Clock()), expected), "reuse must show"
+    with enabled(model, policy, STEPS):
+        assert torch.equal(case.denoise(model, inputs, STEPS), expected)
+
+
+def test_tgate_needs_cross_attention() -> None:
+    with pytest.raises(ValueError, match="model: T-GATE needs a sub-layer 'cross_attention', this model has"):
+        adacache.enable(COGVIDEOX.model(), adacache.TGATE(), num_steps=STEPS)
+
+
+# Limits.
+
+
+@pytest.mark.parametrize(
+    ("limits", "computed"),
+    [
+        ({"first": 3, "last": 2}, [1, 2, 3, 6, 11, 13, 14]),
+        ({"most": 2}, [1, 4, 6, 9, 11, 14]),
+        ({"mask": [i in (3, 8) for i in range(1, STEPS + 1)]}, [1, 3, 6, 8, 11]),
+        ({}, [1, 6, 11]),
+    ],
+)
+def test_limits_of_a_schedule(limits: dict[str, Any], computed: list[int]) -> None:
+    """Forecasts count from the steps that are computed in fact."""
+    case = WAN
+    model, inputs = case.model(), case.values(2)
+    for inner, same in (
+        (adacache.TaylorSeer(order=2), adacache.DPCache(computed=computed, order=2)),
+        (adacache.Interval(cache="branch"), adacache.DPCache(computed=computed, order=0, cache="branch")),
+    ):
+        with enabled(model, adacache.Limits(inner, **limits), STEPS) as handle:
+            final = case.denoise(model, inputs, STEPS)
+        assert handle.trace.computed_steps == computed
+        with enabled(model, same, STEPS):
+            assert torch.equal(case.denoise(model, inputs, STEPS), final)
+    assert handle.trace.policy["policy"] == "Interval"
+    assert handle.trace.policy["limits"]["most"] == limits.get("most")
+
+
+def test_limits_of_decisions() -> None:
+    """A method that knows these limits itself gives the same, for each video of a batch."""
+    case = WAN
+    model, inputs = case.model(), mixed_values(case)
+    for inner, limits, same in (
+        (
+            adacache.SeaCache(0.15, most=99),
+            {"first": 3, "last": 4, "most": 1},
+            adacache.SeaCache(0.15, first=3, last=4, most=1),
+        ),
+        (
+            adacache.DBCache(1, 0, 0.35, first=1, order=1),
+            {"first": 4},
+            adacache.DBCache(1, 0, 0.35, first=4, order=1),
+        ),
+        (adacache.TeaCache(threshold=1.0), {"first": 5}, adacache.TeaCache(threshold=1.0, first=5)),
+        (adacache.DiCache(0.25), {"last": 3}, adacache.DiCache(0.25, last=3)),
+    ):
+        with enabled(model, inner, STEPS) as handle:
+            case.denoise(model, inputs, STEPS)
+        free = [handle.trace.steps_of(video) for video in range(3)]
+        with enabled(model, same, STEPS) as handle:
+            expected = case.denoise(model, inputs, STEPS)
+        schedules = [handle.trace.steps_of(video) for video in range(3)]
+        assert schedules != free
+        with enabled(model, adacache.Limits(inner, **limits), STEPS) as handle:
+            assert torch.equal(case.denoise(model, inputs, STEPS), expected)
+        assert [handle.trace.steps_of(video) for video in range(3)] == schedules
+
+
+def test_limits_that_do_not_fit() -> None:
+    model = WAN.model()
+    with pytest.raises(ValueError, match="policy: expected settings of a method, got str"):
+        adacache.Limits("pab/latte")
+    with pytest.raises(ValueError, match="mask: expected 14 values, one per step, got 2"):
+        adacache.enable(model, adacache.Limits(adacache.Interval(), mask=[True, False]), num_steps=STEPS)
+    path = adacache.Limits(adacache.PlannedPath([1, 2, 5], [0.0, 1.0, 1.0], level="branch"), first=3)
+    with (
+        enabled(model, path, STEPS),
+        pytest.raises(ValueError, match="policy: PlannedPath forecasts from a schedule of its own"),
+    ):
+        WAN.denoise(model, WAN.values(), STEPS)
+
+
+# All of them.
+
+
+def all_policies() -> list[Any]:
+    path = [1, 2, 3, 6, 9, 12]
+    return [
+        adacache.Interval(3),
+        adacache.FoCa(interval=3, first=2),
+        adacache.Spectrum(first=3),
+        adacache.DPCache(computed=path),
+        adacache.MeanCache(computed=path),
+        adacache.MagCache(ratios=RATIOS),
+        adacache.DeltaDiT(1, 7),
+        adacache.DBCache(1, 1, 0.5, first=2, order=1),
+        adacache.TeaCache(threshold=1.0),
+        adacache.EasyCache(0.6, first=3),
+        adacache.SeaCache(0.2),
+        adacache.SenCache([0.5], [1e-4], threshold=0.3),
+        adacache.DiCache(0.3),
+        adacache.BWCache(0.4, 0.2),
+        adacache.TGATE(gate=6),
+        adacache.Limits(adacache.Spectrum(first=2), most=2),
+    ]
+
+
+@pytest.mark.parametrize("policy", all_policies(), ids=lambda policy: type(policy).__name__)
+def test_requests_do_not_share_anything(policy: Any) -> None:
+    case = WAN
+    model, values, other = case.model(), case.values(), case.values(2, seed=5)
+    before = {name: type(module) for name, module in model.named_modules()}
+    plain = case.denoise(model, values, STEPS)
+    with enabled(model, policy, STEPS) as handle:
+        with handle.request():
+            expected = case.denoise(model, values, STEPS)
+        assert not torch.equal(expected, plain), "reuse must show"
+        with handle.request(num_videos=2):
+            case.denoise(model, other, STEPS)
+        assert torch.equal(case.denoise(model, values, STEPS), expected), "outside a request"
+        calls = 0
+
+        def fail(*_: Any) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == 3:
+                raise KeyboardInterrupt("stopped by hand")
+
+        hook = case.blocks(model)[0][1].register_forward_pre_hook(fail)
+        with pytest.raises(KeyboardInterrupt), handle.request():
+            case.denoise(model, case.rows(other, 1), STEPS)
+        hook.remove()
+        with handle.request():
+            assert torch.equal(case.denoise(model, values, STEPS), expected)
+        trace = handle.trace
+        assert trace.policy["policy"] == type(getattr(policy, "policy", policy)).__name__
+    assert {name: type(module) for name, module in model.named_modules()} == before
+    assert not any("adacache" in name for module in model.modules() for name in module.__dict__)
+    assert torch.equal(case.denoise(model, values, STEPS), plain)
+
+
+@pytest.mark.parametrize("policy", all_policies(), ids=lambda policy: type(policy).__name__)
+def test_half_precision_and_traces(policy: Any, tmp_path: Any) -> None:
+    case = WAN
+    model = case.model().to(torch.bfloat16)
+    values = {
+        name: value.to(torch.bfloat16) if isinstance(value, Tensor) and value.is_floating_point() else value
+        for name, value in case.values().items()
+    }
+    plain = case.denoise(model, values, STEPS)
+    with enabled(model, policy, STEPS) as handle:
+        final = case.denoise(model, values, STEPS)
+    assert final.dtype == plain.dtype
+    assert 0 < relative_error(final, plain) < 1.0
+    handle.trace.save(tmp_path / "trace.json")
+    assert adacache.Trace.load(tmp_path / "trace.json") == handle.trace
+
+
+def test_guidance_in_two_calls() -> None:
+    """The second call follows the decisions of the first, with tensors of its own: the same as in one batch
+    where the decision does not depend on the second."""
+    case = WAN
+    model, values, null = case.model(), case.values(seed=1), case.values(seed=2)
+    for policy in all_policies():
+        if isinstance(policy, adacache.MeanCache | adacache.EasyCache):
+            continue  # one decision for the batch, or another path of the sampler
+        with enabled(model, policy, STEPS) as handle, handle.request(branches=2):
+            final = case.denoise_in_two_calls(model, values, null, STEPS, context=False)
+        computed = handle.trace.computed_steps
+        with enabled(model, policy, STEPS) as handle:
+            again = case.denoise_in_two_calls(model, values, null, STEPS, context=False)
+        assert torch.equal(final, again), "outside a request"
+        assert handle.trace.computed_steps == computed
+
+
+@pytest.mark.parametrize("policy", [adacache.Spectrum(first=3), adacache.FoCa(interval=4, first=3)])
+def test_a_recurrence_after_a_change_of_shape(policy: Any) -> None:
+    """A prompt of another length makes a step compute; what was kept before is lost, so that further skipped
+    steps hold the last computed feature."""
+    case, changed_at = COGVIDEOX, 5
+    model, values, clock = case.model(), case.values(2), Clock()
+    planned = computed_by(policy)
+    later = {**values, "encoder_hidden_states": values["encoder_hidden_states"][:, :3]}
+    rule = spectrum(policy, STEPS) if isinstance(policy, adacache.Spectrum) else foca(None)
+    features: dict[Any, Values] = {}
+
+    def hold(position: int, before: list[Tensor], after: list[Tensor]) -> list[Tensor]:
+        found = []
+        for k, (x, y) in enumerate(zip(before, after, strict=True)):
+            shape = after[1].shape  # that of the text
+            own = features.setdefault((position, k, shape), Values(rule if shape[1] == 5 else last))
+            new = y - x if clock.step in planned or not own.computed else None
+            value = own.at(clock.step, new)
+            found.append(y if new is not None else x + value.float())
+        return found
+
+    def denoise() -> Tensor:
+        z = values[case.latents]
+        with torch.no_grad():
+            for step in range(STEPS):
+                clock.step = step + 1
+                z = (
+                    z
+                    - case.predict(model, values if clock.step < changed_at else later, z, step, STEPS)
+                    / STEPS
+                )
+        return z
+
+    with blocks_replaced(case, model, hold):
+        expected = denoise()
+    with enabled(model, policy, STEPS) as handle, handle.request(num_videos=1):
+        final = denoise()
+    assert handle.trace.computed_steps == sorted({*planned, changed_at})
+    assert relative_error(final, expected) < case.tolerance

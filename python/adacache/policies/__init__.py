@@ -11,6 +11,7 @@ from adacache.policies.easycache import EasyCache
 from adacache.policies.first_block import FirstBlock
 from adacache.policies.foca import FoCa
 from adacache.policies.interval import Interval
+from adacache.policies.limits import Limits
 from adacache.policies.magcache import MagCache, MagRatios
 from adacache.policies.meancache import MeanCache
 from adacache.policies.pab import PAB
@@ -22,9 +23,11 @@ from adacache.policies.sencache import SenCache
 from adacache.policies.spectrum import Spectrum
 from adacache.policies.taylorseer import TaylorSeer
 from adacache.policies.teacache import TeaCache, TeaCacheChanges
+from adacache.policies.tgate import TGATE
 
 __all__ = [
     "PAB",
+    "TGATE",
     "Action",
     "AdaCache",
     "BWCache",
@@ -38,6 +41,7 @@ __all__ = [
     "FoCa",
     "Interval",
     "Keep",
+    "Limits",
     "MagCache",
     "MagRatios",
     "MeanCache",

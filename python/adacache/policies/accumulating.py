@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from adacache.policies.base import Action, Decider, Plan, Step, measurement
+from adacache.sites import Site
 
 
 class Accumulating(Decider):
@@ -53,6 +54,10 @@ class Accumulating(Decider):
                 self._sums[video] = 0.0
             skipped.append(own)
         return skipped
+
+    def overruled(self, step: Step, site: Site, videos: Sequence[int]) -> None:
+        for video in videos:
+            self._sums[video], self._skipped[video] = 0.0, 0
 
     def records(self) -> list[dict[str, Any]]:
         return self._records

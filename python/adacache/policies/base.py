@@ -179,6 +179,10 @@ class Decider:
         not run."""
         return None
 
+    def overruled(self, step: Step, site: Site, videos: Sequence[int]) -> None:
+        """Called if a kept site is computed for videos that the plan skips (`Limits`). A method that counts
+        its computed steps notes it."""
+
     def finished(self, step: Step, kept: Kept) -> None:
         """Called after a forward call of the measured branch."""
 

@@ -4,8 +4,9 @@ reused for a fixed number of steps."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -52,8 +53,6 @@ class BWCache:
     cache: str = "stack"
     cache_dtype: torch.dtype | None = None
 
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"bwcache": {}}
-
     per_video = True
 
     def __post_init__(self) -> None:
@@ -73,6 +72,9 @@ class BWCache:
 
     def describe(self) -> dict[str, Any]:
         return described(self)
+
+
+PRESETS = {"bwcache/video": BWCache()}
 
 
 class BWCacheDecider(Decider):
@@ -122,6 +124,11 @@ class BWCacheDecider(Decider):
                     self._first[video] = step.num_steps - step.number + 1
         if step.number > 1:
             self._records.append(measurement(step, "all blocks", means))
+
+    def overruled(self, step: Step, site: Site, videos: Sequence[int]) -> None:
+        self._computing += videos
+        for video in videos:
+            self._left[video] = 0
 
     def observe(self, step: Step, site: Site, sums: Sums) -> None:
         self._measured.append(HostCopy(sums.values))

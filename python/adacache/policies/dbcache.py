@@ -3,8 +3,9 @@ every step as a correction; if the probe's residual changed little, the blocks b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -52,8 +53,6 @@ class DBCache:
     order: int = 0
     cache_dtype: torch.dtype | None = None
 
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"dbcache/f8b0": {}, "dbcache/f1b0": {"probe": 1}}
-
     per_video = True
 
     def __post_init__(self) -> None:
@@ -84,6 +83,9 @@ class DBCache:
 
     def describe(self) -> dict[str, Any]:
         return described(self)
+
+
+PRESETS = {"dbcache/f8b0": DBCache(), "dbcache/f1b0": DBCache(probe=1)}
 
 
 class DBCacheDecider(Decider):
@@ -120,6 +122,10 @@ class DBCacheDecider(Decider):
         return Plan(
             actions, {self._rest: to_device(torch.tensor(weights, dtype=torch.float32), self._device)}
         )
+
+    def overruled(self, step: Step, site: Site, videos: Sequence[int]) -> None:
+        for video in videos:
+            self._last[video] = step.number
 
     def records(self) -> list[dict[str, Any]]:
         return self._records

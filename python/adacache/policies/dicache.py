@@ -3,6 +3,7 @@ forecast of the other blocks' residual."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,6 +133,11 @@ class DiCacheDecider(Accumulating):
         elif any(self._skipped_now):
             return self._forecast(columns_of(sums))
         return None
+
+    def overruled(self, step: Step, site: Site, videos: Sequence[int]) -> None:
+        super().overruled(step, site, videos)
+        for video in videos:
+            self._skipped_now[video] = False
 
     def _forecast(self, rows: list[dict[str, float]]) -> Plan:
         weights = []

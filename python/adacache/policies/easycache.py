@@ -4,7 +4,7 @@ the run."""
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -47,11 +47,6 @@ class EasyCache:
     last: int = 1
     cache_dtype: torch.dtype | None = None
 
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "easycache/wan": {},
-        "easycache/hunyuan": {"threshold": 0.025, "first": 5},
-    }
-
     wraps = "model"
     per_video = False
 
@@ -72,6 +67,9 @@ class EasyCache:
 
     def describe(self) -> dict[str, Any]:
         return described(self)
+
+
+PRESETS = {"easycache/wan": EasyCache(), "easycache/hunyuan": EasyCache(0.025, first=5)}
 
 
 class EasyCacheDecider(Accumulating):

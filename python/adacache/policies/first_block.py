@@ -49,3 +49,6 @@ class FirstBlock:
 
     def describe(self) -> dict[str, Any]:
         return described(self)
+
+
+PRESETS = {"fbcache/slow": FirstBlock(0.05), "fbcache/fast": FirstBlock(0.08)}

@@ -156,3 +156,7 @@ class ScheduledDecider(Decider):
         forecast = [site for site in self.keeps if site != MODEL or GUIDED not in self.keeps]
         actions |= dict.fromkeys(forecast, [Action.FORECAST] * self._videos)
         return Plan(actions, dict.fromkeys(forecast, rows))
+
+    def overruled(self, step: Step, site: Site, videos: Sequence[int]) -> None:
+        if step.number not in self._computed:
+            self._computed.append(step.number)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,8 +59,6 @@ class SeaCache:
     scale: float = 1000.0
     cache_dtype: torch.dtype | None = None
 
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"seacache": {}}
-
     per_video = True
 
     def __post_init__(self) -> None:
@@ -108,6 +106,9 @@ class SeaCache:
         return torch.fft.ifftn(spectrum * (gain / gain.mean()), dim=self.axes).real
 
 
+PRESETS = {"seacache/video": SeaCache()}
+
+
 class SeaCacheDecider(Accumulating):
     """SeaCache at work on one request."""
 
@@ -138,3 +139,8 @@ class SeaCacheDecider(Accumulating):
         weights = [taylor_weights(self._policy.order, step.number - last) for last in self._computed]
         rows = to_device(torch.tensor(weights, dtype=torch.float32), self._device)
         return Plan({self._stack: actions(skipped, Action.FORECAST)}, {self._stack: rows})
+
+    def overruled(self, step: Step, site: Site, videos: Sequence[int]) -> None:
+        super().overruled(step, site, videos)
+        for video in videos:
+            self._computed[video] = step.number

@@ -112,6 +112,9 @@ class SenCacheDecider(Decider):
             self._records.append(measurement(step, "latents and timestep", [change]))
         return Plan({MODEL: actions([skip])})
 
+    def overruled(self, step: Step, site: Site, videos: Sequence[int]) -> None:
+        self._skipped, self._computed_at = 0, self._time
+
     def records(self) -> list[dict[str, Any]]:
         return self._records
 

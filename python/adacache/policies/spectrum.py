@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +24,7 @@ class Spectrum(Scheduled):
         ridge: weight of the penalty (published: 0.1).
         first: number of steps at the start that are computed (published: 5).
         window, growth: after the first steps, the n-th computed step comes floor(window + (n - 1) * growth)
-            steps after the one before. Published: 2 and 0.75 (14 of 50 steps), or 2 and 3 (10 of 50).
+            steps after the one before. Published: 2 and 0.75 (14 of 50 steps), or 2 and 3 (10 of 50 steps).
         cache, parts, cache_dtype: see `Scheduled`.
 
     The fit is linear in the features, so running sums of T_k(t_j) * F_j replace the history: degree + 2
@@ -38,11 +37,6 @@ class Spectrum(Scheduled):
     first: int = 5
     window: float = 2.0
     growth: float = 0.75
-
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "spectrum/slow": {},
-        "spectrum/fast": {"growth": 3.0},
-    }
 
     def __post_init__(self) -> None:
         whole(0, MOST_KEPT - 2)(self.degree, "degree")
@@ -79,3 +73,7 @@ class Spectrum(Scheduled):
         t = 2 * (np.asarray(steps, dtype=np.float64) - 1) / max(1, num_steps - 1) - 1
         basis = np.polynomial.chebyshev.chebvander(t, self.degree).astype(np.float64)
         return basis
+
+
+PRESETS = {"spectrum/slow": Spectrum(), "spectrum/fast": Spectrum(growth=3.0)}
+"""14 and 10 of 50 steps."""

@@ -43,3 +43,6 @@ class TaylorSeer(Interval):
 
     def weights(self, computed: Sequence[int], step: Step) -> list[float]:
         return taylor_weights(self.order, step.number - computed[-1])
+
+
+PRESETS = {"taylorseer/video": TaylorSeer(cache="output")}

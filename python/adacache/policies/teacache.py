@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,11 +58,6 @@ class TeaCache:
     cache: str = "stack"
     cache_dtype: torch.dtype | None = None
 
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "teacache/open-sora": {"coefficients": OPEN_SORA, "threshold": 0.1},
-        "teacache/open-sora-fast": {"coefficients": OPEN_SORA, "threshold": 0.2},
-    }
-
     per_video = True
 
     def __post_init__(self) -> None:
@@ -86,6 +81,12 @@ class TeaCache:
 
     def describe(self) -> dict[str, Any]:
         return described(self)
+
+
+PRESETS = {
+    "teacache/open-sora-slow": TeaCache(OPEN_SORA, 0.1),
+    "teacache/open-sora-fast": TeaCache(OPEN_SORA, 0.2),
+}
 
 
 class TeaCacheDecider(Accumulating):

@@ -222,9 +222,10 @@ class Forward:
             elif rows is not None and result is not None:
                 rows.put(result, out)
             whole.append(out if result is None else result)
+        keys = [self._key(k) for k in range(len(whole))]
         for site in (self.segment.site, self.segment.planned):
             assert site is not None
-            self.request.note_kept(self.branch, site, self._actions)
+            self.request.note_kept(self.branch, site, self._actions, keys)
         self.due = False
         return whole
 

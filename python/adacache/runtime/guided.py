@@ -24,7 +24,7 @@ def guided_output(request: Request, output: Tensor, stream: int = 0) -> Tensor:
     if branch is None:
         branch = request.guided[key] = Branch(-1 - stream)
     if branch.shape != output.shape:
-        request.reshape(branch, Facts(tuple(output.shape), output.device), request.step)
+        request.reshape(branch, Facts(tuple(output.shape), output.device))
     actions = request.actions(branch, GUIDED, GUIDED)
     keep: Keep = request.decider.keeps[GUIDED]
     site = branch.index, GUIDED
@@ -39,7 +39,7 @@ def guided_output(request: Request, output: Tensor, stream: int = 0) -> Tensor:
         gaps = request.gaps(branch, GUIDED)
         value = output.detach()
         request.store.keep(site, value if rows is None else rows.take(value), keep, rows, gaps, value)
-        request.note_kept(branch, GUIDED, actions)
+        request.note_kept(branch, GUIDED, actions, [site])
         if rows is None:
             return output
         coefficients = request.coefficients(branch, GUIDED, actions)

@@ -96,7 +96,8 @@ class KeptOutput:
             kept = value if self.base is None else value - self.base
             forward.store.keep((*key, k), kept, keep, None, gaps, value)
         request.output_forms[key] = _Form(shapes, [value.dtype for value in tensors], rebuild)
-        request.note_kept(branch, site, [Action.COMPUTE] * request.decisions)
+        keys = [(*key, k) for k in range(len(tensors))]
+        request.note_kept(branch, site, [Action.COMPUTE] * request.decisions, keys)
         return output
 
     def _intact(self, form: _Form) -> bool:

@@ -196,7 +196,7 @@ class Request:
         if branch is None:
             branch = self._branches[key] = Branch(len(self._branches))
         if branch.shape != facts.shape:
-            self.reshape(branch, facts, self.step + new_step)
+            self.reshape(branch, facts)
         if new_step:
             self.step += 1
             self.store.step = self.step
@@ -211,8 +211,8 @@ class Request:
                 self.note_computed([True] * self.decisions)
         return branch
 
-    def reshape(self, branch: Branch, facts: Facts, step: int) -> None:
-        """A branch's first call, or its first of a new shape, at a step: nothing that it kept fits."""
+    def reshape(self, branch: Branch, facts: Facts) -> None:
+        """A branch's first call, or its first of a new shape: nothing that it kept fits."""
         rows = facts.shape[0]
         videos = self._video_of_row or [row % self.num_videos for row in range(rows)]
         branch.videos = videos if self.policy.per_video else [0] * rows
@@ -221,9 +221,6 @@ class Request:
         if self.decisions > 1:
             branch.video_of_row = to_device(torch.tensor(branch.videos, dtype=torch.int32), facts.device)
         branch.forget()
-        if step > 1:  # a recurrence lacks the computed steps that the plan's forecasts count on
-            keeps = [site for site, keep in self.decider.keeps.items() if keep.recurrence is not None]
-            branch.off_plan |= {(site, video) for site in keeps for video in range(self.decisions)}
         self.store.drop(branch.index)
         self.output_forms = {key: form for key, form in self.output_forms.items() if key[0] != branch.index}
 
@@ -272,16 +269,21 @@ class Request:
         kept = branch.kept_at.get(site, [0] * self.decisions)
         return [max(1, self.step - kept[video]) if kept[video] else 1 for video in branch.videos]
 
-    def note_kept(self, branch: Branch, site: Site, actions: Sequence[Action]) -> None:
-        """Notes that a site's tensors are of this step for the videos that computed it."""
-        kept, keeps = branch.kept_at.setdefault(site, [0] * self.decisions), self.decider.keeps
+    def note_kept(self, branch: Branch, site: Site, actions: Sequence[Action], keys: Sequence[Any]) -> None:
+        """Notes that a site's features, which are stored under these keys, are of this step for the videos
+        that computed it."""
+        kept = branch.kept_at.setdefault(site, [0] * self.decisions)
+        keep = self.decider.keeps.get(site)
+        recurs = keep is not None and keep.recurrence is not None
+        # A feature of a new shape lacks the earlier steps that the plan's forecasts count on.
+        lost = recurs and self.step > 1 and any(self.store.kept_once(key) for key in keys)
         for video, action in enumerate(actions):
             if action is Action.COMPUTE:
                 kept[video] = self.step
                 planned = self.plan.actions.get(site)
-                if planned is not None and planned[video] is not Action.COMPUTE:
+                if lost or (planned is not None and planned[video] is not Action.COMPUTE):
                     branch.off_plan.add((site, video))
-                elif site not in keeps or keeps[site].recurrence is None:
+                elif not recurs:
                     branch.off_plan.discard((site, video))
 
     def note_computed(self, videos: Sequence[bool]) -> None:

@@ -73,6 +73,11 @@ class Store:
     def get(self, key: Any) -> Kept | None:
         return self._kept.get(key)
 
+    def kept_once(self, key: Any) -> bool:
+        """Whether a feature was kept no more than once in some row."""
+        kept = self._kept.get(key)
+        return kept is None or any(len(steps) < 2 for steps in kept.steps)
+
     def keep_difference(
         self,
         key: Any,
