@@ -371,6 +371,14 @@ def test_bad_settings(arguments: tuple[Any, ...], message: str) -> None:
         adacache.PlannedPath(*arguments)
 
 
+def test_timesteps_of_a_file(tmp_path: Path) -> None:
+    path = write(tmp_path, timesteps=[1000.0 - 80 * i for i in range(STEPS)])
+    assert adacache.timesteps(path, 3) == [1000.0, 840.0, 360.0]
+    assert len(adacache.timesteps(path, 5)) == 5
+    with pytest.raises(ValueError, match=r"path: .* states no timesteps"):
+        adacache.timesteps(write(tmp_path), 3)
+
+
 def test_a_short_schedule_is_refused() -> None:
     policy = adacache.PlannedPath([1, 20], [0, 0], "branch")
     with pytest.raises(ValueError, match="the path computes step 20, got a schedule of 12"):
