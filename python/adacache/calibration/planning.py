@@ -42,6 +42,8 @@ DIMENSIONS = 1024
 """Outputs are projected to so many numbers."""
 REFINE = 12
 """Default number of paths of one budget that are run."""
+JOINT_SHARE = 0.4
+"""With at least this share of computed steps, paths are compared with the factors that need no cached run."""
 NEAR = 4
 """Neighbours of the best path that are run before those of a better one."""
 CROP = 8
@@ -359,8 +361,15 @@ def measured_sensitivity(
 def _best_path(
     subject: Subject, clips: Sequence[Clip], windows: Windows, cost: Doubles, computed: int, runs: int
 ) -> list[int]:
-    """The path whose runs, with matched factors, are closest to the full ones, of at most `runs` paths: some
-    of small cost, then those that differ from the best one so far in one step by 1 or 2."""
+    """The path whose runs are closest to the full ones, of at most `runs` paths: some of small cost, then
+    those that differ from the best one so far in one step by 1 or 2."""
+
+    def finals(path: Sequence[int]) -> list[Tensor]:
+        joint = windows.joint_factors(path, RIDGES["joint"])
+        if computed >= JOINT_SHARE * subject.num_steps:
+            return [_cached(subject, clip, path, joint) for clip in clips]
+        return _matched(subject, clips, path, joint)[1]
+
     full = [clip.full.states[-1] for clip in clips]
     peak = _peak(full)
     scores: dict[tuple[int, ...], float] = {}
@@ -370,7 +379,7 @@ def _best_path(
     best = waiting[0]
     while waiting and len(scores) < runs:
         path = waiting.pop(0)
-        scores[path] = _mean_psnr(_matched(subject, clips, path, None)[1], full, peak)
+        scores[path] = _mean_psnr(finals(path), full, peak)
         if scores[path] > scores.get(best, -math.inf):
             best = path
         if not waiting:
