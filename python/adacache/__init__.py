@@ -41,6 +41,7 @@ from adacache.policies import (
     planned,
     preset,
     preset_names,
+    timesteps,
 )
 from adacache.runtime.request import Request
 from adacache.trace import Trace
@@ -82,4 +83,5 @@ __all__ = [
     "planned",
     "preset",
     "preset_names",
+    "timesteps",
 ]

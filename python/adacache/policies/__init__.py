@@ -15,7 +15,7 @@ from adacache.policies.limits import Limits
 from adacache.policies.magcache import MagCache, MagRatios
 from adacache.policies.meancache import MeanCache
 from adacache.policies.pab import PAB
-from adacache.policies.planned_path import PlannedPath, PlannedTimesteps, planned
+from adacache.policies.planned_path import PlannedPath, PlannedTimesteps, planned, timesteps
 from adacache.policies.presets import Named, preset, preset_names
 from adacache.policies.replay import Replay
 from adacache.policies.seacache import SeaCache
@@ -65,4 +65,5 @@ __all__ = [
     "planned",
     "preset",
     "preset_names",
+    "timesteps",
 ]
