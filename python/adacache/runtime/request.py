@@ -275,12 +275,13 @@ class Request:
         kept = branch.kept_at.setdefault(site, [0] * self.decisions)
         keep = self.decider.keeps.get(site)
         recurs = keep is not None and keep.recurrence is not None
-        # A feature of a new shape lacks the earlier steps that the plan's forecasts count on.
-        lost = recurs and self.step > 1 and any(self.store.kept_once(key) for key in keys)
         for video, action in enumerate(actions):
             if action is Action.COMPUTE:
                 kept[video] = self.step
                 planned = self.plan.actions.get(site)
+                # A feature of a new shape lacks the earlier steps that the plan's forecasts count on.
+                rows = [row for row, own in enumerate(branch.videos) if own == video]
+                lost = recurs and self.step > 1 and any(self.store.kept_once(key, rows) for key in keys)
                 if lost or (planned is not None and planned[video] is not Action.COMPUTE):
                     branch.off_plan.add((site, video))
                 elif not recurs:

@@ -73,10 +73,10 @@ class Store:
     def get(self, key: Any) -> Kept | None:
         return self._kept.get(key)
 
-    def kept_once(self, key: Any) -> bool:
-        """Whether a feature was kept no more than once in some row."""
+    def kept_once(self, key: Any, rows: Sequence[int]) -> bool:
+        """Whether a feature was kept no more than once in some of these rows."""
         kept = self._kept.get(key)
-        return kept is None or any(len(steps) < 2 for steps in kept.steps)
+        return kept is None or any(len(kept.steps[row]) < 2 for row in rows)
 
     def keep_difference(
         self,
