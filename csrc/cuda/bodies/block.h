@@ -49,8 +49,8 @@ ADACACHE_HD Value warp_sum(Block& block, Value value) {
 }
 
 // Sums and maxima over a block; all threads get the result. Double-buffered, so that one barrier per
-// reduction is enough: a buffer is written again only after the next reduction's barrier, which its readers
-// have reached.
+// reduction is enough: a buffer is written again only after the barrier of the next reduction, which its
+// readers reach after reading.
 template <class Block>
 class BlockReduction {
  public:
