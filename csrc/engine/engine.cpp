@@ -55,7 +55,7 @@ void check_codebooks(const double* thresholds, const double* rates, int64_t coun
       require(!std::isnan(threshold) && (i == 0 || threshold > thresholds[k * entries + i - 1]),
               "thresholds: expected ascending numbers, got ", threshold, " at entry ", i, " of codebook ", k);
       require(rate >= 1 && rate == std::floor(rate) && rate < 2147483648.0,
-              "rates: expected whole numbers from 1, got ", rate, " at entry ", i, " of codebook ", k);
+              "rates: expected integers >= 1, got ", rate, " at entry ", i, " of codebook ", k);
     }
 }
 
