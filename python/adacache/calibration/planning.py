@@ -26,7 +26,7 @@ from torch import Tensor
 
 from adacache.api import disable, enable
 from adacache.calibration.runs import Subject
-from adacache.calibration.trajectory import Solver, Trajectory, trajectory
+from adacache.calibration.trajectory import Solver, Trajectory, networks, trajectory
 from adacache.calibration.windows import Doubles, Windows, path_windows
 from adacache.checks import refuse, text, whole
 from adacache.files import replacing, write_json
@@ -108,11 +108,11 @@ class PathCalibration:
     def values(self) -> dict[str, Any]:
         """Of the JSON file."""
         subject = self.subject
-        models = subject.model if isinstance(subject.model, torch.nn.Module) else _first_model(subject.model)
+        model = networks(subject.model)[0]
         return {
             "format": FORMAT,
             "subject": subject.name,
-            "model": plain_class(models).__name__,
+            "model": plain_class(model).__name__,
             "scheduler": plain_class(subject.sampler).__name__,
             "num_steps": subject.num_steps,
             "timesteps": self.timesteps,
@@ -547,9 +547,3 @@ def _has_sigmas(subject: Subject) -> bool:
     scheduler = subject.sampler
     sigmas = getattr(scheduler, "sigmas", None)
     return hasattr(scheduler, "set_timesteps") and sigmas is not None
-
-
-def _first_model(pipeline: Any) -> Any:
-    from adacache.integrations.pipelines import transformers
-
-    return next(iter(transformers(pipeline).values()))
