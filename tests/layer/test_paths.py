@@ -10,7 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from adacache.calibration.paths import computing, minimax, shortest, shortest_with_memory
+from adacache.calibration.paths import (
+    computing,
+    forecast_cost,
+    minimax,
+    reuse_cost,
+    shortest,
+    shortest_with_memory,
+)
 
 PLANNERS = {shortest: 2, minimax: 2, shortest_with_memory: 3}
 """Axes of the cost of each planner."""
@@ -126,3 +133,21 @@ def test_hundred_steps_take_seconds(planner: Callable[..., Any]) -> None:
     path, _ = planner(cost, 25)
     assert len(path) == 25
     assert time.perf_counter() - start < 20.0  # 0.1 to 1 s on an idle core
+
+
+def test_costs_of_features() -> None:
+    """Term by term; and a feature that is linear in the step costs nothing to forecast."""
+    features = np.random.default_rng(1).random((7, 5))
+    reuse, forecast = reuse_cost(features), forecast_cost(features)
+    for i, j in itertools.combinations(range(8), 2):
+        terms = [np.abs(features[s] - features[i]).mean() for s in range(i + 1, j)]
+        assert reuse[i, j] == pytest.approx(sum(terms))
+        assert forecast[-1, i, j] == reuse[i, j]
+        for h in range(i):
+            slope = (features[i] - features[h]) / (i - h)
+            terms = [np.abs(features[s] - features[i] - (s - i) * slope).mean() for s in range(i + 1, j)]
+            assert forecast[h, i, j] == pytest.approx(sum(terms))
+    line = np.arange(9.0)[:, None] * np.ones((9, 3))
+    assert shortest_with_memory(forecast_cost(line), 2) == ([0, 1], 0.0)
+    assert shortest(reuse_cost(line), 3)[0] == [0, 3, 6]
+    assert minimax(reuse_cost(line), 3) == ([0, 3, 6], [3.0, 3.0, 3.0])

@@ -123,6 +123,45 @@ def minimax(cost: Doubles, computed: int) -> tuple[list[int], list[float]]:
     return path[:-1], [-cost for cost in costs]
 
 
+def reuse_cost(features: Doubles) -> Doubles:
+    """The cost of reusing: cost[i, j] = sum over i < s < j of mean|f_s - f_i|.
+
+    Args:
+        features: [N, D], the feature of each step of a run in which all were computed, or a sample of its
+            elements.
+
+    Returns:
+        [N + 1, N + 1], for `shortest` and `minimax`.
+    """
+    steps = len(features)
+    cost = np.zeros((steps + 1, steps + 1))
+    for i in range(steps):
+        cost[i, i + 2 :] = np.abs(features[i + 1 :] - features[i]).mean(1).cumsum()
+    return cost
+
+
+def forecast_cost(features: Doubles) -> Doubles:
+    """The cost of a linear forecast: cost[h, i, j] = sum over i < s < j of
+    mean|f_s - (f_i + (f_i - f_h) * (s - i) / (i - h))|, and that of reusing f_i for h = -1 (DPCache).
+
+    Args:
+        features: as `reuse_cost`.
+
+    Returns:
+        [N + 1, N + 1, N + 1], for `shortest_with_memory`.
+    """
+    steps = len(features)
+    cost = np.zeros((steps + 1,) * 3)
+    cost[-1] = reuse_cost(features)
+    for i in range(1, steps):
+        change = features[i + 1 :] - features[i]
+        ahead = np.arange(1, steps - i)[:, None]
+        for h in range(i):
+            slope = (features[i] - features[h]) / (i - h)
+            cost[h, i, i + 2 :] = np.abs(change - ahead * slope).mean(1).cumsum()
+    return cost
+
+
 def computing(cost: Doubles, steps: Sequence[int]) -> Doubles:
     """The cost in which every edge that skips one of `steps` is forbidden.
 
