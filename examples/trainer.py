@@ -1,4 +1,4 @@
-"""The training loop of the examples: Muon and AdamW, weight averaging, a schedule by the clock, checkpoints."""
+"""The training loop of the examples: Muon, AdamW, averaged weights, a schedule by the clock, checkpoints."""
 
 from __future__ import annotations
 

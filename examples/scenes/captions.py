@@ -91,9 +91,7 @@ def null_captions(count: int) -> Tensor:
 
 def all_prompts() -> list[Prompt]:
     """The grammar's 3840 prompts, in a fixed order."""
-    return [
-        Prompt(*parts) for parts in product(COUNTS, range(10), MOTIONS, DIRECTIONS, GROUNDS, VIEWS)
-    ]
+    return [Prompt(*parts) for parts in product(COUNTS, range(10), MOTIONS, DIRECTIONS, GROUNDS, VIEWS)]
 
 
 def training_prompts() -> list[Prompt]:
@@ -106,7 +104,7 @@ def held_out_prompts() -> list[Prompt]:
     return [prompt for place, prompt in enumerate(all_prompts()) if _held_out(place)]
 
 
-def test_prompts(per_class: int = 2) -> list[Prompt]:
+def evaluation_prompts(per_class: int = 2) -> list[Prompt]:
     """Held-out prompts: `per_class` of each of the 12 pairs of a motion and a ground, a pair at a time."""
     return _balanced(held_out_prompts(), per_class)
 

@@ -38,7 +38,7 @@ class Options(trainer.Options):
     muon_bfloat16: bool = False
     t_mean: float = 0.4
     t_std: float = 1.2
-    """wan: 90 % of the t are the sigmoid of a normal variable with this mean and deviation, 10 % are uniform."""
+    """wan: 90 % of the t are the sigmoid of a normal variable (this mean and deviation), 10 % are uniform."""
     largest_weight: float = 5.0
     """latte: the squared error of the noise has the weight min(1 / alpha_bar, this)."""
 
@@ -53,13 +53,15 @@ def start(options: Options) -> State:
         for name, block in model.named_modules():
             if name.rpartition(".")[0].endswith("blocks"):
                 block.compile(dynamic=False)
-    matrices = [n for n, p in model.named_parameters() if "blocks." in n and n.endswith("weight") and p.ndim == 2]
+    matrices = [
+        n for n, p in model.named_parameters() if "blocks." in n and n.endswith("weight") and p.ndim == 2
+    ]
     return new_state(options, model, matrices)
 
 
 @torch.no_grad()
 def initialize(model: nn.Module) -> None:
-    """Makes the blocks identities, and the output the input: both networks have to return most of their noise."""
+    """Makes the blocks identities and the output the input, which contains most of the target."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
@@ -122,7 +124,7 @@ def export(out: str | Path, to: str | Path, every: int = 100) -> tuple[Path, Pat
     name = state.options.model
     weights, config, log = to / f"{name}.safetensors", to / f"{name}.json", to / f"training_{name}.jsonl"
     save_average(state, weights)
-    write_json(config, dict(state.model.config))
+    write_json(config, CONFIGS[name])
     save_thinned_log(state, out, log, every)
     return weights, config, log
 
