@@ -1,4 +1,4 @@
-"""The command `adacache`: doctor, verify, flops, demo, calibrate."""
+"""The command `adacache`: doctor, verify, flops, demo, calibrate, study."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from adacache.checks import printable
+from adacache.commands import study
 from adacache.commands.options import (
     device,
     input_file,
@@ -154,6 +155,13 @@ def _parser() -> argparse.ArgumentParser:
         help="file for adacache.enable (default: %(default)s)",
     )
     calibrate.set_defaults(run=_calibrate)
+
+    people = commands.add_parser(
+        "study",
+        help="make a page on which people compare clips of two methods blindly, or evaluate its results",
+    )
+    study.add_options(people)
+    people.set_defaults(run=study.run)
     return parser
 
 
