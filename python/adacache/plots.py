@@ -92,3 +92,23 @@ def draw_traces(
             figure.savefig(path, dpi=110)
         else:
             figure.savefig(path, format="svg", metadata={"Date": None})
+
+
+def draw_curves(
+    curves: Mapping[str, Sequence[tuple[float, float]]], path: str | Path, across: str, up: str
+) -> None:
+    """Plots points (x, y) joined by lines, one line per label; `across` and `up` name the axes."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("plot: matplotlib is missing; pip install 'adacache-kernels[demo]'") from error
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axis = figure.subplots()
+    for place, (label, points) in enumerate(curves.items()):
+        axis.plot(*zip(*points, strict=True), marker="o", color=COLORS[place % len(COLORS)], label=label)
+    axis.set_xlabel(across)
+    axis.set_ylabel(up)
+    axis.grid(color="#eeeeee")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False)
+    figure.savefig(path, dpi=110)

@@ -25,7 +25,8 @@ from adacache.calibration import (
     subject_of,
     write,
 )
-from adacache.commands.cli import SUBJECTS, main
+from adacache.commands.calibrate import SUBJECTS
+from adacache.commands.cli import main
 from adacache.policies.presets import preset
 from model_cases import COGVIDEOX, LATTE, Case
 from pipeline_cases import PIPELINES

@@ -184,7 +184,7 @@ def test_found_by_structure_gives_the_same(case: Case, monkeypatch: pytest.Monke
     with enabled(model, schedule) as handle:
         assert handle.known
         expected = case.denoise(model, values, STEPS)
-    monkeypatch.setattr("adacache.handle.spec_for", lambda model: (generic_spec(model), False))
+    monkeypatch.setattr("adacache.handle.spec_for", lambda model, blocks=True: (generic_spec(model), False))
     with enabled(model, schedule) as handle:
         assert not handle.known
         assert relative_error(case.denoise(model, values, STEPS), expected) < case.tolerance

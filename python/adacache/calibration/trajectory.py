@@ -1,7 +1,7 @@
-"""Runs of a sampler whose outputs are recorded or given: what path calibration measures with.
+"""Runs of a sampler whose outputs are recorded or given, to calibrate planned paths.
 
-The guided outputs are those that the sampler passes to its scheduler's `step`. At a step whose output is given,
-the model is not called.
+The guided outputs are those that the sampler passes to its scheduler's `step`. At a step whose output is
+given, the model is not called.
 """
 
 from __future__ import annotations
@@ -35,11 +35,13 @@ class Solver:
 
     Attributes:
         scheduler: a copy.
+        device: of the latents.
         arguments: per step, the arguments of its `step` besides the output and the latents.
         generators: states of random generators among these, at the start.
     """
 
     scheduler: Any
+    device: torch.device
     arguments: list[dict[str, Any]] = field(default_factory=list)
     generators: dict[int, Tensor] = field(default_factory=dict)
 
@@ -52,11 +54,11 @@ class Solver:
         """
         scheduler = copy.deepcopy(self.scheduler)
         copies: dict[int, torch.Generator] = {}
-        states = [start]
+        states = [start.to(self.device)]
         for output, arguments in zip(outputs, self.arguments, strict=False):
             own = {name: self._own(value, copies) for name, value in arguments.items()}
-            states.append(_latents(scheduler.step(output, sample=states[-1], **own)))
-        return states
+            states.append(_latents(scheduler.step(output.to(self.device), sample=states[-1], **own)))
+        return [state.cpu() for state in states]
 
     def _own(self, value: Any, copies: dict[int, torch.Generator]) -> Any:
         if isinstance(value, list):
@@ -74,8 +76,8 @@ class Trajectory:
     """One run.
 
     Attributes:
-        outputs: the guided output of each step.
-        states: latents before each step, and after the last.
+        outputs: the guided output of each step, on the CPU.
+        states: latents before each step, and after the last, on the CPU.
         result: what the subject's `generate` returned; None if the run was stopped.
         solver: the scheduler.
         forms: per step, the outputs of each call of the model, without values.
@@ -113,6 +115,9 @@ class _Drive:
         self.states: list[Tensor] = []
         self.forms: list[list[_Form]] = [[]]
         self.solver: Solver | None = None
+        self.last: Tensor | None = None
+        """The latents after the last step so far."""
+        self._latest: list[_Form] = []
         self._planned: tuple[int, Tensor | None] = (-1, None)
         self._calls = 0
 
@@ -131,7 +136,10 @@ class _Drive:
     def call_model(self, compute: Callable[[], Any]) -> Any:
         number, self._calls = self._calls, self._calls + 1
         if self.output() is not None:
-            return self.known_forms[self.step][number].zeros()
+            forms = self.known_forms[self.step] if self.step < len(self.known_forms) else self._latest
+            if number >= len(forms):
+                raise ValueError("model: it was called more often in a step than in the run with all steps")
+            return forms[number].zeros()
         result = compute()
         tensors, rebuild = flatten(result)
         likes = [one.new_empty(()) for one in tensors]
@@ -145,29 +153,32 @@ class _Drive:
         first, sample = names[1], "sample"
         if sample not in bound:
             raise ValueError(
-                f"scheduler: the step of {type(scheduler).__name__} takes {names[1:]}; a path can be calibrated "
-                f"where the model's output is the first and one is called {sample!r}"
+                f"scheduler: the step of {type(scheduler).__name__} takes {names[1:]}; expected the model's "
+                f"output first and an argument {sample!r}"
             )
         bound.pop(names[0])
         output, state = bound.pop(first), bound.pop(sample)
         bound |= bound.pop("kwargs", {})
         if self.solver is None:
-            self.solver = Solver(copy.deepcopy(scheduler))
+            self.solver = Solver(copy.deepcopy(scheduler), state.device)
             for generator in _generators(bound.values()):
                 self.solver.generators[id(generator)] = generator.get_state()
         self.solver.arguments.append(bound)
         given = self.output()
         if given is not None:
-            output = given.to(output.dtype)
-        self.states.append(state.detach().clone())
+            output = given.to(output)
+        self.states.append(state.detach().cpu().clone())
         result = plain(scheduler, output, sample=state, **bound)
-        self.outputs.append(output.detach().clone())
+        self.outputs.append(output.detach().cpu().clone())
+        if self.forms[-1]:
+            self._latest = self.forms[-1]
+        else:
+            self.forms[-1] = self._latest
         self.forms.append([])
         self._calls = 0
+        self.last = _latents(result).detach().cpu().clone()
         if self.step == self.stop:
-            self.states.append(_latents(result).detach().clone())
             raise _Stop
-        self.last = result
         return result
 
 
@@ -206,7 +217,7 @@ def trajectory(
 
     Args:
         given: outputs of steps at which the model is not called; None: all steps are computed.
-        forms: of a run in which all steps were computed; needed with `given`.
+        forms: of a run in which all steps were computed; needed if the first step is given.
         stop: end after this many steps.
         grid: the timesteps to take; None: all.
 
@@ -236,11 +247,11 @@ def trajectory(
     expected = subject.num_steps if grid is None else len(grid.steps)
     if drive.solver is None or (stop is None and drive.step != expected):
         raise ValueError(
-            f"model: expected {expected} steps of the scheduler {type(scheduler).__name__} in one generation, "
+            f"model: expected {expected} steps of {type(scheduler).__name__} in one generation, "
             f"got {drive.step}"
         )
-    if result is not None:
-        drive.states.append(_latents(drive.last).detach().clone())
+    assert drive.last is not None
+    drive.states.append(drive.last)
     return Trajectory(drive.outputs, drive.states, result, drive.solver, drive.forms[:-1])
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from html import escape
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 from adacache.checks import refuse, text, whole
 from adacache.commands.options import output_file, whole_number
@@ -52,33 +53,36 @@ class Pair:
     second: str
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+def add(commands: Any) -> None:
+    """Adds the command to a parser's commands."""
+    command = commands.add_parser(
+        "study", help="make a page on which people compare clips blindly, or evaluate its results"
+    )
+    command.add_argument(
         "directory",
         nargs="?",
         help="folder with DIRECTORY/METHOD/CLIP for two or more methods. Clips have the same names for each "
         f"method; they are {', '.join(KINDS)} files",
     )
-    parser.add_argument(
+    command.add_argument(
         "--evaluate", nargs="+", metavar="RESULTS", help="print the statistics of downloaded results instead"
     )
-    parser.add_argument("--out", type=output_file, help=f"the page (default: {PAGE})")
-    parser.add_argument("--against", metavar="METHOD", help="show only pairs with this method")
-    parser.add_argument(
-        "--most",
-        type=whole_number(1),
-        help="pairs that one participant sees, chosen at random (default: all)",
+    command.add_argument("--out", type=output_file, help=f"the page (default: {PAGE})")
+    command.add_argument("--against", metavar="METHOD", help="show only pairs with this method")
+    command.add_argument(
+        "--most", type=whole_number(1), help="pairs that one participant sees, chosen at random (default: all)"
     )
-    parser.add_argument(
+    command.add_argument(
         "--checks",
         type=whole_number(0),
         default=0,
         help="further pairs of two equal clips, as attention checks (default: %(default)s)",
     )
-    parser.add_argument(
+    command.add_argument(
         "--seed", type=whole_number(), default=0, help="seed of the orders (default: %(default)s)"
     )
-    parser.add_argument("--question", default=QUESTION, help='shown with each pair (default: "%(default)s")')
+    command.add_argument("--question", default=QUESTION, help='shown with each pair (default: "%(default)s")')
+    command.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:

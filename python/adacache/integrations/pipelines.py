@@ -118,10 +118,12 @@ class PipelineHandle:
         Raises:
             RuntimeError: nothing has run yet.
         """
-        traces = list(self.traces.values())
+        traces = self.traces
         if not traces:
             raise RuntimeError("trace: the pipeline's call ended before a transformer ran")
-        return functools.reduce(Trace.followed_by, traces)
+        if self._latest is not None and self._latest.guided is not None:
+            return next(iter(traces.values()))  # all transformers share one request
+        return functools.reduce(Trace.followed_by, traces.values())
 
     def describe(self) -> dict[str, Any]:
         """What was matched, per transformer; see `Handle.describe`."""

@@ -340,6 +340,23 @@ def planned(
     return PlannedPath(entry["computed"], entry["factors"], level or values["level"], origin=origin)
 
 
+def timesteps(path: str | Path, budget: int) -> list[float]:
+    """The timesteps of a budget's path, for a sampler that takes timesteps and computes each.
+
+    Args:
+        path: a file of planned paths.
+        budget: number of timesteps; one of the budgets in the file.
+
+    Raises:
+        ValueError: not such a file, a budget that is not in it, or the file states no timesteps.
+    """
+    values, found = read_paths(path), planned(path, budget=budget)
+    if values["timesteps"] is None:
+        raise ValueError(f"path: {path} states no timesteps, because its sampler does not")
+    steps = found.steps if isinstance(found, PlannedTimesteps) else found.computed
+    return [values["timesteps"][step - 1] for step in steps]
+
+
 def _budgets(value: Any, name: str) -> dict[str, Any]:
     if not isinstance(value, dict) or not value:
         refuse(name, "an object with at least one budget", value)

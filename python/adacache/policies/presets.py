@@ -1,4 +1,4 @@
-"""Settings by name.
+"""Settings by name. A module of this package that has `PRESETS`, {name: policy}, adds these to the names.
 
 Open-Sora's codebooks are the published ones (arXiv 2411.02397 and its code). For 100 steps no slow codebook
 was published: ours is the fast one with its rates halved. The digit model's codebooks fit that model alone:
@@ -8,6 +8,10 @@ of the same cost, on clips of training prompts.
 
 from __future__ import annotations
 
+import functools
+import importlib
+import pkgutil
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,14 +48,26 @@ _DIGITS = ("digits/fast", "digits/slow")
 
 def preset_names() -> list[str]:
     """All preset names."""
-    return [name + suffix for name in (*_OPEN_SORA, *_DIGITS) for suffix in ("", "+moreg")]
+    adacache = [name + suffix for name in (*_OPEN_SORA, *_DIGITS) for suffix in ("", "+moreg")]
+    return [*adacache, *_others()]
+
+
+@functools.cache
+def _others() -> Mapping[str, Policy]:
+    """The settings of other methods, as their modules declare them."""
+    found: dict[str, Policy] = {}
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        if module.name != Path(__file__).stem:
+            own = importlib.import_module(f"{__package__}.{module.name}")
+            found |= getattr(own, "PRESETS", {})
+    return dict(sorted(found.items()))
 
 
 def preset(
     name: str | Path, num_steps: int | None, *, budget: int | None = None, speedup: float | None = None
 ) -> Policy:
-    """The settings of a preset, such as "open-sora/fast" or "open-sora/slow+moreg", or of a file that
-    `adacache calibrate` wrote.
+    """The settings of a preset, such as "open-sora/fast", "open-sora/slow+moreg" or
+    "teacache/open-sora-fast", or of a file that `adacache calibrate` wrote.
 
     Args:
         name: preset or path; text that ends in ".json" is a path.
@@ -68,6 +84,8 @@ def preset(
         _refuse_budget(str(path), budget, speedup)
         return _calibrated(path, num_steps)
     _refuse_budget(name, budget, speedup)
+    if name in _others():
+        return _others()[name]
     base = name.removesuffix("+moreg")
     if base not in (*_OPEN_SORA, *_DIGITS):
         raise ValueError(f"policy: expected one of {preset_names()}, got {name!r}")

@@ -39,7 +39,7 @@ def guided_output(request: Request, output: Tensor, stream: int = 0) -> Tensor:
         gaps = request.gaps(branch, GUIDED)
         value = output.detach()
         request.store.keep(site, value if rows is None else rows.take(value), keep, rows, gaps, value)
-        request.note_kept(branch, GUIDED, actions)
+        request.note_kept(branch, GUIDED, actions, [site])
         if rows is None:
             return output
         coefficients = request.coefficients(branch, GUIDED, actions)

@@ -55,10 +55,15 @@ def flatten(output: Any) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Any
 
 @dataclass(frozen=True)
 class KeptOutput:
-    """One module in one forward call. It runs if any video computes it, or if the segment is mixed."""
+    """One module in one forward call. It runs if any video computes it, or if the segment is mixed.
+
+    Attributes:
+        base: is subtracted from the tensor that is kept, and added when this is reused; None: nothing is.
+    """
 
     forward: Forward
     site: Site
+    base: Tensor | None = None
 
     def run(self, compute: Callable[[], Any], inputs: Sequence[Any] = ()) -> Any:
         """The output: kept, forecast, or computed and kept.
@@ -82,10 +87,17 @@ class KeptOutput:
         output = compute()
         tensors, rebuild = flatten(output)
         keep, gaps = request.decider.keeps[site], request.gaps(branch, site)
+        if self.base is not None and [value.shape for value in tensors] != [self.base.shape]:
+            raise ValueError(
+                f"model: expected one output of the latents' shape {list(self.base.shape)}, whose residual "
+                f"is kept, got {[list(value.shape) for value in tensors]}"
+            )
         for k, value in enumerate(tensors):
-            forward.store.keep((*key, k), value, keep, None, gaps, value)
+            kept = value if self.base is None else value - self.base
+            forward.store.keep((*key, k), kept, keep, None, gaps, value)
         request.output_forms[key] = _Form(shapes, [value.dtype for value in tensors], rebuild)
-        request.note_kept(branch, site, [Action.COMPUTE] * request.decisions)
+        keys = [(*key, k) for k in range(len(tensors))]
+        request.note_kept(branch, site, [Action.COMPUTE] * request.decisions, keys)
         return output
 
     def _intact(self, form: _Form) -> bool:
@@ -104,4 +116,6 @@ class KeptOutput:
             )
             for k, dtype in enumerate(form.dtypes)
         ]
+        if self.base is not None:
+            values = [value + self.base.to(value.dtype) for value in values]
         return form.rebuild(values)

@@ -54,7 +54,8 @@ class Branch:
         order: positions of the blocks that ran at its last computed step; None before the first.
         chained: positions of blocks whose input was the very output of the block before.
         kept_at: per kept site, the step at which each decision's rows were kept (0: never).
-        off_plan: sites and decisions whose rows were kept at a step that the plan did not compute.
+        off_plan: sites and decisions whose rows were kept at a step that the plan did not compute; with a
+            recurrence, for all further steps.
     """
 
     index: int
@@ -198,6 +199,7 @@ class Request:
             self.reshape(branch, facts)
         if new_step:
             self.step += 1
+            self.store.step = self.step
             if self.step == 3:
                 self.store.forget_first()
             self._computed.append([False] * self.decisions)
@@ -267,15 +269,23 @@ class Request:
         kept = branch.kept_at.get(site, [0] * self.decisions)
         return [max(1, self.step - kept[video]) if kept[video] else 1 for video in branch.videos]
 
-    def note_kept(self, branch: Branch, site: Site, actions: Sequence[Action]) -> None:
-        """Notes that a site's tensors are of this step for the videos that computed it."""
+    def note_kept(self, branch: Branch, site: Site, actions: Sequence[Action], keys: Sequence[Any]) -> None:
+        """Notes that a site's features, which are stored under these keys, are of this step for the videos
+        that computed it."""
         kept = branch.kept_at.setdefault(site, [0] * self.decisions)
+        keep = self.decider.keeps.get(site)
+        recurs = keep is not None and keep.recurrence is not None
         for video, action in enumerate(actions):
             if action is Action.COMPUTE:
                 kept[video] = self.step
                 planned = self.plan.actions.get(site)
-                as_planned = planned is None or planned[video] is Action.COMPUTE
-                (branch.off_plan.discard if as_planned else branch.off_plan.add)((site, video))
+                # A feature of a new shape lacks the earlier steps that the plan's forecasts count on.
+                rows = [row for row, own in enumerate(branch.videos) if own == video]
+                lost = recurs and self.step > 1 and any(self.store.kept_once(key, rows) for key in keys)
+                if lost or (planned is not None and planned[video] is not Action.COMPUTE):
+                    branch.off_plan.add((site, video))
+                elif not recurs:
+                    branch.off_plan.discard((site, video))
 
     def note_computed(self, videos: Sequence[bool]) -> None:
         """Notes in the trace which videos computed blocks whose residual is kept."""
@@ -306,6 +316,8 @@ class Request:
                     if old is not None:
                         decider.observe(step, site, measure(site, old))
         self._decider = decider
+        for site in decider.signals:
+            self.store.forget_watched(site)
         for key in list(self._branches)[calls:]:
             self.store.drop(self._branches.pop(key).index)
 

@@ -15,15 +15,16 @@ from torch import Tensor
 
 from adacache.adapters.spec import Arguments, ModelSpec
 from adacache.interpose import interpose, plain_class, restore
+from adacache.policies.base import What
 from adacache.runtime.clock import Clock
 from adacache.runtime.forward import Call, Forward, segments
 from adacache.runtime.fused_forward import run_program
 from adacache.runtime.meter import Reduce
-from adacache.runtime.outputs import KeptOutput
+from adacache.runtime.outputs import KeptOutput, flatten
 from adacache.runtime.request import Facts
 from adacache.runtime.wrapped_block import OWNER, WrappedBlock
 from adacache.runtime.wrapped_forward import WrappedForward
-from adacache.sites import MODEL, ModelSites
+from adacache.sites import LATENTS, MODEL, ModelSites
 
 NOT_COMPILED = (
     "AdaCache decides in Python which blocks run, so the whole model cannot be one graph; compile its blocks "
@@ -277,7 +278,12 @@ class _Running:
             else:
                 self._forward = Forward(call)
             self._tick = tick
+            self._forward.meter.measure(LATENTS, self._latents)
         return self._forward
+
+    def _latents(self) -> Tensor:
+        latents = self._given[self.runner.spec.latents]
+        return latents if isinstance(latents, Tensor) else torch.stack(list(latents))
 
     def spares(self) -> bool:
         """Whether this call reuses the whole stack, so that it runs with the spec's `reuse_arguments`."""
@@ -295,9 +301,15 @@ class _Running:
 
         def computed() -> Any:
             request.note_computed([True] * request.decisions)
-            return compute()
+            output = compute()
+            if MODEL in forward.meter.watches:
+                first = flatten(output)[0][0]
+                # A copy, because a sampler may modify its output in place.
+                forward.meter.residual(MODEL, first.reshape(first.shape[0], 1, -1).clone(), None)
+            return output
 
-        return KeptOutput(forward, MODEL).run(computed, inputs)
+        residual = request.decider.keeps[MODEL].what is What.RESIDUAL
+        return KeptOutput(forward, MODEL, self._latents() if residual else None).run(computed, inputs)
 
     def finish(self) -> None:
         forward = self.forward()
