@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from adacache.calibration import Subject
+from torch import Tensor
+
 from scenes.captions import Prompt, calibration_prompts, evaluation_prompts
 from scenes.evaluate import Reader
 from scenes.models import STEPS, call_arguments, latte_pipeline, wan_pipeline
-from torch import Tensor
 
 PIPELINES: dict[str, Callable[[], Any]] = {
     "wan_euler": functools.partial(wan_pipeline, "euler"),

@@ -83,14 +83,20 @@ class Windows:
         return squares
 
     def paths(self, cost: Doubles, computed: int, most: int) -> list[list[int]]:
-        """Paths of so many computed steps: first the one with the smallest sum of squared errors, then others
-        whose sum is nearly as small. They are the best ones after random changes of the cost; each differs
-        from the others in at least two steps.
+        """Paths of so many computed steps: first the one with the smallest sum of squared errors; then the best
+        ones with another second or another last computed step; then others whose sum is nearly as small, the
+        best ones after random changes of the cost, each at least two steps from all before it.
 
         The sum is an estimate to first order; of paths with nearly equal sums, runs show the best.
         """
         best, least = shortest_with_memory(cost, computed)
-        found = {tuple(best): least}
+        chosen: list[tuple[int, ...]] = [tuple(best)]
+        for changed in _other_ends(cost, best):
+            try:
+                chosen.append(tuple(shortest_with_memory(changed, computed)[0]))
+            except ValueError:  # no such path
+                continue
+        found: dict[tuple[int, ...], float] = {}
         source = np.random.default_rng(0)
         for _ in range(DRAWS):
             changed = cost * np.exp(SPREAD * source.standard_normal(cost.shape))
@@ -98,11 +104,10 @@ class Windows:
             total = self.total(cost, path)
             if total <= least * MOST_WORSE:
                 found[tuple(path)] = total
-        chosen: list[tuple[int, ...]] = []
         for one in sorted(found, key=lambda key: found[key]):
             if all(len(set(one) - set(other)) > 1 for other in chosen):
                 chosen.append(one)
-        return [list(path) for path in chosen[:most]]
+        return [list(path) for path in dict.fromkeys(chosen)][:most]
 
     def total(self, cost: Doubles, path: Sequence[int]) -> float:
         """The sum of the squared errors of a path."""
@@ -132,6 +137,18 @@ class Windows:
         for w, value in zip(used, solved, strict=True):
             factors[w] = float(value)
         return factors
+
+
+def _other_ends(cost: Doubles, best: Sequence[int]) -> list[Doubles]:
+    """Costs that forbid the second computed step of a path, allow only later ones, or forbid its last."""
+    end = len(cost) - 1
+    if len(best) < 3:
+        return []
+    without_second, next_second, without_last = cost.copy(), cost.copy(), cost.copy()
+    without_second[end, 0, best[1]] = np.inf
+    next_second[end, 0, : best[1] + 1] = np.inf
+    without_last[:, best[-1], end] = np.inf
+    return [without_second, next_second, without_last]
 
 
 def path_windows(path: Sequence[int], num_steps: int) -> list[tuple[int, int, int]]:

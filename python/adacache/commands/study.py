@@ -70,7 +70,9 @@ def add(commands: Any) -> None:
     command.add_argument("--out", type=output_file, help=f"the page (default: {PAGE})")
     command.add_argument("--against", metavar="METHOD", help="show only pairs with this method")
     command.add_argument(
-        "--most", type=whole_number(1), help="pairs that one participant sees, chosen at random (default: all)"
+        "--most",
+        type=whole_number(1),
+        help="pairs that one participant sees, chosen at random (default: all)",
     )
     command.add_argument(
         "--checks",
