@@ -371,7 +371,7 @@ def _best_path(
         return _matched(subject, clips, path, joint)[1]
 
     full = [clip.full.states[-1] for clip in clips]
-    peak = _peak(full)
+    peak = subject.peak or _peak(full)
     scores: dict[tuple[int, ...], float] = {}
     waiting = [tuple(path) for path in windows.paths(cost, computed, max(1, runs // 2))]
     if runs == 1:
@@ -409,7 +409,7 @@ def _fit(subject: Subject, clips: Sequence[Clip], windows: Windows, path: list[i
     if len(path) < subject.num_steps:
         fits["matched"], finals["matched"] = _matched(subject, clips, path, None)
         fits["mean"], finals["mean"] = _matched(subject, clips, path, fits["joint"])
-    peak = _peak([clip.full.states[-1] for clip in clips])
+    peak = subject.peak or _peak([clip.full.states[-1] for clip in clips])
     scores = {
         name: _mean_psnr(found, [clip.full.states[-1] for clip in clips], peak)
         for name, found in finals.items()

@@ -83,9 +83,9 @@ class Windows:
         return squares
 
     def paths(self, cost: Doubles, computed: int, most: int) -> list[list[int]]:
-        """Paths of so many computed steps: first the one with the smallest sum of squared errors; then the best
-        ones with another second or another last computed step; then others whose sum is nearly as small, the
-        best ones after random changes of the cost, each at least two steps from all before it.
+        """Paths of so many computed steps: the one with the smallest sum of squared errors, the best ones
+        with another second or another last computed step, and others whose sum is nearly as small. The others
+        are the best ones after random changes of the cost; each is at least two steps from all before it.
 
         The sum is an estimate to first order; of paths with nearly equal sums, runs show the best.
         """
