@@ -1,4 +1,4 @@
-"""AdaCache with what else is done to a model: offloading, LoRA, torch.compile, and hooks of others."""
+"""AdaCache with offloading, LoRA, torch.compile, and hooks of other libraries."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WAN_PIPELINE = next(case for case in PIPELINES if case.name == "WanPipeline")
 
 @pytest.mark.parametrize("first", ["offload", "adacache"])
 def test_model_offload(first: str) -> None:
-    """Its hooks are taken off and put on again at the end of each call: AdaCache stays on, in either
+    """Offloading removes and adds its hooks at the end of each call. AdaCache stays enabled, in either
     order."""
     accelerate = pytest.importorskip("accelerate")
     assert accelerate
@@ -48,7 +48,7 @@ def test_model_offload(first: str) -> None:
 @pytest.mark.parametrize("case", [LATTE, WAN, COGVIDEOX], ids=lambda case: case.name)
 @pytest.mark.parametrize("first", ["offload", "adacache"])
 def test_sequential_offload(case: Case, first: str) -> None:
-    """Each module's weights come and go with its call; blocks that are reused never load theirs."""
+    """Weights are loaded per module call; reused blocks do not load theirs."""
     accelerate = pytest.importorskip("accelerate")
     model, values = case.model(), case.values()
     with enabled(model, POLICY):
@@ -116,7 +116,7 @@ def _compile_wrapped(model: Any) -> Any:
 )
 @pytest.mark.parametrize("first", ["compile", "adacache"])
 def test_compile(first: str, compile_model: Callable[[Any], Any]) -> None:
-    """Of the repeated blocks, and of the whole transformer, before and after AdaCache is enabled."""
+    """Compiled blocks and compiled transformers, before and after AdaCache is enabled."""
     torch._dynamo.reset()
     case, model = WAN, WAN.model()
     values = case.values()
@@ -137,7 +137,7 @@ def test_compile(first: str, compile_model: Callable[[Any], Any]) -> None:
 
 
 def test_blocks_compiled_do_run_compiled() -> None:
-    """All but the measured one, of whose children the outputs are looked at."""
+    """All except the measured block, whose child outputs are hooked."""
     torch._dynamo.reset()
     model, values = WAN.model(), WAN.values()
     graphs = []
@@ -174,7 +174,7 @@ def test_hooks_of_others_see_the_computed_steps() -> None:
 
 
 def test_two_requests_at_once() -> None:
-    """Two loops on one model, step by step in turns, each in a context of its own."""
+    """Two interleaved loops on one model, each in its own context."""
     import contextvars
 
     case, model = LATTE, LATTE.model()
@@ -200,7 +200,7 @@ def test_two_requests_at_once() -> None:
 
 
 def test_disable_after_the_class_was_changed() -> None:
-    """As `fully_shard` does: the class stays, AdaCache does not, and `enable` works again."""
+    """As by `fully_shard`: `disable` keeps the new class, and `enable` works again."""
     model, values = WAN.model(), WAN.values()
     plain = WAN.denoise(model, values, STEPS)
     adacache.enable(model, POLICY, num_steps=STEPS)

@@ -1,4 +1,4 @@
-"""Silent faults that were measured in other caching libraries: each is shown not to be here."""
+"""Regression tests for silent faults of other caching libraries."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REUSING = adacache.Replay([1, 11, 12])
 
 
 def test_1_the_second_guidance_call_reuses_its_own_tensors() -> None:
-    """Two calls a step, with names that change their order, against each branch run alone."""
+    """Two named calls per step in changing order, against separate runs of each branch."""
     model, values, null = WAN.model(), WAN.values(seed=1), WAN.values(seed=2)
     z = values["hidden_states"]
 
@@ -42,19 +42,19 @@ def test_1_the_second_guidance_call_reuses_its_own_tensors() -> None:
 def test_2_a_model_of_which_nothing_matches_is_refused() -> None:
     with pytest.raises(ValueError, match=r"model: found no list of blocks in unknown.Flat"):
         adacache.enable(Flat(), REUSING, num_steps=STEPS)
-    # A known class whose block changed: what is not found is said, at the first step.
+    # A known class with a changed block: a missing child raises at the first step.
     model, values = ALLEGRO.model(), ALLEGRO.values()
     adacache.enable(model, adacache.AdaCache(codebook=CODEBOOK), num_steps=STEPS, rows_per_video=1)
     block = model.transformer_blocks[1]
     block.attn1 = Wrapped(block.attn1)
-    assert torch.isfinite(ALLEGRO.denoise(model, values, STEPS)).all(), "a child that was replaced is found"
+    assert torch.isfinite(ALLEGRO.denoise(model, values, STEPS)).all(), "a replaced child is found"
     del block._modules["attn1"]
     with pytest.raises(AttributeError, match="attn1"):
         ALLEGRO.denoise(model, values, STEPS)
 
 
 class Wrapped(nn.Module):
-    """What an adapter library may put in the place of a module."""
+    """Replaces a module, as adapter libraries do."""
 
     def __init__(self, attention: nn.Module):
         super().__init__()
@@ -81,7 +81,7 @@ def test_2_blocks_that_do_not_run_are_an_error() -> None:
 
 
 def test_3_latte_runs_by_turns() -> None:
-    """No reuse, no error: the blocks run spatial, temporal, spatial ... as they do in the plain model."""
+    """Blocks run in the interleaved order of the plain model: spatial, temporal, spatial ..."""
     model, values = LATTE.model(), LATTE.values()
     plain = LATTE.denoise(model, values, STEPS)
     order: list[str] = []
@@ -92,7 +92,7 @@ def test_3_latte_runs_by_turns() -> None:
         assert torch.equal(LATTE.denoise(model, values, STEPS), plain)
         assert [site.split(".")[0] for site in handle.sites][::2] == ["spatial_blocks", "temporal_blocks"] * 4
     assert order == [*LATTE.lists] * 4 * STEPS
-    # One reused step with the very latents of the computed one changes nothing but rounding.
+    # A reused step with the latents of the computed step differs only by rounding.
     z = values["hidden_states"]
     with torch.no_grad(), enabled(model, REUSING) as handle, handle.request():
         computed, reused = (LATTE.predict(model, values, z, 0, STEPS) for _ in range(2))
@@ -113,7 +113,7 @@ def test_4_the_second_prompt_starts_afresh(case: Case) -> None:
 
 
 def test_5_the_order_of_lists_is_that_of_the_model() -> None:
-    """Whatever the hash seed: names whose order in a set would depend on it."""
+    """For any hash seed; the order of a set of these names would depend on it."""
     script = (
         "import warnings; warnings.simplefilter('ignore')\n"
         "import torch, adacache\n"
@@ -133,7 +133,7 @@ def test_5_the_order_of_lists_is_that_of_the_model() -> None:
 
 @pytest.mark.parametrize("case", [LATTE, WAN, COGVIDEOX], ids=lambda case: case.name)
 def test_6_the_metric_sees_the_video_and_not_only_the_timestep(case: Case) -> None:
-    """Other latents or another prompt at the same timesteps give other distances."""
+    """Other latents or another prompt with the same timesteps give different distances."""
     model, values, other = case.model(), case.values(seed=1), case.values(seed=2)
     curves = []
     for some in (

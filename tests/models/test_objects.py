@@ -1,5 +1,4 @@
-"""What enabling does to the objects: copies, pickles, class identity, disabling after changes, compiled
-blocks."""
+"""Objects of enabled models: copies, pickles, class identity, `disable` after changes, compiled blocks."""
 
 from __future__ import annotations
 
@@ -58,7 +57,7 @@ def test_copies_are_plain_and_work(case: Case, duplicate: Any) -> None:
     adacache.enable(other, P3, num_steps=STEPS, rows_per_video=1)
     assert torch.equal(case.denoise(other, values, STEPS), cached)
     adacache.disable(other)
-    assert torch.equal(case.denoise(model, values, STEPS), cached), "the original is still enabled"
+    assert torch.equal(case.denoise(model, values, STEPS), cached), "the original must stay enabled"
     assert handle.trace.computed_steps == [1, 2, 5, 8, 11, 12]
     adacache.disable(model)
     assert is_plain(model)
@@ -102,7 +101,7 @@ def test_classes_compare_equal_to_the_plain_ones(case: Case) -> None:
 
 
 def test_from_pipe() -> None:
-    """diffusers compares the classes of components with the annotations of the new pipeline."""
+    """diffusers compares component classes with the annotations of the new pipeline."""
     import diffusers
 
     case = PIPELINE["WanPipeline"]
@@ -113,7 +112,7 @@ def test_from_pipe() -> None:
 
 
 def test_first_block_cache_of_diffusers_after_ours() -> None:
-    """Its registry is keyed by the blocks' class."""
+    """Its registry is keyed by the class of the blocks."""
     hooks = pytest.importorskip("diffusers.hooks")
     model, values = WAN.model(), WAN.values()
     plain = WAN.denoise(model, values, 9)
@@ -219,7 +218,7 @@ def test_nothing_is_left_of_many_enables() -> None:
 
 
 class TwoStreams(Block):
-    """Returns a text stream first, and a further tensor."""
+    """Returns the text stream first, and a further value."""
 
     def forward(self, x: torch.Tensor, text: torch.Tensor, time: torch.Tensor) -> Any:  # type: ignore[override]
         return text + 0.1, super().forward(x, time), {"note": 1}
@@ -262,7 +261,7 @@ def test_streams_of_an_unknown_model_are_recognized_by_shape(as_list: bool) -> N
     model = Model(TwoStreams).requires_grad_(False)
     plain = denoise(model, as_list)
     handle = adacache.enable(model, P3, num_steps=STEPS)
-    assert handle.describe()["block_lists"] == ["zeta"], "projections of captions are no blocks"
+    assert handle.describe()["block_lists"] == ["zeta"], "caption projections are not blocks"
     final = denoise(model, as_list)
     assert handle.trace.computed_steps == [1, 2, 5, 8, 11, 12]
     assert 0 < float((final - plain).abs().mean() / plain.abs().mean()) < 0.2
@@ -399,7 +398,7 @@ class TokensFirst(Model):
 @pytest.mark.filterwarnings("ignore:AdaCache. TokensFirst is not a known model")
 @pytest.mark.parametrize("tokens", [5, 6])
 def test_rows_of_an_unknown_layout_are_decided_together(tokens: int) -> None:
-    """Tokens first: parts of the tokens must not be taken for videos, also if their number is a multiple."""
+    """Layout [N, B, C]: tokens must not be treated as videos, even if N is a multiple of the video count."""
     torch.manual_seed(0)
     model = TokensFirst().requires_grad_(False)
     z = torch.randn(2, tokens, 8, generator=torch.Generator().manual_seed(0))
@@ -429,7 +428,7 @@ def test_rows_of_an_unknown_layout_are_decided_together(tokens: int) -> None:
 
 @pytest.mark.filterwarnings("ignore:AdaCache. Unknown is not a known model")
 def test_a_number_of_tokens_that_changes_from_step_to_step_computes() -> None:
-    """As with keys and values of a prefix that the model caches after its first step."""
+    """For example a model that caches keys and values of a prefix after its first step."""
     torch.manual_seed(0)
     model = Unknown().requires_grad_(False)
     handle = adacache.enable(model, P3, num_steps=STEPS)

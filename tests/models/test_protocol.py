@@ -1,4 +1,4 @@
-"""The policy protocol on wrapped blocks: tiny policies against loops that are written out."""
+"""The policy protocol on wrapped blocks: tiny policies against reference loops."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ COGVIDEOX_8 = replace(
     build=lambda: diffusers.CogVideoXTransformer3DModel(**{**COGVIDEOX_SIZE, "num_layers": 8}),
 )
 CHECKED = [WAN_8, COGVIDEOX_8, LATTE]
-"""Models of eight blocks; the tests with a `case` run on them (conftest.py)."""
+"""Models of eight blocks: the cases of tests with a `case` argument, see conftest.py."""
 
 
 def run(case: Case, model: nn.Module, policy: Any, values: Any) -> tuple[Tensor, adacache.Request]:
@@ -54,7 +54,7 @@ def run(case: Case, model: nn.Module, policy: Any, values: Any) -> tuple[Tensor,
 
 
 def alone(case: Case, model: nn.Module, values: Any, video: int, rule: Callable[..., list[Tensor]]) -> Tensor:
-    """One video of the loop written out; every block runs, and `rule` replaces what it returns."""
+    """The reference loop for one video: every block runs, and `rule` replaces its output."""
     clock = Clock()
     with blocks_replaced(case, model, lambda *given: rule(clock.step, *given)):
         return run_slowly(case, model, case.rows(values, video), clock)
@@ -105,7 +105,7 @@ def test_watched_ranges_of_blocks(case: Case, storage: str, first: int, last: in
             [value for _, value in rule.distances], rel=1e-3
         )
         assert relative_error(final[video], expected[0]) < case.tolerance
-    assert len(schedules) > 1, "the videos must differ"
+    assert len(schedules) > 1, "all videos have the same schedule"
 
 
 @pytest.mark.parametrize("storage", ["stack", "block"])
@@ -162,7 +162,7 @@ def test_outputs_beside_residuals_of_single_videos(case: Case) -> None:
 
 
 def test_tokens_first_in_mixed_steps() -> None:
-    """Blocks that take [N, B, C]."""
+    """Blocks with the layout [N, B, C]."""
     case = OPEN_SORA_PLAN_13
     model, values = case.model(), mixed_values(case)
     final, _ = run(case, model, TinyPolicy(lambda sites, videos: Mixed(sites, videos, "stack")), values)

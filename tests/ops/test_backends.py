@@ -1,5 +1,4 @@
-"""The choice of a backend, what importing does and does not do, and that all backends have one set of
-schemas."""
+"""Backend selection, side effects of the import, and schemas."""
 
 from __future__ import annotations
 
@@ -39,7 +38,7 @@ def in_a_process(code: str, **environment: str) -> subprocess.CompletedProcess[s
 
 
 def test_what_was_built_is_loaded() -> None:
-    """Without this, a library that fails to load would show as skipped tests only."""
+    """Otherwise a library that cannot be loaded would only cause skipped tests."""
     libraries = build_info()["libraries"]
     for name, library in libraries.items():
         if name != "cuda":
@@ -92,7 +91,7 @@ def test_backend_of_another_device_is_an_error() -> None:
     if _backend._missing("triton"):
         pytest.skip("the package triton is not installed")
     if _backend._INTERPRETED:
-        pytest.skip("in the interpreter Triton takes CPU tensors")
+        pytest.skip("the Triton interpreter runs on CPU tensors")
     with (
         use_backend("triton"),
         pytest.raises(RuntimeError, match="'triton' is forced, but does not support tensors on 'cpu'"),
@@ -102,8 +101,8 @@ def test_backend_of_another_device_is_an_error() -> None:
 
 
 def test_missing_backend_is_an_error_that_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_backend, "_missing", lambda backend, op=None: "it is not there")
-    with pytest.raises(RuntimeError, match="'cuda' cannot run here: it is not there"), use_backend("cuda"):
+    monkeypatch.setattr(_backend, "_missing", lambda backend, op=None: "it is missing")
+    with pytest.raises(RuntimeError, match="'cuda' cannot run here: it is missing"), use_backend("cuda"):
         pass
 
 
@@ -122,7 +121,7 @@ def test_use_backend_nests_and_ends_with_an_error() -> None:
 
 
 def test_use_backend_holds_for_its_own_thread() -> None:
-    """Two threads whose `with` blocks overlap leave nothing forced, and do not see each other's backend."""
+    """Overlapping `with` blocks of two threads do not affect each other, and no backend stays forced."""
     inside, leave = threading.Barrier(2), threading.Event()
     seen: dict[str, str] = {}
 
@@ -155,7 +154,7 @@ def test_a_thread_does_not_inherit_the_backend() -> None:
 
 
 def test_compiled_code_follows_the_backend() -> None:
-    """`use_backend` around a compiled function takes effect, and ends."""
+    """`use_backend` around a compiled function takes effect only inside the `with` block."""
     ran: list[bool] = []  # whether a graph calls the compiled op
 
     def spy(graph: torch.fx.GraphModule, inputs: Any) -> Any:
@@ -229,9 +228,9 @@ def test_a_wrong_variable_still_lets_the_report_run() -> None:
     ("architectures", "capability", "runs"),
     [
         (["80", "86", "120+PTX"], (8, 0), True),
-        (["80", "86", "120+PTX"], (8, 9), True),  # code of an older minor version
+        (["80", "86", "120+PTX"], (8, 9), True),  # code of a lower minor version
         (["80", "86", "120+PTX"], (7, 5), False),
-        (["80", "86", "120+PTX"], (9, 0), False),  # neither code nor PTX of older ones
+        (["80", "86", "120+PTX"], (9, 0), False),  # no code, and no PTX of a lower version
         (["80", "86", "120+PTX"], (13, 0), True),  # PTX
         (["90+PTX"], (8, 9), False),
         (["90a"], (9, 0), True),
@@ -281,7 +280,7 @@ def test_import_opens_no_context_and_leaves_triton_alone(package: str) -> None:
 
 
 def test_ops_answer_under_inductor() -> None:
-    """Through the compiler that users have, with the op between operations that it fuses."""
+    """With the default compiler backend, and the op between fusible operations."""
     x, y, old = (torch.randn(2, 12, 20) for _ in range(3))
     gate = torch.randn(2, 3, 20)
 
@@ -298,7 +297,7 @@ def test_ops_answer_under_inductor() -> None:
 
 
 def test_schedules_follow_the_decision() -> None:
-    """One codebook of `simulate` against `simulate.decide` fed with the same distances, step by step."""
+    """`simulate` against `simulate.decide` with the same distances, step by step."""
     import numpy
 
     random = numpy.random.default_rng(0)

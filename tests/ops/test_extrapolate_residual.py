@@ -1,5 +1,5 @@
-"""extrapolate_residual: bits for every number of factors and pair of dtypes, coefficients by video, layouts,
-picked rows and unusual values."""
+"""extrapolate_residual: bit-identical for every number of factors and pair of dtypes, coefficients per video,
+layouts, row indices and unusual values."""
 
 from __future__ import annotations
 
@@ -70,8 +70,7 @@ def test_unusual_values(backend: str, device: torch.device, values: str, dtype: 
 
 
 def test_forecasts_a_cubic_exactly(backend: str, device: torch.device) -> None:
-    """A residual that is a polynomial of the step, its differences as factors, Newton's formula: whole
-    numbers stay whole."""
+    """A polynomial residual with its differences as factors (Newton's formula); integers are exact."""
     grid = torch.arange(5, dtype=torch.float32, device=device)
 
     def residual(step: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""gated_residual: bits against NumPy over shapes, gates, layouts, picked rows and unusual values."""
+"""gated_residual: bit-identical to NumPy over shapes, gates, layouts, row indices and unusual values."""
 
 from __future__ import annotations
 

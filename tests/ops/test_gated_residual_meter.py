@@ -1,5 +1,5 @@
-"""gated_residual_meter: bits of x_out and residual, float8 caches, sums against float64, over shapes, gates,
-layouts, picked rows, videos and unusual values."""
+"""gated_residual_meter: bit-identical x_out and residual, float8 caches, sums against float64, over shapes,
+gates, layouts, row indices, videos and unusual values."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_picked_rows(
 
 @pytest.mark.parametrize("metric", ["l1", "cosine"])
 def test_videos_of_uneven_size(backend: str, device: torch.device, metric: str) -> None:
-    """Video 1 has three rows, video 3 one, the others none."""
+    """Video 1 has three rows, video 3 has one, the others have none."""
     judge(Case(Shape(4, 3, 5, 33), videos=(1, 3, 1, 1), num_videos=5, metric=metric), device)
 
 
@@ -118,7 +118,8 @@ def test_unusual_values(
 
 @pytest.mark.parametrize("kept", [torch.float32, FLOAT8])
 def test_a_cache_of_nothing_yet(backend: str, device: torch.device, kept: torch.dtype) -> None:
-    """A first step finds anything in the cache; what it leaves there is good, and so are its own sums."""
+    """In a first step the cache is uninitialized. The new residual and the sums of the new residual are
+    valid."""
     generator = torch.Generator().manual_seed(6)
     x, y = (random_tensor(generator, 2, 12, 20, dtype=torch.float32, device=device) for _ in range(2))
     results = []
@@ -134,7 +135,7 @@ def test_a_cache_of_nothing_yet(backend: str, device: torch.device, kept: torch.
 
 @pytest.mark.parametrize("op", ["gated_residual_meter", "gated_residual_norm_meter", "stack_residual_meter"])
 def test_scales_stay_without_channels(backend: str, device: torch.device, op: str) -> None:
-    """With C = 0 a float8 cache has nothing to scale: its scales are left as they are."""
+    """With C = 0 the scales of a float8 cache do not change."""
     call = good_call(op, device, float8=True)
     for name, value in call.items():
         if isinstance(value, torch.Tensor) and value.dim() == 3:

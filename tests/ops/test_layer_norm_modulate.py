@@ -1,5 +1,5 @@
-"""layer_norm_modulate: against float64 and the error of eager PyTorch, over shapes, modulators, layouts,
-picked rows and unusual values."""
+"""layer_norm_modulate: error against float64 relative to that of eager PyTorch, over shapes, modulators,
+layouts, row indices and unusual values."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_widths(backend: str, device: torch.device, channels: int) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_mean_far_from_zero(backend: str, device: torch.device, dtype: torch.dtype) -> None:
-    """The variance is that of the differences from the mean: one of squares would be nothing but error."""
+    """The variance must be computed from differences to the mean: E[x^2] - E[x]^2 would cancel."""
     from judge import check_norm
 
     from adacache_kernels import layer_norm_modulate

@@ -1,5 +1,5 @@
-"""reuse_residual: bits for every pair of dtypes and float8, which rows reuse, layouts, picked rows and
-unusual values."""
+"""reuse_residual: bit-identical for every pair of dtypes and float8, rows that reuse, layouts, row indices
+and unusual values."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_unusual_values(backend: str, device: torch.device, values: str, dtype: 
 
 
 def test_not_a_number_stays_where_it_is(backend: str, device: torch.device) -> None:
-    """A residual that is not finite does not touch the rows that do not reuse it, nor does -0 change."""
+    """Rows that do not reuse are copied: a NaN residual does not affect them, and -0 is preserved."""
     x = torch.randn(2, 3, 8, device=device)
     x[0, 0, 0] = -0.0
     residual = torch.full_like(x, torch.nan)

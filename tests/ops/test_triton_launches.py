@@ -1,4 +1,4 @@
-"""How the Triton kernels are launched: recorded instead of run, on CPU tensors."""
+"""Launches of the Triton kernels, recorded instead of run, on CPU tensors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from triton.runtime.jit import JITFunction
 from adacache_kernels import triton as kernels
 from adacache_kernels.columns import METRICS, RULES
 
-#: Blocks in the second and third dimension of a grid.
+#: The limit of the second and third dimension of a grid.
 MOST_BLOCKS = 65535
 ROWS, TOKENS, CHANNELS = 70000, 2, 8
 L1, PUBLISHED, PAPER = METRICS["l1"], RULES["published"], RULES["paper"]
