@@ -79,13 +79,9 @@ def draw_clips(prompts: Sequence[Prompt], generator: torch.Generator, split: str
         split: handwriting, see `digit_images`.
     """
     count = len(prompts)
-    images, labels = digit_images(split)
     digit = torch.tensor([prompt.digit for prompt in prompts])
 
-    of_digit = labels == digit[:, None]
-    choice = (torch.rand(count, generator=generator) * of_digit.sum(1)).long()
-    image = images[(of_digit.cumsum(1) > choice[:, None]).int().argmax(1)]
-
+    image = choose_images(digit, generator, split)
     speed = torch.tensor([SPEEDS[prompt.motion] for prompt in prompts])
     speed = speed * (1 + JITTER * (2 * torch.rand(count, generator=generator) - 1))
     velocity = speed[:, None] * torch.tensor([HEADINGS[prompt.direction] for prompt in prompts])
@@ -101,17 +97,26 @@ def draw_clips(prompts: Sequence[Prompt], generator: torch.Generator, split: str
     return Clips((ground + (1 - ground) * ink)[:, None], digit, position, velocity)
 
 
-def draw_digits(image: Tensor, position: Tensor) -> Tensor:
+def choose_images(digit: Tensor, generator: torch.Generator, split: str = "train") -> Tensor:
+    """A random handwriting [V, 8, 8] of each of the digits [V]; see `digit_images`."""
+    images, labels = digit_images(split)
+    of_digit = labels == digit[:, None]
+    choice = (torch.rand(len(digit), generator=generator) * of_digit.sum(1)).long()
+    return images[(of_digit.cumsum(1) > choice[:, None]).int().argmax(1)]
+
+
+def draw_digits(image: Tensor, position: Tensor, box: float = BOX) -> Tensor:
     """Digits at sub-pixel positions: [V, T, 32, 32] float32 in 0 .. 1, where 1 is ink.
 
     Args:
         image: [V, 8, 8] in 0 .. 1.
         position: [V, T, 2], (x, y) of the centre of the digit's box.
+        box: height and width of a digit in pixels.
     """
     cells = image.shape[-1]
     pixels = torch.arange(SIZE) + 0.5
     # Distance of each pixel from each cell's centre, in cells: [V, T, 2, 32, 8].
-    at = (pixels - position[..., None]) * (cells / BOX) + cells / 2
+    at = (pixels - position[..., None]) * (cells / box) + cells / 2
     weights = _catmull_rom(at[..., None] - (torch.arange(cells) + 0.5))
     return (weights[:, :, 1] @ image[:, None] @ weights[:, :, 0].mT).clamp(0, 1)
 

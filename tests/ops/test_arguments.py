@@ -160,7 +160,7 @@ def test_decide_refuses_a_state_that_shares_memory(backend: str, device: torch.d
     state = memory[: call["state"].numel()].view(call["state"].shape).copy_(call["state"])
     for name in ("sums", "thresholds", "rates"):
         shared = memory[20 : 20 + call[name].numel()].view(call[name].shape)
-        with pytest.raises(ValueError, match=f"^state: expected memory of its own.*{name}"):
+        with pytest.raises(ValueError, match=f"^state: expected separate memory.*{name}"):
             run("decide", call | {"state": state, name: shared})
     apart = {name: memory[30 + 10 * i : 31 + 10 * i] for i, name in enumerate(("thresholds", "rates"))}
     run("decide", call | {"state": state} | apart)

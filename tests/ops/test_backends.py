@@ -95,7 +95,7 @@ def test_backend_of_another_device_is_an_error() -> None:
         pytest.skip("in the interpreter Triton takes CPU tensors")
     with (
         use_backend("triton"),
-        pytest.raises(RuntimeError, match="'triton' is forced and takes no tensors on 'cpu'"),
+        pytest.raises(RuntimeError, match="'triton' is forced, but does not support tensors on 'cpu'"),
     ):
         call()
     call()
@@ -184,7 +184,7 @@ def test_report_covers_every_op_device_and_backend() -> None:
         assert {choice.backend, *choice.others} == set(BACKENDS)
         assert all(choice.others.values())
         with_device = {"cpu": "cuda", "cuda": "cpu"}[device]
-        assert choice.others[with_device] == f"takes no {device} tensors"
+        assert choice.others[with_device] == f"does not support {device} tensors"
     with use_backend("reference"):
         forced = backend_report()[0]
         assert forced.backend == "reference"
@@ -263,7 +263,7 @@ print(choice.backend, choice.others["cuda"])
 """
     assert in_a_process(code).stdout.splitlines() == [
         "triton",
-        "triton it is built for sm_80, sm_90, and cuda:1 is sm_75",
+        "triton it is built for sm_80, sm_90, but cuda:1 is sm_75",
     ]
 
 

@@ -75,7 +75,7 @@ def test_listed_architecture_that_nvcc_lacks_is_an_error(
     setup: ModuleType, toolkit: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0;12.0")
-    with pytest.raises(SystemExit, match=r"nvcc 12\.6\.20 does not know 120"):
+    with pytest.raises(SystemExit, match=r"nvcc 12\.6\.20 does not support 120"):
         setup.decide_cuda(torch_with(setup, "13.0"))
 
 
@@ -86,7 +86,7 @@ def test_cuda_is_off_without_cuda_in_torch_unless_forced(
     monkeypatch.setenv("ADACACHE_CUDA", "1")
     assert setup.decide_cuda(torch_with(setup, None)).built
     monkeypatch.setenv("ADACACHE_CUDA", "0")
-    assert setup.decide_cuda(torch_with(setup, "13.0")).reason == "switched off by ADACACHE_CUDA=0"
+    assert setup.decide_cuda(torch_with(setup, "13.0")).reason == "disabled by ADACACHE_CUDA=0"
     monkeypatch.setenv("ADACACHE_CUDA", "yes")
     with pytest.raises(SystemExit, match="ADACACHE_CUDA: expected 0, 1 or auto, got 'yes'"):
         setup.decide_cuda(torch_with(setup, "13.0"))
@@ -98,9 +98,9 @@ def test_missing_nvcc_is_told_and_is_an_error_where_cuda_is_forced(
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     cuda = setup.decide_cuda(torch_with(setup, "13.0"))
     assert not cuda.built
-    assert "no nvcc found" in cuda.reason
+    assert "nvcc not found" in cuda.reason
     monkeypatch.setenv("ADACACHE_CUDA", "1")
-    with pytest.raises(SystemExit, match="ADACACHE_CUDA=1 asks for CUDA, but there is no nvcc"):
+    with pytest.raises(SystemExit, match="ADACACHE_CUDA=1 requires nvcc, but it was not found"):
         setup.decide_cuda(torch_with(setup, "13.0"))
 
 

@@ -171,7 +171,7 @@ def test_stages_that_do_not_exist_are_named(
     monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--stages", "build,bench"])
     with pytest.raises(SystemExit):
         gpu_check.main()
-    assert "expected some of build,tests,sanitizer,benchmarks, got bench" in capsys.readouterr().err
+    assert "expected stages from build,tests,sanitizer,benchmarks, got bench" in capsys.readouterr().err
 
 
 def test_results_are_written_after_each_stage(

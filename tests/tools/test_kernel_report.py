@@ -72,7 +72,7 @@ def test_spills_exceeded_budgets_and_gaps_are_faults(report: ModuleType) -> None
         "reuse, sm_80: spills 8 + 0 bytes",
         "reuse, sm_80: 65 registers, budget 64",
         "reuse: not compiled for sm_90",
-        "kernel_budgets.json, registers: no kernel is called decide",
+        "kernel_budgets.json, registers: decide matches no kernel",
     ]
 
 

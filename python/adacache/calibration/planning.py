@@ -26,7 +26,7 @@ from torch import Tensor
 
 from adacache.api import disable, enable
 from adacache.calibration.runs import Subject
-from adacache.calibration.trajectory import Solver, Trajectory, trajectory
+from adacache.calibration.trajectory import Solver, Trajectory, networks, trajectory
 from adacache.calibration.windows import Doubles, Windows, path_windows
 from adacache.checks import refuse, text, whole
 from adacache.files import replacing, write_json
@@ -42,6 +42,8 @@ DIMENSIONS = 1024
 """Outputs are projected to so many numbers."""
 REFINE = 12
 """Default number of paths of one budget that are run."""
+JOINT_SHARE = 0.4
+"""With at least this share of computed steps, paths are compared with the factors that need no cached run."""
 NEAR = 4
 """Neighbours of the best path that are run before those of a better one."""
 CROP = 8
@@ -106,11 +108,11 @@ class PathCalibration:
     def values(self) -> dict[str, Any]:
         """Of the JSON file."""
         subject = self.subject
-        models = subject.model if isinstance(subject.model, torch.nn.Module) else _first_model(subject.model)
+        model = networks(subject.model)[0]
         return {
             "format": FORMAT,
             "subject": subject.name,
-            "model": plain_class(models).__name__,
+            "model": plain_class(model).__name__,
             "scheduler": plain_class(subject.sampler).__name__,
             "num_steps": subject.num_steps,
             "timesteps": self.timesteps,
@@ -359,8 +361,15 @@ def measured_sensitivity(
 def _best_path(
     subject: Subject, clips: Sequence[Clip], windows: Windows, cost: Doubles, computed: int, runs: int
 ) -> list[int]:
-    """The path whose runs, with matched factors, are closest to the full ones, of at most `runs` paths: some
-    of small cost, then those that differ from the best one so far in one step by 1 or 2."""
+    """The path whose runs are closest to the full ones, of at most `runs` paths: some of small cost, then
+    those that differ from the best one so far in one step by 1 or 2."""
+
+    def finals(path: Sequence[int]) -> list[Tensor]:
+        joint = windows.joint_factors(path, RIDGES["joint"])
+        if computed >= JOINT_SHARE * subject.num_steps:
+            return [_cached(subject, clip, path, joint) for clip in clips]
+        return _matched(subject, clips, path, joint)[1]
+
     full = [clip.full.states[-1] for clip in clips]
     peak = _peak(full)
     scores: dict[tuple[int, ...], float] = {}
@@ -370,7 +379,7 @@ def _best_path(
     best = waiting[0]
     while waiting and len(scores) < runs:
         path = waiting.pop(0)
-        scores[path] = _mean_psnr(_matched(subject, clips, path, None)[1], full, peak)
+        scores[path] = _mean_psnr(finals(path), full, peak)
         if scores[path] > scores.get(best, -math.inf):
             best = path
         if not waiting:
@@ -538,9 +547,3 @@ def _has_sigmas(subject: Subject) -> bool:
     scheduler = subject.sampler
     sigmas = getattr(scheduler, "sigmas", None)
     return hasattr(scheduler, "set_timesteps") and sigmas is not None
-
-
-def _first_model(pipeline: Any) -> Any:
-    from adacache.integrations.pipelines import transformers
-
-    return next(iter(transformers(pipeline).values()))

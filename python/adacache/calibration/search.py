@@ -155,7 +155,7 @@ def calibrate(
         number(above=0)(error, "error")
     recorder = Record() if recorder is None else recorder
     seeds = list(range(seed, seed + len(prompts) + len(held_out)))
-    known = _codebook_of("open-sora/fast" if like is None else like)
+    known = codebook_of("open-sora/fast" if like is None else like)
     recording, full = record(subject, prompts, seeds[: len(prompts)], recorder)
     recording = probe(subject, prompts[:probed], seeds[:probed], full[:probed], recording)
     if like is not None:
@@ -203,7 +203,8 @@ def write(path: str | Path, found: dict[str, Any]) -> None:
     write_json(path, found)
 
 
-def _codebook_of(like: AdaCache | str) -> AdaCache:
+def codebook_of(like: AdaCache | str) -> AdaCache:
+    """Settings, or those of a preset of AdaCache without its motion regularisation."""
     if isinstance(like, AdaCache):
         return like
     policy = preset(like, None)

@@ -198,7 +198,8 @@ def _latents(result: Any) -> Tensor:
     return latents
 
 
-def _models(model: Any) -> list[nn.Module]:
+def networks(model: Any) -> list[nn.Module]:
+    """A model, or the models of a pipeline."""
     return [model] if isinstance(model, nn.Module) else list(transformers(model).values())
 
 
@@ -225,7 +226,7 @@ def trajectory(
         ValueError: the sampler does not run one loop of the scheduler with the subject's number of steps.
     """
     drive = _Drive(given, forms or [], stop, grid)
-    models, scheduler = _models(subject.model), subject.sampler
+    models, scheduler = networks(subject.model), subject.sampler
 
     def call(plain: Callable[..., Any], model: Any, *args: Any, **kwargs: Any) -> Any:
         return drive.call_model(lambda: plain(model, *args, **kwargs))

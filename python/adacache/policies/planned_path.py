@@ -341,7 +341,7 @@ def planned(
 
 
 def timesteps(path: str | Path, budget: int) -> list[float]:
-    """The timesteps of a budget's path, for a sampler that takes timesteps: without a cache, each is computed.
+    """The timesteps of a budget's path, for a sampler that takes timesteps and computes each.
 
     Args:
         path: a file of planned paths.

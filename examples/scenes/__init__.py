@@ -1,0 +1,1 @@
+"""Two small video models of diffusers classes, trained on drawn scenes; see README.md."""
