@@ -735,3 +735,107 @@ def test_a_recurrence_after_a_change_of_shape(policy: Any) -> None:
         final = denoise()
     assert handle.trace.computed_steps == sorted({*planned, changed_at})
     assert relative_error(final, expected) < case.tolerance
+
+
+def test_guided_outputs_in_a_pipeline() -> None:
+    """The same as a planned path that continues its outputs linearly."""
+    from pipeline_cases import PIPELINES
+
+    path, steps = [1, 2, 4, 7, 12], 12
+    case = next(one for one in PIPELINES if str(one) == "WanPipeline")
+    found = []
+    for policy in (
+        adacache.PlannedPath(path, [1.0] * len(path), "guided"),
+        adacache.DPCache(computed=path, order=1, cache="guided"),
+    ):
+        torch.manual_seed(0)
+        pipeline = case.build()
+        handle = adacache.enable(pipeline, policy)
+        found.append(case.generate(pipeline, steps))
+        assert handle.trace.computed_steps == path
+    assert relative_error(*found) < 1e-6
+    torch.manual_seed(0)
+    assert relative_error(case.generate(case.build(), steps), found[0]) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: adacache.Interval(0), "interval: expected a whole number of at least 1, got 0"),
+        (lambda: adacache.Interval(cache="all"), r"cache: expected one of \['stack', .*\], got 'all'"),
+        (lambda: adacache.FoCa(horizon=0), "horizon: expected a whole number of at least 1, got 0"),
+        (lambda: adacache.FoCa(cache_dtype=torch.float8_e4m3fn), "cache_dtype: .* factors of a forecast"),
+        (lambda: adacache.Spectrum(degree=15), r"degree: expected a whole number in 0\.\.14, got 15"),
+        (lambda: adacache.Spectrum(ridge=0), "ridge: expected a number above 0, got 0"),
+        (lambda: adacache.Spectrum(window=0.5), "window: expected a number of at least 1, got 0.5"),
+        (
+            lambda: adacache.DPCache(computed=[2, 3]),
+            r"computed: expected steps that rise from 1, got \[2, 3\]",
+        ),
+        (lambda: adacache.DPCache(computed=[1], order=4), r"order: expected a whole number in 0\.\.3, got 4"),
+        (lambda: adacache.MeanCache(computed=[1, 3], cache="stack"), "cache: expected 'branch' or 'guided'"),
+        (
+            lambda: adacache.MeanCache(computed=[1], times=[1, 0, 2]),
+            "times: expected times that rise or fall",
+        ),
+        (lambda: adacache.MagCache(ratios=[]), "ratios: expected a list of 1 or more items"),
+        (lambda: adacache.MagCache(ratios=[0.0]), r"ratios\[0\]: expected a number above 0, got 0"),
+        (lambda: adacache.MagRatios.ratios(), "traces: expected at least one"),
+        (lambda: adacache.DeltaDiT(0, 3), "blocks: expected a whole number of at least 1, got 0"),
+        (lambda: adacache.DBCache(probe=0), "probe: expected a whole number of at least 1, got 0"),
+        (
+            lambda: adacache.DBCache(order=1, cache_dtype=torch.float8_e4m3fn),
+            "cache_dtype: .* with order > 0, got float8_e4m3fn",
+        ),
+        (lambda: adacache.TeaCache(coefficients=[]), "coefficients: expected a list of 1 or more items"),
+        (lambda: adacache.TeaCache(threshold=0), "threshold: expected a number above 0, got 0"),
+        (lambda: adacache.EasyCache(first=1), "first: expected a whole number of at least 2, got 1"),
+        (lambda: adacache.SeaCache(order=2), r"order: expected a whole number in 0\.\.1, got 2"),
+        (lambda: adacache.SenCache([], [1.0]), "latents: expected a list of 1 or more items"),
+        (lambda: adacache.DiCache(0.1, error="both"), "error: expected one of difference, probe, got 'both'"),
+        (lambda: adacache.BWCache(share=1.5), r"share: expected a number in 0\.\.1, got 1.5"),
+        (lambda: adacache.TGATE(gate=0), "gate: expected a whole number of at least 1, got 0"),
+        (
+            lambda: adacache.Limits(adacache.Interval(), most=-1),
+            "most: expected a whole number of at least 0",
+        ),
+    ],
+)
+def test_settings_are_checked(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        (adacache.DBCache(), "probe, tail: expected fewer than 4 blocks together, got 8 \\+ 0"),
+        (adacache.DeltaDiT(3, 1), "blocks: expected at most 2, half of the model's 4 blocks, got 3"),
+        (adacache.DiCache(0.1, probe=4), "probe: expected fewer than 4 blocks, got 4"),
+        (adacache.DPCache(computed=[1, 15]), "num_steps: the path computes step 15, got a schedule of 14"),
+        (adacache.MeanCache(computed=[1, 2], times=[1, 0]), "times: expected 14, one per step, got 2"),
+        (adacache.TeaCache(cache="sublayer"), "cache: this model supports"),
+        (adacache.Interval(cache="output", parts=["none"]), "parts: expected some of the model's sub-layers"),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, str) else "",
+)
+def test_settings_must_fit_the_model(policy: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        adacache.enable(WAN.model(), policy, num_steps=STEPS)
+
+
+def test_presets_are_published_settings() -> None:
+    names = adacache.preset_names()
+    assert len(names) == len(set(names))
+    assert adacache.preset("teacache/open-sora-fast", 30) == adacache.TeaCache(
+        (217.546007, -118.329252, 26.8662585, -0.0459364272, 0.048442624), 0.2
+    )
+    assert adacache.preset("dbcache/f8b0", None) == adacache.DBCache(8, 0, 0.08, first=8)
+    assert adacache.preset("taylorseer/video", 50) == adacache.TaylorSeer(5, order=1, cache="output")
+    assert adacache.preset("pab/latte", 50).window == (100, 800)
+    model, values = WAN.model(), WAN.values()
+    with enabled(model, "taylorseer/video", STEPS) as handle:
+        WAN.denoise(model, values, STEPS)
+    assert handle.trace.policy["policy"] == "TaylorSeer"
+    with pytest.raises(ValueError, match="budget: expected None, because taylorseer/video has no planned"):
+        adacache.enable(model, "taylorseer/video", num_steps=STEPS, budget=3)
