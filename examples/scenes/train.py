@@ -11,6 +11,7 @@ import math
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "digits")]
 
@@ -60,7 +61,7 @@ def start(options: Options) -> State:
 
 
 @torch.no_grad()
-def initialize(model: nn.Module) -> None:
+def initialize(model: Any) -> None:
     """Makes the blocks identities and the output the input, which contains most of the target."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
