@@ -1,11 +1,11 @@
-"""Quality at equal cost: every caching method on one model, beside "fewer steps".
+"""Quality at equal cost: every caching method on one model, compared with "fewer steps".
 
     python benchmarks/methods.py digits --paths python/adacache/digits/paths.json
 
 Each row is one method with one setting. Thresholds are tuned on calibration prompts until the mean number of
-computed steps is that of the budget; rows that are named "published" take the published setting. PSNR
-compares with the run that computes every step, on the same prompt and noise. Each clip is generated alone,
-through `adacache.enable`. A row is written as soon as it is done; rows in the JSON file are not run again.
+computed steps equals the budget; rows named "published" use the published setting. PSNR compares with the run
+that computes every step, on the same prompt and noise. Each clip is generated separately through
+`adacache.enable`. Each finished row is written to the JSON file; rows in the file are not run again.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARES = (1 / 2, 2 / 5, 1 / 3, 4 / 15, 1 / 5)
 """Budgets: computed steps over all steps."""
 TUNING = 4
-"""Clips on which a threshold is tuned."""
+"""Number of clips for tuning a threshold."""
 TOLERANCE = 0.35
-"""Tuning ends when the mean computed steps are this close to the budget; the row states what was reached."""
+"""Tuning ends at this distance between the mean computed steps and the budget; the row states the mean."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """What the methods run on.
+    """The model and the prompts of a comparison.
 
     Attributes:
         subject: model and sampler.
         tests: (prompt, motion class, seed) of each clip.
-        tuning: (prompt, seed), never tested on.
-        judge: (clips, prompts) -> further figures.
+        tuning: (prompt, seed) of the tuning clips, disjoint from `tests`.
+        judge: (clips, prompts) -> additional figures.
     """
 
     subject: Subject
@@ -67,7 +67,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Row:
-    """One method with one setting. A policy of None runs the sampler with `steps` steps, without caching."""
+    """One method with one setting. With policy None, the sampler runs `steps` steps without caching."""
 
     method: str
     setting: str
@@ -94,7 +94,7 @@ def _load(name: str, path: Path) -> Any:
 
 
 def digits(clips: int, num_steps: int) -> Model:
-    """The shipped digit model: `clips` held-out prompts, equally many of each motion and background."""
+    """The shipped digit model with `clips` held-out prompts, balanced over motions and backgrounds."""
     from adacache.digits.captions import BACKGROUNDS, MOTIONS, held_out_prompts
     from adacache.digits.subject import subject
 
@@ -171,7 +171,7 @@ def rows(model: Model, paths: Path | None) -> Iterator[Row]:
 
 
 def _adacache(scale: float, num_steps: int) -> Any:
-    """The published fast codebook with its thresholds times a factor and its rates for this schedule."""
+    """The published fast codebook, with thresholds multiplied by a factor and rates for this schedule."""
     base = preset("open-sora/fast", 30)
     assert isinstance(base, adacache.AdaCache)
     rates = {t * scale: max(1, round(r * num_steps / 30)) for t, r in base.codebook.items()}
@@ -200,8 +200,8 @@ def _ratios(model: Model) -> list[float]:
 
 
 def _lemica(model: Model, budgets: Sequence[int]) -> dict[int, list[int]]:
-    """Paths with the smallest largest window error, for reuse; the errors follow from recorded outputs, where
-    the published method runs the model for each window."""
+    """Paths that minimize the largest window error of reuse. Errors are computed from recorded outputs; the
+    published method runs the model for each window."""
     n = model.subject.num_steps
     clips = [Clip(p, seed, trajectory(model.subject, p, seed)) for p, seed in model.tuning[:4]]
     windows = Windows(_projected(clips), np.ones(n), n)
@@ -216,7 +216,7 @@ def _lemica(model: Model, budgets: Sequence[int]) -> dict[int, list[int]]:
 
 
 def run_clip(model: Model, policy: Any, prompt: Any, seed: int) -> tuple[Tensor, float, float]:
-    """The clip, the computed steps and the seconds."""
+    """Clip, computed steps and seconds."""
     subject = model.subject
     handle = adacache.enable(subject.model, policy, num_steps=subject.num_steps)
     try:
@@ -230,13 +230,13 @@ def run_clip(model: Model, policy: Any, prompt: Any, seed: int) -> tuple[Tensor,
 
 
 def tuned(model: Model, make: Callable[[float], Any], target: float) -> float:
-    """The threshold at which tuning clips compute `target` steps on average."""
+    """The threshold at which the tuning clips compute `target` steps on average."""
 
     def steps(threshold: float) -> float:
         policy = make(threshold)
         return fmean(run_clip(model, policy, p, seed)[1] for p, seed in model.tuning[:TUNING])
 
-    low, high = 1e-3, 8.0  # logarithmic bisection; more computed steps at the low end
+    low, high = 1e-3, 8.0  # logarithmic bisection; low thresholds compute more steps
     best, gap = high, math.inf
     for _ in range(9):
         middle = math.sqrt(low * high)
@@ -320,7 +320,7 @@ def _ssim(a: Tensor, b: Tensor, peak: float) -> float:
 
 
 def table(results: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
-    """Headings and rows, the best of each budget first."""
+    """Headings and rows, sorted by PSNR, best first."""
     headings = [
         "method",
         "setting",
@@ -381,7 +381,7 @@ def main(arguments: list[str] | None = None) -> int:
     if out.exists():
         kept = json.loads(out.read_text())
         if any(kept[key] != results[key] for key in ("model", "steps", "clips")):
-            raise SystemExit(f"--out: {out} is of another run; remove it or name another file")
+            raise SystemExit(f"--out: {out} contains another run; remove it or choose another file")
         results = kept
     full = [model.subject.generate(prompt, seed) for prompt, _, seed in model.tests]
     prompt, _, seed = model.tests[0]

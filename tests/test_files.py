@@ -1,4 +1,4 @@
-"""Checks of values, and files: read up to a size, written whole or not at all."""
+"""Value checks; files: reads are limited in size, writes are atomic."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_mode_and_links_are_kept(tmp_path: Path) -> None:
 def test_read_only_files_are_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file.json"
     path.write_text("old")
-    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root ignores permissions
     with pytest.raises(PermissionError):
         files.write_text(path, "new")
     with pytest.raises(OSError, match=r"--out: cannot write .*file\.json: Permission denied"):

@@ -282,20 +282,20 @@ def test_wrong_option(
 
 @pytest.fixture
 def browser() -> Iterator[Any]:
-    """Chromium without a window."""
-    automation = pytest.importorskip("playwright.sync_api", reason="needs playwright and Chromium")
+    """Headless Chromium."""
+    automation = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     found = (shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome"))
     with automation.sync_playwright() as playwright:
         path = next((one for one in found if one), playwright.chromium.executable_path)
         if not Path(path).exists():
-            pytest.skip("needs a browser: no chromium on PATH, none installed by playwright")
+            pytest.skip("no chromium on PATH, and playwright installed none")
         rights = ["--no-sandbox"] if os.geteuid() == 0 else []
         with playwright.chromium.launch(executable_path=path, args=rights) as launched:
             yield launched
 
 
 class Participant:
-    """Uses the page as a person would."""
+    """Drives the page with mouse and keyboard."""
 
     def __init__(self, browser: Any, page: Path, order: int):
         self.context = browser.new_context(viewport={"width": 1000, "height": 700}, accept_downloads=True)
@@ -386,7 +386,7 @@ def test_page_in_a_browser(browser: Any, clips: Path, tmp_path: Path) -> None:
     assert shown == Counter((pair.clip, pair.first, pair.second) for pair in pairs)
     assert sum(votes.wins + votes.losses + votes.same for votes in count_votes(read_results([saved]))) == 9
 
-    # The named clips are those that were shown: the first pair again, by a second participant.
+    # The result names the clips that were shown: a second participant gets the first pair again.
     one.page.click("#again")
     one.page.click("#start")
     one.wait()

@@ -1,4 +1,4 @@
-"""Every op captured in a CUDA graph: replayed on other values, it gives the bits of a plain call."""
+"""Every op in a CUDA graph: a replay with other values is bit-identical to a plain call."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_replay_gives_the_bits_of_a_call(case: Case, backend: str) -> None:
     device = torch.device("cuda")
     values, others = (make_inputs(case, SHAPE, torch.bfloat16, device) for _ in range(2))
     with ak.use_backend(backend):
-        case.call(ak, copy_inputs(values), {})  # loads and compiles what it needs
+        case.call(ak, copy_inputs(values), {})  # loads and compiles before the capture
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):

@@ -1,4 +1,4 @@
-"""AdaCache on a whole model: against the rule written out, per video, and from one request to the next."""
+"""AdaCache on STDiT3: against a reference implementation of the rule, per video, and across requests."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_computing_always_changes_no_bit_whatever_is_measured(model: STDiT3, par
 
 
 def test_a_reused_step_runs_no_block(model: STDiT3) -> None:
-    """The profiler sees one added residual, no attention, and no more waiting for values than plain."""
+    """The profile shows one residual add, no attention, and no synchronization beyond the plain model's."""
     values = inputs(1)
 
     def names(steps: int) -> list[str]:
@@ -123,7 +123,7 @@ def test_videos_of_a_batch_decide_for_themselves(model: STDiT3) -> None:
             singles.append(denoise(model, rows_of(batch, video), STEPS))
         schedules.append(handle.trace.computed_steps)
         adacache.disable(model)
-    assert len({tuple(steps) for steps in schedules}) == 3, "the videos must differ for this to show anything"
+    assert len({tuple(steps) for steps in schedules}) == 3, "the schedules of the videos differ"
 
     for cache in ("stack", "sublayer"):
         handle = adacache.enable(model, replace(POLICY, cache=cache), num_steps=STEPS)
@@ -144,7 +144,7 @@ def test_one_decision_for_the_batch_if_asked(model: STDiT3) -> None:
 
 
 def test_rows_in_any_order(model: STDiT3) -> None:
-    """Rows of the videos interleaved: the same schedules under `video_of_row`."""
+    """Interleaved rows with `video_of_row` give the same schedules."""
     batch = inputs(2, seed=1)
     batch["z"][1] *= 3.0
     batch["y"][[0, 2]] *= 2.5
@@ -180,7 +180,7 @@ def guided_in_two_calls(model: Any, values: dict[str, torch.Tensor], steps: int)
 
 @pytest.mark.parametrize("explicit", [True, False])
 def test_guidance_in_two_calls(model: STDiT3, explicit: bool) -> None:
-    """The first branch decides, the second follows, and each reuses its own residuals."""
+    """Both guidance branches use the decision of the first branch, and each reuses its own residuals."""
     values = inputs(1, seed=2)
     handle = adacache.enable(model, POLICY, num_steps=STEPS)
     if explicit:
@@ -193,14 +193,14 @@ def test_guidance_in_two_calls(model: STDiT3, explicit: bool) -> None:
     assert len(trace.computed_steps) < STEPS
     adacache.disable(model)
 
-    # The same schedule in one batch gives the same video: so no branch got the other's residuals.
+    # One batch with the same schedule gives the same video, so residuals of the branches are not mixed up.
     handle = adacache.enable(model, adacache.Replay(trace), num_steps=STEPS)
     assert relative_error(final, denoise(model, values, STEPS)) < 1e-5
 
 
 @pytest.mark.parametrize("part", ["temporal_attention", "spatial_attention", "cross_attention_mlp", "block"])
 def test_a_warm_up_call_does_not_join(model: STDiT3, part: str) -> None:
-    """A call of another generation at the first timestep, outside `request()`."""
+    """A call of another generation at the first timestep, outside `request()`, is not part of the request."""
     values, other = inputs(1, seed=4), inputs(1, seed=5)
     other["z"] *= 3.0
     policy = replace(POLICY, metric_part=part)
@@ -220,12 +220,12 @@ def test_requests_do_not_touch_each_other(model: STDiT3) -> None:
     handle = adacache.enable(model, POLICY, num_steps=STEPS)
     alone = [denoise(model, first, STEPS), denoise(model, second, STEPS)]
     schedule = handle.trace.computed_steps
-    # A second prompt on a used model is what it is on a fresh one.
+    # A second prompt gives the result that a new model gives.
     adacache.disable(model)
     handle = adacache.enable(model, POLICY, num_steps=STEPS)
     assert torch.equal(denoise(model, second, STEPS), alone[1])
     assert handle.trace.computed_steps == schedule
-    # Another shape, then the first again.
+    # Another shape, then the first shape.
     denoise(model, inputs(1, frames=3), STEPS)
     assert torch.equal(denoise(model, first, STEPS), alone[0])
 
@@ -234,14 +234,14 @@ def test_an_aborted_run_leaves_nothing_behind(model: STDiT3) -> None:
     values = inputs(1, seed=4)
     handle = adacache.enable(model, POLICY, num_steps=STEPS)
     expected = denoise(model, values, STEPS)
-    denoise(model, {**values, "z": values["z"] * 3}, 7)  # stops after 7 of its steps
+    denoise(model, {**values, "z": values["z"] * 3}, 7)  # 7 of STEPS steps
     assert torch.equal(denoise(model, values, STEPS), expected)
 
     block = model.temporal_blocks[2]
     original = block.mlp.forward
 
     def fail(x: torch.Tensor) -> torch.Tensor:
-        raise KeyboardInterrupt("stopped by hand")
+        raise KeyboardInterrupt("interrupted")
 
     block.mlp.forward = fail
     with pytest.raises(KeyboardInterrupt):
@@ -272,7 +272,7 @@ def test_more_calls_than_steps(model: STDiT3, explicit: bool) -> None:
 
 
 def test_two_requests_at_once(model: STDiT3) -> None:
-    """Two loops on one model, step by step in turns, each in a context of its own."""
+    """Two interleaved loops on one model, each in its own contextvars.Context."""
     import contextvars
 
     values = [inputs(1, seed=4), inputs(1, seed=5)]
@@ -430,8 +430,8 @@ def test_cache_dtype(model: STDiT3, dtype: torch.dtype) -> None:
 
 
 def test_float8_cache(model: STDiT3) -> None:
-    """A byte for each kept element and a scale for each token; a batch decides and reuses as its videos do
-    alone."""
+    """Memory: one byte per element and one scale per token. A batch has the schedules and results of its
+    videos run alone."""
     batch = inputs(2, seed=1)
     batch["z"][1] *= 3.0
     batch["y"][[0, 2]] *= 2.5

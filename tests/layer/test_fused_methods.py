@@ -1,5 +1,5 @@
-"""Methods that measure inputs, outputs of blocks or several residuals, and forecasts from kept sums, on the
-fused program of STDiT3 with guidance in one batch, against their rules written out around the loop."""
+"""Methods that measure inputs, block outputs or several residuals, and forecasts from accumulated sums: the
+fused program of STDiT3 with guidance in one batch, against reference loops."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def change(new: Tensor, old: Tensor) -> float:
 
 
 class Loop:
-    """The loop written out, in which the residual of each block is kept. All blocks always run.
+    """Reference loop that caches the residual of each block. All blocks run at every step.
 
     Args:
-        reuses: decides before the first block.
-        probe: first blocks, which always run; `probed` decides after them.
+        reuses: the decision before the first block.
+        probe: number of first blocks that every step computes; `probed` is the decision after them.
     """
 
     def __init__(self, reuses: Reuses | None = None, probe: int = 0):
@@ -66,7 +66,7 @@ class Loop:
 
 
 def check(model: STDiT3, policy: Any, make: Callable[[], Loop], tolerance: float = 2e-5) -> None:
-    """Each of two videos as if it were alone."""
+    """Compares a batch of two videos with reference loops of single videos."""
     values = inputs(2, seed=2)
     values["z"] = values["z"] * torch.tensor([1.0, 2.5]).view(2, 1, 1, 1, 1)
     final, trace = run(model, policy, values)
@@ -102,7 +102,7 @@ def test_teacache(model: STDiT3) -> None:
         rule, old = Sum(policy.threshold), []
 
         def reuses(step: int, x: Tensor) -> bool:
-            # The last input of the first spatial attention: later blocks have modules of their own.
+            # The last input of the first spatial attention; later blocks have separate modules.
             old.append(seen[-1])
             own = change(old[-1], old[-2]) if len(old) > 1 else 0.0
             return rule(step, float(np.polyval(policy.coefficients, own)))
@@ -177,7 +177,7 @@ def test_bwcache(model: STDiT3) -> None:
 
 
 def test_seacache(model: STDiT3) -> None:
-    """The latents of both guidance rows are one video's."""
+    """Both guidance rows have the latents of one video."""
     policy = adacache.SeaCache(0.3, most=3)
     latents: list[Tensor] = []
     embed = model.embed

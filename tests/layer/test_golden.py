@@ -1,4 +1,4 @@
-"""Recorded runs of the published code: same computed steps, same latent; errors for damaged directories."""
+"""Recorded runs of the published code: equal computed steps and latents; errors of damaged directories."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def test_damaged_directory(damage: Callable[[Path], None], message: str, tmp_pat
 
 
 def test_any_wrong_field_is_a_golden_error(tmp_path: Path) -> None:
-    """Every field, replaced by every hostile value: the case is read, or the error is a `GoldenError`."""
+    """Each field replaced by each value of hostile.py: the case loads or raises `GoldenError`."""
     path = one_case(tmp_path, "fast30_tattn_moreg_strides") / "fast30_tattn_moreg_strides.json"
     refused: list[str] = []
     for values in hostile.variants(json.loads(path.read_text())):

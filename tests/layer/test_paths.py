@@ -1,4 +1,4 @@
-"""Path planners against all paths, one by one."""
+"""Path planners against exhaustive search."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ SEEDS = range(40)
 
 
 def random_cost(seed: int, axes: int) -> tuple[Any, int]:
-    """A cost with many ties or forbidden edges in some cases, NaN where nothing is read, and the number of
-    computed steps."""
+    """A cost tensor and the number of computed steps. Some cases have many ties or forbidden edges; entries
+    that no planner reads are NaN."""
     rng = np.random.default_rng(seed)
     end = int(rng.integers(1, 9))
     cost = rng.random((end + 1,) * axes)
@@ -80,7 +80,8 @@ def test_smallest_sorted_costs(seed: int) -> None:
 
 
 def test_memory_changes_the_path() -> None:
-    """A cost that ignores the step before gives the two-index path; one that depends on it, another."""
+    """A cost that ignores the previous step gives the path of the two-index planner; a cost that depends on
+    it gives another path."""
     rng = np.random.default_rng(3)
     plain = rng.random((10, 10))
     cost = np.broadcast_to(plain, (10, 10, 10)).copy()
@@ -136,7 +137,7 @@ def test_hundred_steps_take_seconds(planner: Callable[..., Any]) -> None:
 
 
 def test_costs_of_features() -> None:
-    """Term by term; and a feature that is linear in the step costs nothing to forecast."""
+    """Against a term-by-term sum. The forecast error of a feature linear in the step is zero."""
     features = np.random.default_rng(1).random((7, 5))
     reuse, forecast = reuse_cost(features), forecast_cost(features)
     for i, j in itertools.combinations(range(8), 2):

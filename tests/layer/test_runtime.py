@@ -1,4 +1,4 @@
-"""The policy protocol on the fused program of STDiT3: tiny policies against loops that are written out."""
+"""The policy protocol on the fused program of STDiT3: minimal policies against reference loops."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def run(model: STDiT3, policy: Any, values: dict[str, Tensor]) -> tuple[Tensor, 
 
 
 def alone(model: STDiT3, values: dict[str, Tensor], video: int, rule: Callable[..., list[Tensor]]) -> Tensor:
-    """One video of the loop written out; every block runs, and `rule` replaces what it returns."""
+    """Reference loop of one video: every block runs, and `rule` replaces its output."""
 
     def block(step: int, number: int, x: Tensor, run: Callable[[], Tensor]) -> Tensor:
         return rule(step + 1, number, [x], [run()])[0]
@@ -88,7 +88,7 @@ def test_watched_ranges_of_blocks(model: STDiT3, storage: str, first: int, last:
             [value for _, value in rule.distances], rel=1e-3
         )
         assert relative_error(final[video], expected[0]) < 2e-5
-    assert len(schedules) > 1, "the videos must differ"
+    assert len(schedules) > 1, "the schedules of the videos differ"
 
 
 @pytest.mark.parametrize("storage", ["stack", "block", "sublayer"])

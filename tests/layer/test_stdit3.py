@@ -1,4 +1,4 @@
-"""STDiT3: strict weights, captions packed or padded, odd sizes, conditioning, and its FLOPs."""
+"""STDiT3: strict weight loading, packed and padded captions, odd sizes, conditioning, FLOPs."""
 
 from __future__ import annotations
 

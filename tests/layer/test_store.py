@@ -1,4 +1,4 @@
-"""The store: differences beyond the range of their dtype saturate, and what is not finite stays so."""
+"""The store: differences beyond the range of the dtype saturate, and non-finite values stay non-finite."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The arithmetic of path calibration, against sums written out."""
+"""The arithmetic of path calibration, against explicit sums."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from adacache.calibration.windows import MOST_FACTOR, Windows, path_windows
 
 
 def windows(num_steps: int = 9, clips: int = 3, longest: int = 9, seed: int = 0) -> Windows:
-    """A smooth walk of outputs."""
+    """Outputs that change smoothly from step to step."""
     source = np.random.default_rng(seed)
     walk = source.standard_normal((clips, num_steps, 7)).cumsum(1).cumsum(1) * 0.1
     return Windows(walk, source.uniform(0.5, 2.0, num_steps), longest)

@@ -1,4 +1,4 @@
-"""`adacache calibrate` for planned paths: recorded runs, runs without a model, and what the file gives."""
+"""`adacache calibrate` for planned paths: recorded runs, runs without a model, and the calibration file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from model_cases import relative_error
 from pipeline_cases import PIPELINES, unipc
 from torch import Tensor
 
-pytest.importorskip("diffusers", reason="the models' classes come from diffusers")
+pytest.importorskip("diffusers", reason="diffusers is not installed")
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
@@ -85,7 +85,7 @@ def test_coefficients_of_euler_are_its_steps() -> None:
 
 
 def test_sensitivity_of_a_model_that_ignores_its_input() -> None:
-    """Then only the scheduler acts."""
+    """The sensitivity then equals the coefficients of the scheduler."""
     subject = small_subject()
     constant = torch.randn(1, 4, 3, 4, 4)
     subject.model.transformer.forward = lambda hidden_states, timestep, encoder_hidden_states, **_: (
@@ -99,7 +99,7 @@ def test_sensitivity_of_a_model_that_ignores_its_input() -> None:
 
 @pytest.mark.parametrize("kind", ["euler", "unipc"])
 def test_cached_runs_are_those_of_enable(kind: str) -> None:
-    """What calibration predicts of a path is what the path does when it is enabled."""
+    """Predicted results of a path equal the results with the path enabled."""
     subject = small_subject(scheduler=schedulers()[kind])
     clips = [Clip("a", seed, trajectory(subject, "a", seed)) for seed in (0, 1)]
     path = [0, 1, 3, 6]
@@ -115,7 +115,7 @@ def test_cached_runs_are_those_of_enable(kind: str) -> None:
 
 
 def test_matched_factors_bring_each_window_closest() -> None:
-    """A changed factor of the first window leaves its end farther from the full run."""
+    """Any other factor of a window increases the error at its end."""
     subject = small_subject()
     clip = Clip("a", 0, trajectory(subject, "a", 0))
     path = [0, 1, 5]
@@ -176,7 +176,7 @@ def test_an_interrupted_calibration_goes_on(tmp_path: Path) -> None:
     def generate(prompt: Any, seed: int) -> Tensor:
         calls.append(seed)
         if calls == [0, 1]:
-            raise KeyboardInterrupt("stopped by hand")
+            raise KeyboardInterrupt("interrupted")
         return plain.generate(prompt, seed)
 
     subject = replace(plain, generate=generate)

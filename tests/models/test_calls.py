@@ -13,7 +13,7 @@ import torch
 from model_cases import CASES, COGVIDEOX, LATTE, LTX, WAN, Case, ids
 from torch import Tensor
 
-pytest.importorskip("diffusers", reason="the models' classes come from diffusers")
+pytest.importorskip("diffusers", reason="diffusers is not installed")
 
 STEPS = 12
 P3 = adacache.AdaCache(codebook={99.0: 3})

@@ -12,7 +12,7 @@ from model_cases import CODEBOOK, COGVIDEOX, LATTE, WAN, Case, relative_error
 from pipeline_cases import PIPELINES
 from test_models import STEPS, enabled
 
-pytest.importorskip("diffusers", reason="the models' classes come from diffusers")
+pytest.importorskip("diffusers", reason="diffusers is not installed")
 
 POLICY = adacache.AdaCache(codebook=CODEBOOK)
 WAN_PIPELINE = next(case for case in PIPELINES if case.name == "WanPipeline")

@@ -16,7 +16,7 @@ from test_models import STEPS, enabled
 from torch import Tensor, nn
 from unknown import Flat, Unknown
 
-pytest.importorskip("diffusers", reason="the models' classes come from diffusers")
+pytest.importorskip("diffusers", reason="diffusers is not installed")
 
 REUSING = adacache.Replay([1, 11, 12])
 

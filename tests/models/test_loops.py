@@ -14,7 +14,7 @@ from model_cases import WAN, Case
 from test_calls import DUE, Calls, pattern, run_threads
 from torch import Tensor
 
-pytest.importorskip("diffusers", reason="the models' classes come from diffusers")
+pytest.importorskip("diffusers", reason="diffusers is not installed")
 
 STEPS = 12
 P3 = adacache.AdaCache(codebook={99.0: 3})

@@ -19,7 +19,7 @@ from model_cases import COGVIDEOX, HUNYUAN, LATTE, LTX, WAN, Case, ids, relative
 from test_models import enabled
 from torch import Tensor, nn
 
-pytest.importorskip("diffusers", reason="the models' classes come from diffusers")
+pytest.importorskip("diffusers", reason="diffusers is not installed")
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
@@ -599,7 +599,7 @@ def test_requests_do_not_share_anything(case: Case) -> None:
                 nonlocal calls
                 calls += 1
                 if calls == 3:
-                    raise KeyboardInterrupt("stopped by hand")
+                    raise KeyboardInterrupt("interrupted")
 
             hook = case.blocks(model)[0][1].register_forward_pre_hook(fail)
             with pytest.raises(KeyboardInterrupt), handle.request():

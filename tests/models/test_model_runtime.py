@@ -17,7 +17,7 @@ from test_models import STEPS, enabled
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-diffusers = pytest.importorskip("diffusers", reason="the models' classes come from diffusers")
+diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 

@@ -15,7 +15,7 @@ from adacache.adapters.generic import generic_spec
 from model_cases import CASES, LATTE_OF_ONE_LIST, TWINS, Case, denoise_slowly, fit, relative_error
 from torch import Tensor
 
-pytest.importorskip("diffusers", reason="the models' classes come from diffusers")
+pytest.importorskip("diffusers", reason="diffusers is not installed")
 
 STEPS = 12
 BLOCK = 1
@@ -133,7 +133,7 @@ def test_an_exception_leaves_nothing_behind(case: Case) -> None:
         block = case.blocks(model)[-1][1]
 
         def fail(*_: Any) -> None:
-            raise KeyboardInterrupt("stopped by hand")
+            raise KeyboardInterrupt("interrupted")
 
         hook = block.register_forward_pre_hook(fail)
         with pytest.raises(KeyboardInterrupt):

@@ -17,7 +17,7 @@ from pipeline_cases import PIPELINES
 from torch import nn
 from unknown import Block, Unknown
 
-pytest.importorskip("diffusers", reason="the models' classes come from diffusers")
+pytest.importorskip("diffusers", reason="diffusers is not installed")
 
 STEPS = 12
 P3 = adacache.AdaCache(codebook={99.0: 3})

@@ -10,7 +10,7 @@ import torch
 from model_cases import CODEBOOK, relative_error
 from pipeline_cases import PIPELINES, PipelineCase
 
-pytest.importorskip("diffusers", reason="the pipelines come from diffusers")
+pytest.importorskip("diffusers", reason="diffusers is not installed")
 
 every_pipeline = pytest.mark.parametrize("case", PIPELINES, ids=str)
 CASE = {str(case): case for case in PIPELINES}
@@ -108,7 +108,7 @@ def test_a_call_that_is_stopped_leaves_nothing_behind() -> None:
 
     def stop(_pipeline: Any, step: int, _timestep: Any, values: Any) -> Any:
         if step == 5:
-            raise KeyboardInterrupt("stopped by hand")
+            raise KeyboardInterrupt("interrupted")
         return values
 
     with pytest.raises(KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""Planned paths against the rule written out: on models, on pipelines of diffusers, and as timesteps."""
+"""Planned paths against a reference implementation: on models, on diffusers pipelines, and as timesteps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline_cases import PIPELINES, unipc
 from test_models import enabled
 from torch import Tensor, nn
 
-pytest.importorskip("diffusers", reason="the models' classes come from diffusers")
+pytest.importorskip("diffusers", reason="diffusers is not installed")
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
@@ -29,13 +29,13 @@ CALLED = [name for name in CASE if "SkyReelsV2Diffusion" not in name]
 
 
 def built(name: str) -> Any:
-    """A pipeline; equal weights each time."""
+    """A pipeline; every call gives equal weights."""
     torch.manual_seed(0)
     return CASE[name].build()
 
 
 class Rule:
-    """The rule written out for one stream of outputs."""
+    """Reference implementation of the rule for one sequence of outputs."""
 
     def __init__(self) -> None:
         self.outputs: dict[int, Tensor] = {}
@@ -62,7 +62,7 @@ def count_calls(model: nn.Module) -> list[int]:
 
 @pytest.mark.parametrize("case", [WAN, COGVIDEOX, LATTE, HUNYUAN], ids=ids)
 def test_branches_follow_the_rule(case: Case) -> None:
-    """level="branch": the model's own output is extrapolated, and the model is not called between."""
+    """level="branch": the output of the model is extrapolated; skipped steps do not call the model."""
     plain, values, rule = case.model(), case.values(2), Rule()
     z = values[case.latents]
     with torch.no_grad():
@@ -76,11 +76,11 @@ def test_branches_follow_the_rule(case: Case) -> None:
         assert handle.describe()["runs"] == "whole model"
     assert relative_error(found, z) < 1e-5
     assert len(calls) % len(COMPUTED) == 0
-    assert 0 < len(calls) <= 2 * len(COMPUTED)  # the first child of a model may run twice in a call
+    assert 0 < len(calls) <= 2 * len(COMPUTED)  # the first child may run twice per call
 
 
 def test_stack_follows_the_rule() -> None:
-    """level="stack": the residual of all blocks is extrapolated; the model is called at each step."""
+    """level="stack": the residual of the block stack is extrapolated; every step calls the model."""
     case, rule = WAN, Rule()
     plain, values = case.model(), case.values(1)
     step = 0
@@ -105,10 +105,10 @@ def test_stack_follows_the_rule() -> None:
 
 
 def replace_guided(pipeline: Any, rules: Callable[[int], Rule]) -> None:
-    """Replaces what the pipeline passes to its scheduler; the model runs at each step."""
+    """Replaces the model output that the pipeline passes to its scheduler; the model runs at each step."""
     plain, state = pipeline.scheduler.step, {"timestep": None, "step": 0, "stream": 0}
 
-    @functools.wraps(plain)  # pipelines read its signature
+    @functools.wraps(plain)  # pipelines inspect the signature
     def step(output: Tensor, timestep: Any, *args: Any, **kwargs: Any) -> Any:
         now = float(torch.as_tensor(timestep).float().mean())
         if now != state["timestep"]:
@@ -122,7 +122,7 @@ def replace_guided(pipeline: Any, rules: Callable[[int], Rule]) -> None:
 
 @pytest.mark.parametrize("name", CALLED)
 def test_guided_outputs_follow_the_rule(name: str) -> None:
-    """level="guided" on each pipeline: what the scheduler gets is extrapolated."""
+    """level="guided" on each pipeline: the input of the scheduler is extrapolated."""
     case = CASE[name]
     slow, rules = built(name), {}
     replace_guided(slow, lambda stream: rules.setdefault(stream, Rule()))
@@ -139,7 +139,7 @@ def test_guided_outputs_follow_the_rule(name: str) -> None:
 
 
 def test_branch_and_guided_agree_in_a_pipeline() -> None:
-    """Guidance is linear, so extrapolating it or its branches is the same."""
+    """Guidance is linear, so extrapolation of the guided output equals extrapolation of its branches."""
     case = CASE["WanPipeline"]
     outputs = []
     for level in ("guided", "branch"):
@@ -173,7 +173,7 @@ def test_a_path_crosses_two_transformers() -> None:
 
 
 def test_a_pipeline_with_a_unet() -> None:
-    """A planned path wraps no block, so any model will do."""
+    """A planned path wraps no block, so it supports any model."""
     import diffusers
 
     def build() -> Any:
@@ -224,7 +224,7 @@ def of_timesteps(pipeline: Any) -> list[float]:
 
 @pytest.mark.parametrize("scheduler", ["euler", "unipc"])
 def test_timesteps_alone(scheduler: str) -> None:
-    """`PlannedTimesteps` gives what the pipeline gives whose scheduler has these timesteps only."""
+    """`PlannedTimesteps` equals a pipeline whose scheduler has only these timesteps."""
     case = CASE["WanPipeline"]
 
     def build() -> Any:
@@ -348,7 +348,7 @@ def test_a_budget_needs_a_file_of_paths() -> None:
 def test_timesteps_need_a_pipeline(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="these are timesteps for a pipeline's scheduler"):
         adacache.enable(WAN.model(), write(tmp_path), budget=3, num_steps=STEPS)
-    pipeline = CASE["LattePipeline"].build()  # DDIM states no sigmas
+    pipeline = CASE["LattePipeline"].build()  # DDIM has no sigmas
     adacache.enable(pipeline, adacache.PlannedTimesteps(COMPUTED, STEPS))
     with pytest.raises(ValueError, match="DDIMScheduler does not state one sigma per step"):
         CASE["LattePipeline"].generate(pipeline, STEPS)

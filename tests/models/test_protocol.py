@@ -34,7 +34,7 @@ from tiny_policies import (
 )
 from torch import Tensor, nn
 
-diffusers = pytest.importorskip("diffusers", reason="the models' classes come from diffusers")
+diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 

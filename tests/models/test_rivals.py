@@ -1,5 +1,5 @@
-"""Further methods on models of diffusers, against their rules written out with hooks on a plain model, and
-against diffusers and cache-dit where these have them."""
+"""Further methods on models of diffusers, against reference loops with hooks on a plain model, and against
+diffusers and cache-dit if these implement the method."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from test_methods import STEPS, Clock, blocks_replaced, children, mixed_values, 
 from test_models import enabled
 from torch import Tensor, nn
 
-pytest.importorskip("diffusers", reason="the models' classes come from diffusers")
+pytest.importorskip("diffusers", reason="diffusers is not installed")
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
 CHECKED = [WAN, COGVIDEOX]
-"""What the tests with a `case` run on (conftest.py)."""
+"""Models of the tests with a `case` (conftest.py)."""
 
 
 def computed_by(policy: Any, steps: int = STEPS) -> list[int]:
@@ -31,7 +31,7 @@ def computed_by(policy: Any, steps: int = STEPS) -> list[int]:
 
 @dataclass
 class Values:
-    """A feature at every step so far: computed, or as a method forecast it.
+    """A feature at every previous step, computed or forecast.
 
     Attributes:
         forecast: (these values, step) -> the feature at a step that is not computed.
@@ -62,8 +62,8 @@ def blocks_slowly(
     computed: list[int],
     forecast: Callable[[Values, int], Tensor],
 ) -> Tensor:
-    """The loop in which the residual of each block is forecast: forecasts are linear, so that the forecast of
-    the stack is the sum of them."""
+    """Reference loop that forecasts the residual of each block. Forecasts are linear, so the forecast of the
+    stack is their sum."""
     clock, features = Clock(), {}
 
     def rule(position: int, before: list[Tensor], after: list[Tensor]) -> list[Tensor]:
@@ -83,7 +83,7 @@ def check_schedule(
 ) -> None:
     model, inputs = case.model(), case.values(2)
     expected = blocks_slowly(case, model, inputs, computed, forecast)
-    assert relative_error(run_slowly(case, model, inputs, Clock()), expected) > 1e-3, "reuse must show"
+    assert relative_error(run_slowly(case, model, inputs, Clock()), expected) > 1e-3, "no reuse"
     with enabled(model, policy, STEPS) as handle:
         final = case.denoise(model, inputs, STEPS)
     assert handle.trace.computed_steps == computed
@@ -156,7 +156,7 @@ def test_foca_follows_its_rule(case: Case, settings: dict[str, Any]) -> None:
 
 
 def test_foca_gives_what_cache_dit_gives() -> None:
-    """Its forecasts of one tensor over 24 steps."""
+    """Forecasts of one tensor over 24 steps."""
     calibrators = pytest.importorskip("cache_dit.caching.cache_contexts.calibrators.foca")
     policy, theirs = adacache.FoCa(interval=5, first=2, horizon=3), calibrators.FoCaState()
     values = Values(foca(3))
@@ -174,7 +174,7 @@ def test_foca_gives_what_cache_dit_gives() -> None:
 
 
 def spectrum(policy: adacache.Spectrum, steps: int) -> Callable[[Values, int], Tensor]:
-    """The ridge fit as least squares with `degree + 1` more equations."""
+    """The ridge fit, as least squares with `degree + 1` additional equations."""
 
     def basis(step: int) -> list[float]:
         angle = math.acos(max(-1.0, min(1.0, 2 * (step - 1) / (steps - 1) - 1)))
@@ -263,7 +263,7 @@ def test_magcache_follows_its_rule(case: Case, cache: str) -> None:
 
 @pytest.mark.parametrize("threshold", [0.06, 0.3])
 def test_magcache_gives_what_diffusers_gives(threshold: float) -> None:
-    """With a retention at which both round to the same step."""
+    """The retention is a multiple of 1 / STEPS, so that both implementations round to the same step."""
     from diffusers.hooks import MagCacheConfig, apply_mag_cache
 
     case, retention = WAN, 3 / STEPS
@@ -332,7 +332,7 @@ def test_delta_dit_follows_its_rule(case: Case, blocks: int, gate: int, interval
 
     with blocks_replaced(case, model, rule):
         expected = run_slowly(case, model, inputs, clock)
-    assert relative_error(run_slowly(case, model, inputs, Clock()), expected) > 1e-3, "reuse must show"
+    assert relative_error(run_slowly(case, model, inputs, Clock()), expected) > 1e-3, "no reuse"
     calls = 0
 
     def count(*_: Any) -> None:
@@ -395,7 +395,7 @@ def dbcache_slowly(
     ("probe", "tail", "first", "order"), [(1, 1, 3, 0), (2, 0, 1, 0), (2, 1, 4, 1), (1, 0, 2, 1)]
 )
 def test_dbcache_follows_its_rule(case: Case, probe: int, tail: int, first: int, order: int) -> None:
-    """Each video of a batch as if it were alone."""
+    """A batch of videos against reference loops of single videos."""
     model, inputs = case.model(), mixed_values(case)
     threshold = {WAN.name: 0.35, COGVIDEOX.name: 0.9}[case.name]
     policy = adacache.DBCache(probe, tail, threshold, first=first, order=order)
@@ -450,7 +450,7 @@ def test_dbcache_gives_what_cache_dit_gives(case: Case, probe: int, tail: int, f
 @pytest.mark.parametrize("span", [1, 2, 3])
 @pytest.mark.parametrize("even", [True, False])
 def test_meancache_follows_its_rule(span: int, even: bool) -> None:
-    """An Euler loop: the path z of the rule is that of the loop."""
+    """The latents of an Euler loop are the path z of the rule."""
     case, computed = WAN, [1, 2, 3, 6, 7, 9, 13]
     model, inputs = case.model(), case.values(2)
     times = [1 - step / STEPS for step in range(STEPS + 1)]
@@ -520,7 +520,7 @@ def test_tgate_follows_its_rule(settings: dict[str, Any]) -> None:
     changes = {child: keep(part) for part in computed for child in children(case, model, part)}
     with replaced(changes):
         expected = run_slowly(case, model, inputs, clock)
-    assert not torch.equal(run_slowly(case, model, inputs, Clock()), expected), "reuse must show"
+    assert not torch.equal(run_slowly(case, model, inputs, Clock()), expected), "no reuse"
     with enabled(model, policy, STEPS):
         assert torch.equal(case.denoise(model, inputs, STEPS), expected)
 
@@ -543,7 +543,7 @@ def test_tgate_needs_cross_attention() -> None:
     ],
 )
 def test_limits_of_a_schedule(limits: dict[str, Any], computed: list[int]) -> None:
-    """Forecasts count from the steps that are computed in fact."""
+    """Forecasts use the steps that are computed under the limits."""
     case = WAN
     model, inputs = case.model(), case.values(2)
     for inner, same in (
@@ -560,7 +560,7 @@ def test_limits_of_a_schedule(limits: dict[str, Any], computed: list[int]) -> No
 
 
 def test_limits_of_decisions() -> None:
-    """A method that knows these limits itself gives the same, for each video of a batch."""
+    """Equal to a method with the same limits as settings of its own, for each video of a batch."""
     case = WAN
     model, inputs = case.model(), mixed_values(case)
     for inner, limits, same in (
@@ -603,7 +603,7 @@ def test_limits_that_do_not_fit() -> None:
         WAN.denoise(model, WAN.values(), STEPS)
 
 
-# All of them.
+# All policies.
 
 
 def all_policies() -> list[Any]:
@@ -637,7 +637,7 @@ def test_requests_do_not_share_anything(policy: Any) -> None:
     with enabled(model, policy, STEPS) as handle:
         with handle.request():
             expected = case.denoise(model, values, STEPS)
-        assert not torch.equal(expected, plain), "reuse must show"
+        assert not torch.equal(expected, plain), "no reuse"
         with handle.request(num_videos=2):
             case.denoise(model, other, STEPS)
         assert torch.equal(case.denoise(model, values, STEPS), expected), "outside a request"
@@ -647,7 +647,7 @@ def test_requests_do_not_share_anything(policy: Any) -> None:
             nonlocal calls
             calls += 1
             if calls == 3:
-                raise KeyboardInterrupt("stopped by hand")
+                raise KeyboardInterrupt("interrupted")
 
         hook = case.blocks(model)[0][1].register_forward_pre_hook(fail)
         with pytest.raises(KeyboardInterrupt), handle.request():
@@ -680,13 +680,12 @@ def test_half_precision_and_traces(policy: Any, tmp_path: Any) -> None:
 
 
 def test_guidance_in_two_calls() -> None:
-    """The second call follows the decisions of the first, with tensors of its own: the same as in one batch
-    where the decision does not depend on the second."""
+    """The second call uses the decisions of the first and its own tensors."""
     case = WAN
     model, values, null = case.model(), case.values(seed=1), case.values(seed=2)
     for policy in all_policies():
         if isinstance(policy, adacache.MeanCache | adacache.EasyCache):
-            continue  # one decision for the batch, or another path of the sampler
+            continue  # one decision per batch, or another sampler path
         with enabled(model, policy, STEPS) as handle, handle.request(branches=2):
             final = case.denoise_in_two_calls(model, values, null, STEPS, context=False)
         computed = handle.trace.computed_steps
@@ -698,8 +697,8 @@ def test_guidance_in_two_calls() -> None:
 
 @pytest.mark.parametrize("policy", [adacache.Spectrum(first=3), adacache.FoCa(interval=4, first=3)])
 def test_a_recurrence_after_a_change_of_shape(policy: Any) -> None:
-    """A prompt of another length makes a step compute; what was kept before is lost, so that further skipped
-    steps hold the last computed feature."""
+    """A prompt of another length forces a computed step and drops the kept tensors. Skipped steps after it
+    hold the last computed feature."""
     case, changed_at = COGVIDEOX, 5
     model, values, clock = case.model(), case.values(2), Clock()
     planned = computed_by(policy)
@@ -710,7 +709,7 @@ def test_a_recurrence_after_a_change_of_shape(policy: Any) -> None:
     def hold(position: int, before: list[Tensor], after: list[Tensor]) -> list[Tensor]:
         found = []
         for k, (x, y) in enumerate(zip(before, after, strict=True)):
-            shape = after[1].shape  # that of the text
+            shape = after[1].shape  # of the text tokens
             own = features.setdefault((position, k, shape), Values(rule if shape[1] == 5 else last))
             new = y - x if clock.step in planned or not own.computed else None
             value = own.at(clock.step, new)

@@ -1,5 +1,5 @@
-"""Methods that measure inputs of the model or outputs of blocks, on models of diffusers, against their rules
-written out with hooks on a plain model, and against diffusers."""
+"""Methods that measure inputs of the model or outputs of blocks, on models of diffusers, against reference
+loops with hooks on a plain model, and against diffusers."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from test_methods import CHILDREN, STEPS, Clock, blocks_replaced, children, mixe
 from test_models import enabled
 from torch import Tensor, nn
 
-pytest.importorskip("diffusers", reason="the models' classes come from diffusers")
+pytest.importorskip("diffusers", reason="diffusers is not installed")
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
 CHECKED = [WAN, COGVIDEOX]
-"""What the tests with a `case` run on (conftest.py)."""
+"""Models of the tests with a `case` (conftest.py)."""
 
 
 def change(new: Tensor, old: Tensor) -> float:
@@ -29,14 +29,14 @@ def change(new: Tensor, old: Tensor) -> float:
 
 
 class Sum:
-    """A sum of changes that is set to 0 where it reaches a threshold."""
+    """An accumulated change that is reset to 0 at the threshold."""
 
     def __init__(self, threshold: float, first: int = 1, last: int = 1, most: int = STEPS):
         self.threshold, self.first, self.last, self.most = threshold, first, last, most
         self.value, self.computed = 0.0, [1]
 
     def reuses(self, step: int, change: float | None) -> bool:
-        """`change` is not used at the first step."""
+        """`change` is ignored at the first step."""
         self.value += change or 0.0
         inner = self.first < step <= STEPS - self.last
         if inner and self.value < self.threshold and step - self.computed[-1] <= self.most:
@@ -55,7 +55,7 @@ def stack_slowly(
     reuses: Callable[[int], bool],
     order: int = 0,
 ) -> Tensor:
-    """The loop in which the residual of each block is reused, or forecast linearly. `reuses` is called once
+    """Reference loop that reuses the residual of each block or forecasts it linearly. It calls `reuses` once
     per step, at the first block."""
     kept: dict[tuple[int, int], list[tuple[int, Tensor]]] = {}
     now = {"reuse": False, "step": 0}
@@ -110,7 +110,7 @@ def teacache_slowly(
 @pytest.mark.parametrize("model_case", [WAN, COGVIDEOX, LATTE], ids=lambda case: case.name)
 @pytest.mark.parametrize("cache", ["stack", "block"])
 def test_teacache_follows_its_rule(model_case: Case, cache: str) -> None:
-    """Each video of a batch as if it were alone; the first block runs once per computed step."""
+    """A batch of videos against reference loops of single videos."""
     case = model_case
     model, inputs = case.model(), mixed_values(case)
     policy = adacache.TeaCache(coefficients=(1.5, 0.9, 0.01), threshold=0.5, cache=cache)
@@ -128,7 +128,7 @@ def test_teacache_follows_its_rule(model_case: Case, cache: str) -> None:
 
 
 def test_teacache_fit() -> None:
-    """The measured changes are those of the rule; the fit is least squares through them."""
+    """The measured changes equal those of the reference loop, and the fit is their least-squares fit."""
     case = WAN
     model, inputs = case.model(), case.values()
     with enabled(model, adacache.TeaCacheChanges(), STEPS) as handle:
@@ -194,7 +194,7 @@ def test_easycache_follows_its_rule(case: Case) -> None:
 
 
 def test_easycache_needs_an_output_like_the_latents() -> None:
-    """Latte predicts a variance too."""
+    """Latte also predicts a variance."""
     with (
         enabled(LATTE.model(), adacache.EasyCache(), STEPS) as handle,
         pytest.raises(ValueError, match="model: expected one output of the latents' shape"),
@@ -207,7 +207,7 @@ def test_easycache_needs_an_output_like_the_latents() -> None:
 
 @pytest.mark.parametrize(("order", "most"), [(0, 2), (1, 2), (1, 5)])
 def test_seacache_follows_its_rule(order: int, most: int) -> None:
-    """The filter written out as a sum over frequencies."""
+    """The reference filter is an explicit sum over frequencies."""
     case = WAN
     model, inputs = case.model(), mixed_values(case)
     policy = adacache.SeaCache(threshold=0.15, order=order, most=most)
@@ -250,7 +250,7 @@ def test_seacache_follows_its_rule(order: int, most: int) -> None:
 @pytest.mark.parametrize("order", [0, 1])
 @pytest.mark.parametrize("threshold", [0.1, 0.25])
 def test_seacache_gives_what_diffusers_gives(order: int, threshold: float) -> None:
-    hooks = pytest.importorskip("diffusers.hooks.sea_cache", reason="diffusers has it from 0.42 on")
+    hooks = pytest.importorskip("diffusers.hooks.sea_cache", reason="requires diffusers 0.42 or later")
     case = WAN
     model, values, clock = case.model(), case.values(seed=4), Clock()
     hooks.apply_sea_cache(model, hooks.SeaCacheConfig(threshold=threshold, residual_order=order))
@@ -297,7 +297,7 @@ def test_sencache_follows_its_rule(case: Case) -> None:
 
 
 def test_sencache_sensitivities() -> None:
-    """Those of a linear function are its factors."""
+    """The sensitivities of a linear function are its factors."""
     states = [torch.randn(2, 3, 4) for _ in range(5)]
     times = [1.0, 0.8, 0.5, 0.4, 0.1]
     a_x, a_t = sencache.sensitivities(lambda x, t: 3.0 * x + 2.0 * t, states, times)
@@ -422,11 +422,11 @@ def stack_noted(
     reuses: Callable[[int], bool],
     note: Callable[[int], Callable[..., None]],
 ) -> Tensor:
-    """`stack_slowly`, with hooks that see what each block returns."""
+    """`stack_slowly` with a forward hook on each block."""
     hooks: list[Any] = []
 
     def reuses_first(step: int) -> bool:
-        if not hooks:  # after the hooks that replace outputs
+        if not hooks:  # registered after the hooks that replace outputs
             for i, (_, block) in enumerate(case.blocks(model)):
                 hooks.append(block.register_forward_hook(note(i), with_kwargs=True))
         return reuses(step)

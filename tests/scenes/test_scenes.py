@@ -1,11 +1,11 @@
-"""The scenes that the Wan and Latte examples are trained on: captions, drawing, reading."""
+"""Training scenes of the Wan and Latte examples: captions, drawing, classification."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-pytest.importorskip("sklearn", reason="the handwritten digits are part of scikit-learn")
+pytest.importorskip("sklearn", reason="scikit-learn, which contains the handwritten digits, is not installed")
 
 from clips import HEADINGS
 from scenes.captions import (

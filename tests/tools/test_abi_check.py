@@ -1,4 +1,4 @@
-"""The header check: sources compile against the torch that they are built with and against an older one."""
+"""The header check: sources compile against the torch of the build and against an older torch."""
 
 from __future__ import annotations
 

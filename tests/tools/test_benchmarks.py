@@ -1,4 +1,4 @@
-"""The benchmark's own logic: bytes, checks that refuse a wrong op, goals; and one run on a tiny shape."""
+"""The kernel benchmark: bytes, correctness checks, goals, and one run on a small shape."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_bytes_at_the_least(kernels: ModuleType, name: str, expected: int) -> No
 def test_a_wrong_op_is_not_timed(
     kernels: ModuleType, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One wrong element, one wrong sum, memory that is not written."""
+    """A wrong element, a wrong sum and unwritten memory are detected."""
     shape, device = kernels.Shape(2, 3, 4, 16), torch.device("cpu")
     for name in ("gated_residual_meter", "layer_norm_modulate", "gated_residual_meter float8"):
         case = case_of(kernels, name)
@@ -240,7 +240,7 @@ def test_predictions_take_the_place_of_older_ones(
     assert text.endswith("after\n")
     assert "old" not in text
     line = next(line for line in text.splitlines() if line.startswith("| `gated_residual_meter` |"))
-    # 5 passes over [2, 23850, 1152] and [2, 54000, 1152] in bfloat16, at 90 % of 3.35 TB/s.
+    # 5 passes over [2, 23850, 1152] and [2, 54000, 1152] in bfloat16 at 90 % of 3.35 TB/s.
     assert "| 61 | 4 | 50% | 550, 182 | 1244, 413 |" in line
     assert "90% of copy" in line
     report.write_text("[]")

@@ -1,4 +1,4 @@
-"""What setup.py decides to build, what the build records, and that the tools over its products can fail."""
+"""Build decisions of setup.py, the build record, and failures of the tools that check the wheel."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def setup(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.fixture
 def toolkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A CUDA toolkit whose nvcc knows nothing newer than sm_90."""
+    """A CUDA toolkit whose nvcc supports architectures up to sm_90."""
     for file in ("include/cuda_runtime.h", "lib64/libcudart_static.a"):
         (tmp_path / file).parent.mkdir()
         (tmp_path / file).touch()

@@ -1,4 +1,4 @@
-"""The GPU check's own logic, which no GPU is needed for: its stages, limits, results and goals."""
+"""The GPU check without a GPU: stages, limits, results and goals."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_plan_is_for_this_device_alone_and_fits_three_calls_of_ten_minutes(
     tools = {command.name for command in stages["sanitizer"].commands}
     assert {f"{tool}-cuda" for tool in ("memcheck", "racecheck", "initcheck")} <= tools
     names = [command.name for stage in stages.values() for command in stage.commands]
-    assert len(set(names)) == len(names)  # they name the logs
+    assert len(set(names)) == len(names)  # names of the log files
     for stage in stages.values():
         for command in stage.commands:
             for word in command.arguments:
@@ -141,7 +141,7 @@ def test_dry_run_names_imports_of_packages_that_are_not_listed(
     monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--dry-run"])
     assert gpu_check.main() == 0
     monkeypatch.delitem(gpu_check.NEEDED, package)
-    if package == "pillow":  # which matplotlib requires
+    if package == "pillow":  # required by matplotlib
         monkeypatch.delitem(gpu_check.NEEDED, "matplotlib")
     assert gpu_check.main() == 1
     assert f"NOT IN NEEDED: {module}, imported by " in capsys.readouterr().out
@@ -198,4 +198,4 @@ def test_results_are_written_after_each_stage(
     assert (also / path.name).read_text() == path.read_text()
     assert (also / "kernels.log").exists()
     monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--commit", "0123456789abcdef", "--stages", "build"])
-    assert gpu_check.main() == 1  # the other call's failure is part of the results
+    assert gpu_check.main() == 1  # the results contain the failure of the other call

@@ -1,4 +1,5 @@
-"""The mutation check itself: every fault can be planted, and a missed, lost or broken one fails the run."""
+"""The mutation check: every fault applies; a fault that no test catches, that does not apply or that breaks
+the build fails the run."""
 
 from __future__ import annotations
 
@@ -46,7 +47,7 @@ def test_faults_reach_every_kind_of_code(check: ModuleType, quick: bool) -> None
 
 @pytest.fixture
 def small_tree(check: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A project of one function and one test."""
+    """A project with one function and one test."""
     root = tmp_path / "root"
     for name in ("tests", "adacache_kernels"):
         (root / name).mkdir(parents=True)
@@ -113,9 +114,9 @@ def test_a_copy_is_brought_up_to_date(check: ModuleType, small_tree: Path, tmp_p
     check.copy_sources(small_tree, tree)
     kept = tree / "tests" / "test_double.py"
     before = kept.stat().st_mtime_ns
-    (tree / "tests" / "double.py").write_text("a fault of a run that was cut off")
+    (tree / "tests" / "double.py").write_text("a fault of an interrupted run")
     (tree / "tests" / "gone.py").touch()
     check.copy_sources(small_tree, tree)
     assert "2 * x" in (tree / "tests" / "double.py").read_text()
-    assert kept.stat().st_mtime_ns == before  # nothing to compile again
+    assert kept.stat().st_mtime_ns == before  # no recompilation
     assert not (tree / "tests" / "gone.py").exists()

@@ -1,4 +1,4 @@
-"""The matrix of torch releases: a red test, a release that does not install, and a table that names both."""
+"""The matrix of torch releases: a failing test, a release that does not install, and the table of both."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tool_loading import load
 
 @pytest.fixture
 def matrix(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
-    """The tool with this Python for every release, and two test files: one passes, one fails."""
+    """The tool, with this Python for every release and with a passing and a failing test file."""
     matrix = load(monkeypatch, "tools/test_matrix.py")
     (tmp_path / "test_good.py").write_text("def test_good():\n    pass\n")
     (tmp_path / "test_bad.py").write_text(
