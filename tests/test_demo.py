@@ -132,7 +132,7 @@ def test_folder_that_cannot_be_created(
     ],
     ids=str,
 )
-def test_wrong_arguments_are_named_before_the_work(
+def test_invalid_arguments_raise_before_any_work(
     model: STDiT3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any]
 ) -> None:
     monkeypatch.setattr(demo, "compare", lambda *_, **__: pytest.fail("the run started"))

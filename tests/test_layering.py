@@ -69,7 +69,7 @@ def upward(module: str, names: set[str]) -> list[str]:
 GRAPH = {module: imported(module, path.read_text()) for module, path in SOURCES.items()}
 
 
-def test_imports_go_down() -> None:
+def test_imports_go_downwards() -> None:
     assert [one for module, names in GRAPH.items() for one in upward(module, names)] == []
 
 

@@ -17,7 +17,7 @@ SHAPE = Shape(2, 3, 7, 144)
 @pytest.mark.parametrize(
     "case", [case for case in CASES if case.channels is None], ids=lambda case: case.name
 )
-def test_replay_gives_the_bits_of_a_call(case: Case, backend: str) -> None:
+def test_graph_replay_is_bit_identical(case: Case, backend: str) -> None:
     if not has_backend(case.op, backend):
         pytest.skip(f"backend {backend} has no {case.op}")
     device = torch.device("cuda")
@@ -38,7 +38,7 @@ def test_replay_gives_the_bits_of_a_call(case: Case, backend: str) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
-def test_decide_is_captured_behind_a_meter(backend: str) -> None:
+def test_meter_and_decide_in_one_graph(backend: str) -> None:
     device = torch.device("cuda")
     case = next(case for case in CASES if case.name == "gated_residual_meter")
     values = make_inputs(case, SHAPE, torch.bfloat16, device)

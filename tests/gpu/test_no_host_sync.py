@@ -68,7 +68,7 @@ def run_loop(model: STDiT3, device: torch.device, videos: int) -> adacache.Handl
 
 
 @pytest.mark.parametrize("videos", [1, 2])
-def test_nothing_in_the_loop_is_looked_at_by_the_host(videos: int) -> None:
+def test_loop_has_no_synchronizing_ops(videos: int) -> None:
     handle = run_loop(golden_model(), torch.device("cpu"), videos)
     assert 3 < len(handle.trace.computed_steps) < STEPS or videos > 1
 
@@ -76,13 +76,13 @@ def test_nothing_in_the_loop_is_looked_at_by_the_host(videos: int) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("videos", [1, 2])
 @pytest.mark.parametrize("backend", ["", "triton"])
-def test_loop_on_a_gpu_does_not_wait(backend: str, videos: int) -> None:
+def test_loop_does_not_synchronize_on_cuda(backend: str, videos: int) -> None:
     with use_backend(backend) if backend else nullcontext():
         handle = run_loop(golden_model().cuda(), torch.device("cuda"), videos)
     assert handle.trace.measurements
 
 
-def test_what_waits_is_refused() -> None:
+def test_guard_detects_synchronization() -> None:
     x = torch.arange(3.0)
     for waits in (lambda: x[0].item(), lambda: x[x > 1], lambda: bool((x > 1).any()), lambda: x.nonzero()):
         with pytest.raises(RuntimeError, match="synchronizes"), NoWaiting():
@@ -90,7 +90,7 @@ def test_what_waits_is_refused() -> None:
 
 
 @pytest.mark.gpu
-def test_what_waits_is_refused_on_a_gpu() -> None:
+def test_guard_detects_synchronization_on_cuda() -> None:
     x = torch.arange(3.0, device="cuda")
     for waits in (lambda: x[0].item(), lambda: x[x > 1], lambda: torch.tensor([1.0], device="cuda")):
         with pytest.raises(RuntimeError, match="synchroniz"), no_waiting_on_a_gpu():

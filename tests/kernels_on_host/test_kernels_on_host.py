@@ -75,7 +75,7 @@ def test_bodies_agree_with_plain_loops(
     assert f"{CASES[sanitizers]} random cases of each op passed" in result.stdout
 
 
-def test_a_missing_barrier_is_found(programs: dict[str, pathlib.Path]) -> None:
+def test_missing_barrier_is_detected(programs: dict[str, pathlib.Path]) -> None:
     result = run(programs["thread"], "--cases", "2", "--drop-barriers")
     assert result.returncode != 0
     assert "data race" in result.stderr

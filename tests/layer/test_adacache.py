@@ -32,7 +32,7 @@ def test_schedule_is_that_of_the_rule_written_out(model: STDiT3, cache: str, blo
     assert relative_error(final, expected) < 1e-5
 
 
-def test_off_is_the_plain_model_bit_for_bit(model: STDiT3) -> None:
+def test_computing_every_step_and_disable_are_bit_identical(model: STDiT3) -> None:
     values = inputs(1)
     plain = denoise(model, values, 4)
     handle = adacache.enable(model, adacache.AdaCache(codebook={9.0: 1}), num_steps=4)
@@ -43,7 +43,7 @@ def test_off_is_the_plain_model_bit_for_bit(model: STDiT3) -> None:
     assert torch.equal(denoise(model, values, 4), plain)
 
 
-def test_an_instance_forward_is_called_and_kept(model: STDiT3) -> None:
+def test_instance_forward_is_called_and_restored(model: STDiT3) -> None:
     """Offloading libraries replace `forward` on the instance."""
     values, calls = inputs(1), []
     handle = adacache.enable(model, POLICY, num_steps=STEPS)
@@ -68,7 +68,7 @@ def test_an_instance_forward_is_called_and_kept(model: STDiT3) -> None:
     "part", ["temporal_attention", "spatial_attention", "cross_attention", "mlp", "cross_attention_mlp"]
 )
 @pytest.mark.parametrize("cache", ["stack", "sublayer"])
-def test_computing_always_changes_no_bit_whatever_is_measured(model: STDiT3, part: str, cache: str) -> None:
+def test_computing_every_step_is_bit_identical_for_each_part(model: STDiT3, part: str, cache: str) -> None:
     values = inputs(1)
     plain = denoise(model, values, 3)
     policy = adacache.AdaCache(codebook={9.0: 1}, metric_part=part, cache=cache)
@@ -135,7 +135,7 @@ def test_videos_of_a_batch_decide_for_themselves(model: STDiT3) -> None:
         adacache.disable(model)
 
 
-def test_one_decision_for_the_batch_if_asked(model: STDiT3) -> None:
+def test_one_decision_per_batch(model: STDiT3) -> None:
     batch = inputs(2, seed=1)
     handle = adacache.enable(model, replace(POLICY, per_video=False), num_steps=STEPS)
     with handle.request(num_videos=2):
@@ -199,7 +199,7 @@ def test_guidance_in_two_calls(model: STDiT3, explicit: bool) -> None:
 
 
 @pytest.mark.parametrize("part", ["temporal_attention", "spatial_attention", "cross_attention_mlp", "block"])
-def test_a_warm_up_call_does_not_join(model: STDiT3, part: str) -> None:
+def test_warm_up_call_is_not_part_of_the_request(model: STDiT3, part: str) -> None:
     """A call of another generation at the first timestep, outside `request()`, is not part of the request."""
     values, other = inputs(1, seed=4), inputs(1, seed=5)
     other["z"] *= 3.0
@@ -214,7 +214,7 @@ def test_a_warm_up_call_does_not_join(model: STDiT3, part: str) -> None:
     assert handle.trace.measurements == trace.measurements
 
 
-def test_requests_do_not_touch_each_other(model: STDiT3) -> None:
+def test_requests_are_independent(model: STDiT3) -> None:
     first, second = inputs(1, seed=4), inputs(1, seed=5)
     second["z"] *= 2.0
     handle = adacache.enable(model, POLICY, num_steps=STEPS)
@@ -230,7 +230,7 @@ def test_requests_do_not_touch_each_other(model: STDiT3) -> None:
     assert torch.equal(denoise(model, first, STEPS), alone[0])
 
 
-def test_an_aborted_run_leaves_nothing_behind(model: STDiT3) -> None:
+def test_aborted_run_leaves_no_state(model: STDiT3) -> None:
     values = inputs(1, seed=4)
     handle = adacache.enable(model, POLICY, num_steps=STEPS)
     expected = denoise(model, values, STEPS)
@@ -271,7 +271,7 @@ def test_more_calls_than_steps(model: STDiT3, explicit: bool) -> None:
     assert handle.trace.computed_steps == [1, 2, 3, 4]
 
 
-def test_two_requests_at_once(model: STDiT3) -> None:
+def test_interleaved_requests(model: STDiT3) -> None:
     """Two interleaved loops on one model, each in its own contextvars.Context."""
     import contextvars
 
@@ -301,7 +301,7 @@ def test_two_requests_at_once(model: STDiT3) -> None:
         context.run(turn.close)
 
 
-def test_bad_input_is_named_and_the_run_goes_on(model: STDiT3) -> None:
+def test_bad_input_raises_and_the_request_continues(model: STDiT3) -> None:
     values = inputs(1)
     handle = adacache.enable(model, POLICY, num_steps=STEPS)
     x, t = torch.cat((values["z"], values["z"])), torch.full((2,), 1000.0)
@@ -340,7 +340,7 @@ def test_bad_captions(model: STDiT3, y: torch.Tensor, mask: Any, message: str) -
     assert torch.isfinite(denoise(model, values, STEPS)).all()
 
 
-def test_gradients_are_refused(model: STDiT3) -> None:
+def test_gradients_raise(model: STDiT3) -> None:
     values = inputs(1)
     adacache.enable(model, POLICY, num_steps=STEPS)
     with pytest.raises(RuntimeError, match=r"inference only: call the model under torch\.no_grad"):
@@ -373,7 +373,7 @@ def test_enable_and_disable_errors(model: STDiT3) -> None:
         denoise(model, inputs(1), STEPS)
 
 
-def test_sites_are_named_in_their_true_order(model: STDiT3) -> None:
+def test_site_names_in_execution_order(model: STDiT3) -> None:
     handle = adacache.enable(model, POLICY, num_steps=STEPS)
     assert len(handle.sites) == 24
     assert handle.sites[:4] == [
@@ -384,7 +384,7 @@ def test_sites_are_named_in_their_true_order(model: STDiT3) -> None:
     ]
 
 
-def test_sampler_opens_a_request_of_its_own(model: STDiT3) -> None:
+def test_sampler_opens_its_own_request(model: STDiT3) -> None:
     values = inputs(2, seed=1)
     handle = adacache.enable(model, POLICY, num_steps=STEPS)
     flow = RectifiedFlow(num_steps=STEPS, guidance_scale=4.0)
@@ -469,7 +469,7 @@ def test_metrics_and_rules_run(model: STDiT3) -> None:
     assert 2 < len(handle.trace.computed_steps) < STEPS
 
 
-def test_a_residual_that_is_not_finite_means_compute(model: STDiT3) -> None:
+def test_nonfinite_residual_forces_compute(model: STDiT3) -> None:
     values = inputs(1, seed=3)
     values["z"][0, 0, 0, 0, 0] = float("nan")
     handle = adacache.enable(model, POLICY, num_steps=8)

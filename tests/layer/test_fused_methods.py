@@ -287,7 +287,7 @@ def test_delta_dit(model: STDiT3) -> None:
     ],
     ids=lambda policy: type(policy).__name__,
 )
-def test_computing_always_changes_no_bit(model: STDiT3, policy: Any) -> None:
+def test_computing_every_step_is_bit_identical(model: STDiT3, policy: Any) -> None:
     values = inputs(1)
     always = run(model, adacache.AdaCache(codebook={9.0: 1}), values)[0]
     final, trace = run(model, policy, values)

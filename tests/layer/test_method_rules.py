@@ -170,7 +170,7 @@ def test_pab_does_not_run_what_it_reuses(model: STDiT3) -> None:
     }
 
 
-def test_pab_that_always_computes_changes_no_bit(model: STDiT3) -> None:
+def test_pab_computing_every_step_is_bit_identical(model: STDiT3) -> None:
     values = inputs(1)
     always = run(model, adacache.AdaCache(codebook={9.0: 1}), values)[0]
     for policy in (adacache.PAB(dict.fromkeys(PARTS, 1)), adacache.PAB(window=(2000, 3000))):
@@ -406,7 +406,7 @@ def test_first_block_follows_its_rule(model: STDiT3, videos: int) -> None:
     assert len(schedules) > 1 or videos == 1, "the schedules of the videos differ"
 
 
-def test_first_block_that_always_computes_changes_no_bit(model: STDiT3) -> None:
+def test_first_block_computing_every_step_is_bit_identical(model: STDiT3) -> None:
     values = inputs(1)
     always = run(model, adacache.AdaCache(codebook={9.0: 1}), values)[0]
     final, trace = run(model, adacache.FirstBlock(1e-12), values)
@@ -446,7 +446,7 @@ IDS = ["pab", "taylorseer_stack", "taylorseer_block", "taylorseer_output", "firs
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=IDS)
-def test_requests_do_not_share_anything(model: STDiT3, policy: Any) -> None:
+def test_requests_are_independent(model: STDiT3, policy: Any) -> None:
     values, other = inputs(1), inputs(2, seed=5)
     plain = denoise(model, values, STEPS)
     handle = adacache.enable(model, policy, num_steps=STEPS)
@@ -475,7 +475,7 @@ def test_requests_do_not_share_anything(model: STDiT3, policy: Any) -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=IDS)
-def test_traces_are_saved_and_drawn(model: STDiT3, policy: Any, tmp_path: Any) -> None:
+def test_traces_are_saved_and_plotted(model: STDiT3, policy: Any, tmp_path: Any) -> None:
     trace = run(model, policy, inputs(1))[1]
     trace.save(tmp_path / "trace.json")
     assert adacache.Trace.load(tmp_path / "trace.json") == trace

@@ -100,9 +100,9 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize(
     "computed",
     [[{1, 2, 5, 11, 12}], [{1, 2, 5, 11, 12}, {1, 2, 3, 7, 11, 12}]],
-    ids=["one_video", "two_videos_apart"],
+    ids=["one_video", "two_separate_videos"],
 )
-def test_no_call_in_the_loop_blocks_the_host(
+def test_loop_does_not_synchronize(
     fake_cuda: None, monkeypatch: pytest.MonkeyPatch, computed: list[set[int]], fps: float | None
 ) -> None:
     def plan(self: Any, step: Step) -> Plan:
@@ -132,7 +132,7 @@ def test_no_call_in_the_loop_blocks_the_host(
         ("aten::index with a mask", lambda x: x[x > 1]),
     ],
 )
-def test_a_blocking_call_is_found(fake_cuda: None, found: str, call: Callable[[torch.Tensor], Any]) -> None:
+def test_blocking_call_is_detected(fake_cuda: None, found: str, call: Callable[[torch.Tensor], Any]) -> None:
     x = torch.ones(3, device="cuda")
     with suppress(DataDependentOutputException, DynamicOutputShapeException), BlockingCalls() as blocking:
         call(x)

@@ -55,7 +55,7 @@ def alone(model: STDiT3, values: dict[str, Tensor], video: int, rule: Callable[.
 
 
 @pytest.mark.parametrize("storage", ["stack", "block", "sublayer"])
-def test_videos_that_reuse_beside_videos_that_forecast(model: STDiT3, storage: str) -> None:
+def test_reuse_and_forecast_in_one_step(model: STDiT3, storage: str) -> None:
     values = values_of_videos()
     final, request = run(model, TinyPolicy(lambda sites, videos: Mixed(sites, videos, storage)), values)
     seen = set()
@@ -92,7 +92,7 @@ def test_watched_ranges_of_blocks(model: STDiT3, storage: str, first: int, last:
 
 
 @pytest.mark.parametrize("storage", ["stack", "block", "sublayer"])
-def test_ranges_that_are_reused_by_turns(model: STDiT3, storage: str) -> None:
+def test_alternating_ranges(model: STDiT3, storage: str) -> None:
     values = values_of_videos()
     final, _ = run(model, TinyPolicy(lambda sites, videos: Delta(sites, videos, storage)), values)
     other, request = run(
@@ -113,7 +113,7 @@ def test_ranges_that_are_reused_by_turns(model: STDiT3, storage: str) -> None:
     assert relative_error(final, other) > 1e-3
 
 
-def test_outputs_beside_residuals_of_single_videos(model: STDiT3) -> None:
+def test_sublayer_outputs_and_residuals_per_video(model: STDiT3) -> None:
     values = inputs(2, seed=3)
     policy = TinyPolicy(lambda sites, videos: OutputsBesideResiduals(sites, videos, "mlp"))
     final, _ = run(model, policy, values)
@@ -152,7 +152,7 @@ class TokenMoves(TorchDispatchMode):
         return op(*args, **(kwargs or {}))
 
 
-def test_mixed_steps_of_the_fused_program_gather_and_scatter_in_its_ops(model: STDiT3) -> None:
+def test_mixed_steps_gather_and_scatter_in_the_fused_ops(model: STDiT3) -> None:
     values = values_of_videos()
     steps = range(1, STEPS + 1)
     computed = [[step in (1, 9) or step % 3 == video for video in range(VIDEOS)] for step in steps]

@@ -51,7 +51,7 @@ def test_terms_add_up(path: list[int]) -> None:
     np.testing.assert_allclose(w.remaining(path, factors), (expected**2).sum(1), rtol=1e-12)
 
 
-def test_factor_of_one_window_is_the_best() -> None:
+def test_factor_of_one_window_is_optimal() -> None:
     w = windows()
     a, b = w.terms(1, 2, 7)
     errors = {f: ((a + f * b) ** 2).sum() for f in np.linspace(0, MOST_FACTOR, 301)}
@@ -59,7 +59,7 @@ def test_factor_of_one_window_is_the_best() -> None:
     assert w.factor(-1, 0, 5) == 0.0
 
 
-def test_cost_holds_each_window() -> None:
+def test_cost_of_each_window() -> None:
     w = windows(longest=4)
     cost = w.cost()
     for h, i, j in itertools.product(range(-1, 9), range(9), range(1, 10)):
@@ -92,7 +92,7 @@ def test_joint_factors_minimize_the_sum(path: list[int], ridge: float) -> None:
             assert objective(moved) > objective(found)
 
 
-def test_paths_are_different_and_the_first_is_the_best() -> None:
+def test_paths_are_distinct_and_the_first_is_optimal() -> None:
     w = windows(num_steps=12, longest=12)
     cost = w.cost()
     found = w.paths(cost, 5, 6)

@@ -78,7 +78,7 @@ def test_better_than_the_published_codebook(case: Case) -> None:
     assert chosen["error"] == pytest.approx(chosen["predicted_error"], rel=0.25)
 
 
-def test_recorded_distances_are_those_of_a_run() -> None:
+def test_recorded_distances_match_a_run() -> None:
     pytest.importorskip("diffusers")
     one = subject(LATTE)
     recording, _ = record(one, [1], [0], Record(tokens=1 << 20))
@@ -137,7 +137,7 @@ def test_even_schedules() -> None:
     assert even_schedule(8, 1).tolist() == [True] + 7 * [False]
 
 
-def test_sensitivity_is_that_of_the_output() -> None:
+def test_sensitivity_matches_the_output() -> None:
     """A subject whose output is a weighted sum of its residuals, with larger weights for the last steps."""
     weights = np.array([1.0] * 6 + [3.0] * 6)
     recording = synthetic(videos=1)
@@ -248,7 +248,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ],
     ids=str,
 )
-def test_wrong_arguments_are_named_before_any_run(wrong: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_raise_before_any_run(wrong: dict[str, Any], message: str) -> None:
     one = Subject(None, lambda *_: pytest.fail("work began"), STEPS, "none")
     with pytest.raises(ValueError, match=message):
         calibrate(one, **{"prompts": [1], "held_out": [2], **wrong})

@@ -76,7 +76,7 @@ def test_a_solver_repeats_a_run_without_the_model(kind: str) -> None:
     assert len(calls) == len(full.forms[0]), "the model ran at the first step only"
 
 
-def test_coefficients_of_euler_are_its_steps() -> None:
+def test_coefficients_of_euler_equal_its_steps() -> None:
     subject = small_subject()
     full = trajectory(subject, "a", 0)
     found = solver_coefficients(full.solver, full.states[0], STEPS)
@@ -98,7 +98,7 @@ def test_sensitivity_of_a_model_that_ignores_its_input() -> None:
 
 
 @pytest.mark.parametrize("kind", ["euler", "unipc"])
-def test_cached_runs_are_those_of_enable(kind: str) -> None:
+def test_cached_runs_match_enabled_runs(kind: str) -> None:
     """Predicted results of a path equal the results with the path enabled."""
     subject = small_subject(scheduler=schedulers()[kind])
     clips = [Clip("a", seed, trajectory(subject, "a", seed)) for seed in (0, 1)]
@@ -114,7 +114,7 @@ def test_cached_runs_are_those_of_enable(kind: str) -> None:
         adacache.disable(subject.model)
 
 
-def test_matched_factors_bring_each_window_closest() -> None:
+def test_matched_factors_minimize_the_window_error() -> None:
     """Any other factor of a window increases the error at its end."""
     subject = small_subject()
     clip = Clip("a", 0, trajectory(subject, "a", 0))
@@ -167,7 +167,7 @@ def test_calibration_and_its_file(tmp_path: Path) -> None:
     )
 
 
-def test_an_interrupted_calibration_goes_on(tmp_path: Path) -> None:
+def test_interrupted_calibration_resumes(tmp_path: Path) -> None:
     plain = small_subject()
     arguments: dict[str, Any] = {"budgets": [5], "refine": 1}
     expected = calibrate_paths(plain, ["a", "b"], [], **arguments)
@@ -249,7 +249,7 @@ def test_another_number_of_steps_is_refused() -> None:
         calibrate_paths(subject, ["a"], [])
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, plot = tmp_path / "paths.json", tmp_path / "paths.png"
     given = ["test_calibrate_paths:cli_subject", "--count", "2", "--held-out", "1", "--budgets", "5,3"]
     options = ["--refine", "1", "--num-steps", "8", "--out", str(out), "--plot", str(plot)]

@@ -70,7 +70,7 @@ def test_calls_of_one_step_may_differ_in_rows(explicit: bool) -> None:
     assert len(handle.trace.computed) == STEPS
 
 
-def test_windows_of_one_step_under_the_same_name_keep_their_own_residuals() -> None:
+def test_windows_of_one_step_have_separate_residuals() -> None:
     """A long clip in two windows: two calls per window and step, with the same two names."""
     model = WAN.model()
     windows = [WAN.values(seed=1), WAN.values(seed=2)]
@@ -92,7 +92,7 @@ def test_windows_of_one_step_under_the_same_name_keep_their_own_residuals() -> N
     assert handle.trace.computed_steps == DUE
 
 
-def test_rows_that_change_half_way_go_on_in_one_request() -> None:
+def test_row_count_changes_within_one_request() -> None:
     """Guidance is disabled at step 6: the unconditional rows are dropped."""
     model, pair = WAN.model(), WAN.values(2, seed=1)
     handle = adacache.enable(model, P3, num_steps=STEPS, rows_per_video=2)
@@ -110,7 +110,7 @@ def test_rows_that_change_half_way_go_on_in_one_request() -> None:
 
 
 @pytest.mark.parametrize("case", [WAN, COGVIDEOX], ids=ids)
-def test_another_shape_within_an_explicit_request_computes(case: Case) -> None:
+def test_shape_change_in_an_explicit_request_forces_compute(case: Case) -> None:
     model, first, second = case.model(), case.values(seed=1), case.values(seed=2, frames=2)
     handle = adacache.enable(model, P3, num_steps=STEPS)
     calls = Calls(case, model)
@@ -123,7 +123,7 @@ def test_another_shape_within_an_explicit_request_computes(case: Case) -> None:
     assert calls.pattern.endswith("CC")
 
 
-def test_a_prompt_of_another_length_computes_that_step() -> None:
+def test_prompt_length_change_forces_compute() -> None:
     """Two-stream models also keep a residual of the text."""
     model, values = COGVIDEOX.model(), COGVIDEOX.values(seed=1)
     longer = dict(values)
@@ -141,7 +141,9 @@ def test_a_prompt_of_another_length_computes_that_step() -> None:
 
 @pytest.mark.parametrize("part", [None, "block"])
 @pytest.mark.parametrize("calls_before", [1, 2])
-def test_a_warm_up_call_at_the_first_timestep_does_not_join(calls_before: int, part: str | None) -> None:
+def test_warm_up_call_at_the_first_timestep_is_not_part_of_the_request(
+    calls_before: int, part: str | None
+) -> None:
     model, values, other = WAN.model(), WAN.values(seed=1), WAN.values(seed=3)
     policy = adacache.AdaCache(codebook=WAN.codebook, metric_part=part)
     handle = adacache.enable(model, policy, num_steps=STEPS, rows_per_video=1)
@@ -157,7 +159,7 @@ def test_a_warm_up_call_at_the_first_timestep_does_not_join(calls_before: int, p
     assert handle.trace.measurements == trace.measurements
 
 
-def test_timesteps_may_rise() -> None:
+def test_rising_timesteps() -> None:
     model, values = WAN.model(), WAN.values()
     adacache.enable(model, P3, num_steps=STEPS, rows_per_video=1)
     calls = Calls(WAN, model)
@@ -167,7 +169,7 @@ def test_timesteps_may_rise() -> None:
     assert calls.pattern == 2 * pattern(STEPS, DUE, 1)
 
 
-def test_the_metric_block_may_be_skipped_by_the_model() -> None:
+def test_model_may_skip_the_metric_block() -> None:
     """Layer skipping: without a measurement every step is computed, with a warning."""
     model, values = WAN.model(), WAN.values()
     kept = [block for i, block in enumerate(model.blocks) if i != 1]
@@ -265,7 +267,7 @@ def test_inference_mode_and_no_grad_in_one_request() -> None:
                 assert torch.isfinite(LATTE.predict(model, values, z, step, STEPS)).all()
 
 
-def test_latents_that_require_gradients_are_refused_by_name() -> None:
+def test_latents_that_require_gradients_raise() -> None:
     model, values = WAN.model(), WAN.values()
     adacache.enable(model, P3, num_steps=STEPS, rows_per_video=1)
     z = values["hidden_states"].clone().requires_grad_()
@@ -274,7 +276,7 @@ def test_latents_that_require_gradients_are_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize("case", [WAN, LTX], ids=ids)
-def test_a_call_that_writes_a_cache_of_its_own_is_never_skipped(case: Case) -> None:
+def test_call_that_writes_its_own_cache_is_never_skipped(case: Case) -> None:
     model, values = case.model(), case.values()
     handle = adacache.enable(model, P3, num_steps=STEPS)
     kind = type(model)
@@ -289,5 +291,5 @@ def test_a_call_that_writes_a_cache_of_its_own_is_never_skipped(case: Case) -> N
         assert not runner._facts({**given, name: None}).must_compute
 
 
-def test_all_cases_are_named_once() -> None:
+def test_case_names_are_unique() -> None:
     assert len({case.name for case in CASES}) == len(CASES)

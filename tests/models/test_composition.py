@@ -136,7 +136,7 @@ def test_compile(first: str, compile_model: Callable[[Any], Any]) -> None:
     assert relative_error(case.denoise(compiled, values, STEPS), plain) < 1e-4
 
 
-def test_blocks_compiled_do_run_compiled() -> None:
+def test_compiled_blocks_run_compiled() -> None:
     """All except the measured block, whose child outputs are hooked."""
     torch._dynamo.reset()
     model, values = WAN.model(), WAN.values()
@@ -153,7 +153,7 @@ def test_blocks_compiled_do_run_compiled() -> None:
     assert graphs
 
 
-def test_one_graph_of_the_whole_model_is_refused_by_name() -> None:
+def test_whole_model_graph_raises() -> None:
     torch._dynamo.reset()
     model, values = WAN.model(), WAN.values()
     with enabled(model, POLICY):
@@ -163,7 +163,7 @@ def test_one_graph_of_the_whole_model_is_refused_by_name() -> None:
     torch._dynamo.reset()
 
 
-def test_hooks_of_others_see_the_computed_steps() -> None:
+def test_foreign_hooks_run_on_computed_steps() -> None:
     model, values = WAN.model(), WAN.values()
     calls = []
     with enabled(model, adacache.AdaCache(codebook={99.0: 3})) as handle:
@@ -173,7 +173,7 @@ def test_hooks_of_others_see_the_computed_steps() -> None:
     hook.remove()
 
 
-def test_two_requests_at_once() -> None:
+def test_interleaved_requests() -> None:
     """Two interleaved loops on one model, each in its own context."""
     import contextvars
 
@@ -214,7 +214,7 @@ def test_disable_after_the_class_was_changed() -> None:
     assert torch.equal(WAN.denoise(model, values, STEPS), plain)
 
 
-def test_gradients_are_refused() -> None:
+def test_gradients_raise() -> None:
     model, values = WAN.model().requires_grad_(True), WAN.values()
     adacache.enable(model, POLICY, num_steps=STEPS)
     with pytest.raises(RuntimeError, match=r"inference only: call the model under torch\.no_grad"):

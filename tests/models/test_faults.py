@@ -21,7 +21,7 @@ pytest.importorskip("diffusers", reason="diffusers is not installed")
 REUSING = adacache.Replay([1, 11, 12])
 
 
-def test_1_the_second_guidance_call_reuses_its_own_tensors() -> None:
+def test_1_guidance_calls_reuse_separate_tensors() -> None:
     """Two named calls per step in changing order, against separate runs of each branch."""
     model, values, null = WAN.model(), WAN.values(seed=1), WAN.values(seed=2)
     z = values["hidden_states"]
@@ -39,7 +39,7 @@ def test_1_the_second_guidance_call_reuses_its_own_tensors() -> None:
                     assert torch.equal(WAN.predict(model, some, z, step, STEPS), expected[name][step])
 
 
-def test_2_a_model_of_which_nothing_matches_is_refused() -> None:
+def test_2_model_without_blocks_raises() -> None:
     with pytest.raises(ValueError, match=r"model: found no list of blocks in unknown.Flat"):
         adacache.enable(Flat(), REUSING, num_steps=STEPS)
     # A known class with a changed block: a missing child raises at the first step.
@@ -80,7 +80,7 @@ def test_2_blocks_that_do_not_run_are_an_error() -> None:
         model(torch.randn(1, 4, 8), torch.ones(1))
 
 
-def test_3_latte_runs_by_turns() -> None:
+def test_3_latte_blocks_run_in_interleaved_order() -> None:
     """Blocks run in the interleaved order of the plain model: spatial, temporal, spatial ..."""
     model, values = LATTE.model(), LATTE.values()
     plain = LATTE.denoise(model, values, STEPS)
@@ -100,7 +100,7 @@ def test_3_latte_runs_by_turns() -> None:
 
 
 @pytest.mark.parametrize("case", [LATTE, WAN, COGVIDEOX], ids=lambda case: case.name)
-def test_4_the_second_prompt_starts_afresh(case: Case) -> None:
+def test_4_second_prompt_is_independent_of_the_first(case: Case) -> None:
     first, second = case.values(seed=1), case.values(seed=2)
     model = case.model()
     with enabled(model, adacache.AdaCache(codebook=CODEBOOK)) as handle:
@@ -112,7 +112,7 @@ def test_4_the_second_prompt_starts_afresh(case: Case) -> None:
         assert handle.trace.computed_steps[:2] == [1, 2]
 
 
-def test_5_the_order_of_lists_is_that_of_the_model() -> None:
+def test_5_block_lists_are_in_model_order() -> None:
     """For any hash seed; the order of a set of these names would depend on it."""
     script = (
         "import warnings; warnings.simplefilter('ignore')\n"
@@ -132,7 +132,7 @@ def test_5_the_order_of_lists_is_that_of_the_model() -> None:
 
 
 @pytest.mark.parametrize("case", [LATTE, WAN, COGVIDEOX], ids=lambda case: case.name)
-def test_6_the_metric_sees_the_video_and_not_only_the_timestep(case: Case) -> None:
+def test_6_metric_depends_on_the_video(case: Case) -> None:
     """Other latents or another prompt with the same timesteps give different distances."""
     model, values, other = case.model(), case.values(seed=1), case.values(seed=2)
     curves = []
@@ -149,7 +149,7 @@ def test_6_the_metric_sees_the_video_and_not_only_the_timestep(case: Case) -> No
 
 
 @pytest.mark.parametrize("case", [ALLEGRO, SKYREELS], ids=lambda case: case.name)
-def test_7_classes_that_are_in_no_registry_are_cached(case: Case) -> None:
+def test_7_unregistered_classes_are_cached(case: Case) -> None:
     model = case.model()
     with enabled(model, adacache.AdaCache(codebook=case.codebook)) as handle:
         case.denoise(model, case.values(), STEPS)
@@ -157,7 +157,7 @@ def test_7_classes_that_are_in_no_registry_are_cached(case: Case) -> None:
     assert 4 < len(handle.trace.computed_steps) < STEPS
 
 
-def test_7_a_class_that_nobody_knows_is_cached() -> None:
+def test_7_unknown_class_is_cached() -> None:
     model = Unknown().requires_grad_(False)
     x = torch.randn(1, 4, 8)
 

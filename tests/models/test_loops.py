@@ -138,7 +138,7 @@ def test_a_shortened_loop(announced: bool) -> None:
         assert pipeline.calls.pattern[:8] == "CCrrCrrC"
 
 
-def test_guidance_that_ends_half_way() -> None:
+def test_guidance_ends_before_the_last_step() -> None:
     (pair,), (one,) = values_of(1, rows=2), values_of(2)
 
     def loop(pipeline: Any) -> Tensor:

@@ -238,7 +238,7 @@ def denoise_in_one_batch(case: Case, model: nn.Module, values: Any, null: Any) -
 
 
 @pytest.mark.parametrize("model_case", [WAN, LATTE, COGVIDEOX], ids=ids)
-def test_pab_gives_what_diffusers_gives(model_case: Case) -> None:
+def test_pab_matches_diffusers(model_case: Case) -> None:
     from diffusers.hooks import PyramidAttentionBroadcastConfig, apply_pyramid_attention_broadcast
 
     case = model_case
@@ -405,7 +405,7 @@ def test_taylorseer_forecasts_outputs(case: Case, settings: dict[str, Any]) -> N
 @pytest.mark.parametrize(
     ("interval", "before", "order"), [(5, 3, 1), (3, 2, 2), (4, 4, 3), (2, 3, 1), (1, 3, 1)]
 )
-def test_taylorseer_gives_what_diffusers_gives(case: Case, interval: int, before: int, order: int) -> None:
+def test_taylorseer_matches_diffusers(case: Case, interval: int, before: int, order: int) -> None:
     from diffusers.hooks import TaylorSeerCacheConfig, apply_taylorseer_cache
 
     model, values, clock = case.model(), case.values(), Clock()
@@ -541,7 +541,7 @@ def test_first_block_in_two_calls(case: Case) -> None:
 
 @pytest.mark.parametrize("model_case", [WAN, COGVIDEOX, HUNYUAN, LTX], ids=ids)
 @pytest.mark.parametrize("factor", [0.9, 1.0, 1.2])
-def test_first_block_gives_what_diffusers_gives(model_case: Case, factor: float) -> None:
+def test_first_block_matches_diffusers(model_case: Case, factor: float) -> None:
     from diffusers.hooks import FirstBlockCacheConfig, apply_first_block_cache
 
     case = model_case
@@ -584,7 +584,7 @@ def test_disable_restores_the_model(case: Case) -> None:
         assert torch.equal(case.denoise(model, values, STEPS), plain)
 
 
-def test_requests_do_not_share_anything(case: Case) -> None:
+def test_requests_are_independent(case: Case) -> None:
     model, values, other = case.model(), case.values(), case.values(2, seed=5)
     for policy in policies(case):
         with enabled(model, policy, STEPS) as handle:
@@ -624,7 +624,7 @@ def test_half_precision(case: Case) -> None:
         assert 0 < relative_error(final, plain) < 1.0
 
 
-def test_always_computing_changes_no_bit(case: Case) -> None:
+def test_computing_every_step_is_bit_identical(case: Case) -> None:
     model, values = case.model(), case.values(2)
     plain = case.denoise(model, values, STEPS)
     ones = dict.fromkeys(CHILDREN[case.name], 1)
@@ -639,7 +639,7 @@ def test_always_computing_changes_no_bit(case: Case) -> None:
 
 @pytest.mark.parametrize("cache", ["stack", "output"])
 @pytest.mark.parametrize("change", ["prompt", "rows"])
-def test_forecasts_after_a_step_that_was_computed_off_plan(change: str, cache: str) -> None:
+def test_forecasts_after_an_unplanned_computed_step(change: str, cache: str) -> None:
     """A change of prompt length, or disabled guidance, makes a step compute; its feature is reused until the
     next planned step. Differences are not taken across a change of shape."""
     case, changed_at = COGVIDEOX, 5

@@ -116,7 +116,7 @@ def test_kept_residuals_of_other_dtypes(case: Case, dtype: torch.dtype, bound: f
         assert 0 < relative_error(final[video], exact[video]) < bound
 
 
-def test_videos_decide_for_themselves_with_float8(case: Case) -> None:
+def test_per_video_decisions_with_float8(case: Case) -> None:
     if case.one_video:
         pytest.skip("the model supports one video per call")
     model, batch = case.model(), case.values(2, seed=1)

@@ -46,7 +46,7 @@ def test_end_to_end(case: PipelineCase) -> None:
 
 
 @pytest.mark.parametrize("name", ["LattePipeline", "CogVideoXPipeline", "WanPipeline", "LTXPipeline"])
-def test_videos_of_a_call_decide_for_themselves(name: str) -> None:
+def test_per_video_decisions_in_one_call(name: str) -> None:
     """The number of videos is inferred from the latents, with guidance in one batch and in two calls."""
     case = CASE[name]
     pipeline = case.build()
@@ -99,7 +99,7 @@ def test_a_long_video_in_parts() -> None:
     assert 0 < relative_error(final, plain) < 0.5
 
 
-def test_a_call_that_is_stopped_leaves_nothing_behind() -> None:
+def test_interrupted_call_leaves_no_state() -> None:
     case = CASE["WanPipeline"]
     pipeline = case.build()
     handle = adacache.enable(pipeline, POLICY)
@@ -144,7 +144,7 @@ def test_number_of_steps() -> None:
         adacache.disable(pipeline)
 
 
-def test_guidance_left_out_of_some_steps() -> None:
+def test_steps_without_guidance() -> None:
     """A branch that skipped a computed step is computed at its next call; it does not reuse older
     residuals."""
     case = CASE["WanPipeline"]

@@ -150,7 +150,7 @@ def test_branch_and_guided_agree_in_a_pipeline() -> None:
     assert relative_error(*outputs) < 1e-5
 
 
-def test_a_step_that_is_not_computed_calls_no_model() -> None:
+def test_skipped_steps_do_not_call_the_model() -> None:
     case = CASE["WanPipeline"]
     pipeline = case.build()
     calls = count_calls(pipeline.transformer.blocks[0])
@@ -307,13 +307,13 @@ def test_a_file_by_budget_and_by_speedup(tmp_path: Path) -> None:
     ],
     ids=["neither", "both", "budget", "speedup", "negative", "steps"],
 )
-def test_a_choice_that_the_file_does_not_have(tmp_path: Path, choice: dict[str, Any], message: str) -> None:
+def test_budget_or_speedup_not_in_the_file(tmp_path: Path, choice: dict[str, Any], message: str) -> None:
     path = write(tmp_path)
     with pytest.raises(ValueError, match=message):
         adacache.enable(CASE["WanPipeline"].build(), path, **choice)
 
 
-def test_a_path_of_something_else_is_refused_or_warned_about(tmp_path: Path) -> None:
+def test_path_of_another_model_or_schedule(tmp_path: Path) -> None:
     case = CASE["WanPipeline"]
     with pytest.raises(ValueError, match="calibrated on LatteTransformer3DModel, got a model of Wan"):
         adacache.enable(case.build(), write(tmp_path, model="LatteTransformer3DModel"), budget=5)
@@ -385,7 +385,7 @@ def test_a_short_schedule_is_refused() -> None:
         adacache.enable(WAN.model(), policy, num_steps=STEPS)
 
 
-def test_a_model_of_its_own_in_a_pipeline_of_another_path() -> None:
+def test_model_of_a_pipeline_called_outside_the_pipeline() -> None:
     """Outside the pipeline, the same path extrapolates the model's output."""
     case = CASE["WanPipeline"]
     pipeline = case.build()

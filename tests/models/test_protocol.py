@@ -61,7 +61,7 @@ def alone(case: Case, model: nn.Module, values: Any, video: int, rule: Callable[
 
 
 @pytest.mark.parametrize("storage", ["stack", "block"])
-def test_videos_that_reuse_beside_videos_that_forecast(case: Case, storage: str) -> None:
+def test_reuse_and_forecast_in_one_step(case: Case, storage: str) -> None:
     model, values = case.model(), mixed_values(case)
     final, request = run(case, model, TinyPolicy(lambda sites, videos: Mixed(sites, videos, storage)), values)
     for video in range(VIDEOS):
@@ -109,7 +109,7 @@ def test_watched_ranges_of_blocks(case: Case, storage: str, first: int, last: in
 
 
 @pytest.mark.parametrize("storage", ["stack", "block"])
-def test_ranges_that_are_reused_by_turns(case: Case, storage: str) -> None:
+def test_alternating_ranges(case: Case, storage: str) -> None:
     model, values = case.model(), mixed_values(case)
     final, _ = run(case, model, TinyPolicy(lambda sites, videos: Delta(sites, videos, storage)), values)
     other, request = run(
@@ -130,7 +130,7 @@ def test_ranges_that_are_reused_by_turns(case: Case, storage: str) -> None:
     assert relative_error(final, other) > 1e-3
 
 
-def test_outputs_beside_residuals_of_single_videos(case: Case) -> None:
+def test_sublayer_outputs_and_residuals_per_video(case: Case) -> None:
     model, values = case.model(), {**case.values(2, seed=1)}
     part, child = (
         ("temporal_attention", "attn1") if case is LATTE else ("mlp", "ffn" if case is WAN_8 else "ff")

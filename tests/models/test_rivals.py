@@ -155,7 +155,7 @@ def test_foca_follows_its_rule(case: Case, settings: dict[str, Any]) -> None:
     check_schedule(case, policy, computed_by(policy), foca(policy.horizon))
 
 
-def test_foca_gives_what_cache_dit_gives() -> None:
+def test_foca_matches_cache_dit() -> None:
     """Forecasts of one tensor over 24 steps."""
     calibrators = pytest.importorskip("cache_dit.caching.cache_contexts.calibrators.foca")
     policy, theirs = adacache.FoCa(interval=5, first=2, horizon=3), calibrators.FoCaState()
@@ -210,7 +210,7 @@ def test_spectrum_computes_as_many_steps_as_published() -> None:
     assert len(computed_by(adacache.Spectrum(growth=3), 50)) == 10
 
 
-def test_spectrum_keeps_as_much_whatever_the_number_of_steps() -> None:
+def test_spectrum_memory_is_independent_of_the_number_of_steps() -> None:
     model, inputs = WAN.model(), WAN.values()
     sizes = {}
     for policy in (adacache.Interval(), adacache.Spectrum(first=3), adacache.Spectrum(first=10)):
@@ -262,7 +262,7 @@ def test_magcache_follows_its_rule(case: Case, cache: str) -> None:
 
 
 @pytest.mark.parametrize("threshold", [0.06, 0.3])
-def test_magcache_gives_what_diffusers_gives(threshold: float) -> None:
+def test_magcache_matches_diffusers(threshold: float) -> None:
     """The retention is a multiple of 1 / STEPS, so that both implementations round to the same step."""
     from diffusers.hooks import MagCacheConfig, apply_mag_cache
 
@@ -288,7 +288,7 @@ def test_magcache_gives_what_diffusers_gives(threshold: float) -> None:
     assert relative_error(final, expected) < 1e-5
 
 
-def test_magcache_ratios_are_those_that_diffusers_measures(capsys: pytest.CaptureFixture[str]) -> None:
+def test_magcache_ratios_match_diffusers(capsys: pytest.CaptureFixture[str]) -> None:
     import ast
 
     from diffusers.hooks import MagCacheConfig, apply_mag_cache
@@ -412,7 +412,7 @@ def test_dbcache_follows_its_rule(case: Case, probe: int, tail: int, first: int,
 
 
 @pytest.mark.parametrize(("probe", "tail", "first"), [(1, 0, 3), (1, 1, 3), (2, 0, 1)])
-def test_dbcache_gives_what_cache_dit_gives(case: Case, probe: int, tail: int, first: int) -> None:
+def test_dbcache_matches_cache_dit(case: Case, probe: int, tail: int, first: int) -> None:
     cache_dit = pytest.importorskip("cache_dit")
     threshold = {WAN.name: 0.35, COGVIDEOX.name: 0.6}[case.name]
     model, values, clock, ran = case.model(), case.values(seed=4), Clock(), []
@@ -589,7 +589,7 @@ def test_limits_of_decisions() -> None:
         assert [handle.trace.steps_of(video) for video in range(3)] == schedules
 
 
-def test_limits_that_do_not_fit() -> None:
+def test_invalid_limits() -> None:
     model = WAN.model()
     with pytest.raises(ValueError, match="policy: expected settings of a method, got str"):
         adacache.Limits("pab/latte")
@@ -629,7 +629,7 @@ def all_policies() -> list[Any]:
 
 
 @pytest.mark.parametrize("policy", all_policies(), ids=lambda policy: type(policy).__name__)
-def test_requests_do_not_share_anything(policy: Any) -> None:
+def test_requests_are_independent(policy: Any) -> None:
     case = WAN
     model, values, other = case.model(), case.values(), case.values(2, seed=5)
     before = {name: type(module) for name, module in model.named_modules()}

@@ -144,7 +144,7 @@ def test_teacache_fit() -> None:
         teacache.fit(handle.trace, degree=20)
 
 
-def test_teacache_leaves_the_model_as_it_was() -> None:
+def test_teacache_restores_the_model() -> None:
     case = WAN
     model, inputs = case.model(), case.values()
     plain = case.denoise(model, inputs, STEPS)
@@ -193,7 +193,7 @@ def test_easycache_follows_its_rule(case: Case) -> None:
     assert relative_error(final, z) < case.tolerance
 
 
-def test_easycache_needs_an_output_like_the_latents() -> None:
+def test_easycache_requires_an_output_like_the_latents() -> None:
     """Latte also predicts a variance."""
     with (
         enabled(LATTE.model(), adacache.EasyCache(), STEPS) as handle,
@@ -249,7 +249,7 @@ def test_seacache_follows_its_rule(order: int, most: int) -> None:
 
 @pytest.mark.parametrize("order", [0, 1])
 @pytest.mark.parametrize("threshold", [0.1, 0.25])
-def test_seacache_gives_what_diffusers_gives(order: int, threshold: float) -> None:
+def test_seacache_matches_diffusers(order: int, threshold: float) -> None:
     hooks = pytest.importorskip("diffusers.hooks.sea_cache", reason="requires diffusers 0.42 or later")
     case = WAN
     model, values, clock = case.model(), case.values(seed=4), Clock()

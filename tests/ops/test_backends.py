@@ -37,7 +37,7 @@ def in_a_process(code: str, **environment: str) -> subprocess.CompletedProcess[s
     )
 
 
-def test_what_was_built_is_loaded() -> None:
+def test_built_libraries_are_loaded() -> None:
     """Otherwise a library that cannot be loaded would only cause skipped tests."""
     libraries = build_info()["libraries"]
     for name, library in libraries.items():
@@ -47,7 +47,7 @@ def test_what_was_built_is_loaded() -> None:
         assert libraries["cuda"]["loaded"], libraries["cuda"]["reason"]
 
 
-def test_an_op_that_a_library_lacks_falls_to_the_next_backend() -> None:
+def test_missing_op_falls_back_to_the_next_backend() -> None:
     code = """
 import torch
 has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
@@ -120,7 +120,7 @@ def test_use_backend_nests_and_ends_with_an_error() -> None:
     assert _backend._forced.get() == before
 
 
-def test_use_backend_holds_for_its_own_thread() -> None:
+def test_use_backend_is_thread_local() -> None:
     """Overlapping `with` blocks of two threads do not affect each other, and no backend stays forced."""
     inside, leave = threading.Barrier(2), threading.Event()
     seen: dict[str, str] = {}
@@ -218,7 +218,7 @@ def test_variable_forces_a_backend(value: str, expected: str) -> None:
     assert (run.stdout + run.stderr).strip().splitlines()[-1] == expected
 
 
-def test_a_wrong_variable_still_lets_the_report_run() -> None:
+def test_report_runs_with_an_invalid_variable() -> None:
     code = "import adacache_kernels as a; print(len(a.backend_report()))"
     run = in_a_process(code, ADACACHE_BACKEND="gpu")
     assert int(run.stdout) == 2 * len(OPS), run.stderr
@@ -245,7 +245,7 @@ def test_which_gpus_the_cuda_library_covers(
     assert covers(architectures, capability) is runs
 
 
-def test_a_gpu_that_the_cuda_library_does_not_cover_gets_triton() -> None:
+def test_gpu_without_cuda_binary_uses_triton() -> None:
     code = """
 import torch
 from adacache_kernels import _backend, _libraries, backend_report
@@ -267,7 +267,7 @@ print(choice.backend, choice.others["cuda"])
 
 
 @pytest.mark.parametrize("package", ["adacache_kernels", "adacache"])
-def test_import_opens_no_context_and_leaves_triton_alone(package: str) -> None:
+def test_import_opens_no_context_and_does_not_import_triton(package: str) -> None:
     code = (
         f"import json, sys, torch; before = 'triton' in sys.modules; import {package}; "
         "print(json.dumps([torch.cuda.is_initialized(), before, 'triton' in sys.modules]))"
@@ -279,7 +279,7 @@ def test_import_opens_no_context_and_leaves_triton_alone(package: str) -> None:
     assert after == before
 
 
-def test_ops_answer_under_inductor() -> None:
+def test_ops_run_under_inductor() -> None:
     """With the default compiler backend, and the op between fusible operations."""
     x, y, old = (torch.randn(2, 12, 20) for _ in range(3))
     gate = torch.randn(2, 3, 20)
@@ -346,7 +346,7 @@ def test_schedules_follow_the_decision() -> None:
         ("scale", {"window": (1, 2), "scale": 0.0}),
     ],
 )
-def test_simulation_names_what_is_wrong(name: str, changes: dict[str, Any]) -> None:
+def test_simulation_errors(name: str, changes: dict[str, Any]) -> None:
     good: dict[str, Any] = {
         "distances": [[[0.5] * 2] * 2],
         "motion": [[0.5] * 2],

@@ -184,7 +184,7 @@ def test_initial_state(rule: str) -> None:
     assert len(state_columns(2)) == state.shape[1]
 
 
-def test_no_motion_regularisation_leaves_the_factor_alone(backend: str, device: torch.device) -> None:
+def test_factor_is_unchanged_without_motion_regularization(backend: str, device: torch.device) -> None:
     """With strides motion is always measured for the trace; it affects the rate only if scale > 0."""
     state = initial_state(1, device=device)
     sums = torch.tensor([[1.0, 10, 10, NAN, NAN, NAN, NAN, 3, 6]], dtype=torch.float64, device=device)
@@ -200,7 +200,7 @@ def test_no_motion_regularisation_leaves_the_factor_alone(backend: str, device: 
     assert (row["distance"], row["motion"], row["factor"]) == (pytest.approx(0.1), 0.5, 1.0)
 
 
-def test_not_a_number_computes_and_is_marked(backend: str, device: torch.device) -> None:
+def test_nan_forces_compute_and_is_flagged(backend: str, device: torch.device) -> None:
     state = initial_state(2, device=device)
     good = [1.0, 10, 10, NAN, NAN, NAN, NAN, 3, 6]
     bad = [NAN, 10, NAN, NAN, NAN, NAN, NAN, NAN, NAN]
@@ -309,7 +309,7 @@ def test_opcheck(backend: str, device: torch.device, op_namespace: str) -> None:
 
 @pytest.mark.parametrize("rule", ["published", "paper"])
 @pytest.mark.parametrize("seed", range(10))
-def test_numpy_and_op_are_one_rule(rule: str, seed: int) -> None:
+def test_numpy_and_op_agree(rule: str, seed: int) -> None:
     """`simulate.decide` and the compiled op are bit-identical. Both are compared with plain Python."""
     pick = random.Random(1000 + seed)
     policy = random_policy(pick, rule, pick.choice(["l1", "l2", "cosine"]))

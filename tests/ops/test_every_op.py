@@ -176,7 +176,7 @@ def test_written_memory_must_not_be_shared(
 
 
 @pytest.mark.parametrize("op", [op for op in TOKEN_OPS if "out" in parameters(op)])
-def test_out_may_be_x_and_not_a_part_of_it(backend: str, device: torch.device, op: str) -> None:
+def test_out_may_equal_x_but_not_overlap_it(backend: str, device: torch.device, op: str) -> None:
     call = good_call(op, device, outputs=True)
     name = "x_in" if "x_in" in parameters(op) else "x"
     memory = torch.randn(ROWS, TOKENS + 3, CHANNELS, device=device)
@@ -206,9 +206,7 @@ def test_interleaved_slices_do_not_overlap(backend: str, device: torch.device, o
 
 
 @pytest.mark.parametrize(("op", "float8", "outputs"), VARIANTS)
-def test_same_input_gives_same_bits(
-    backend: str, device: torch.device, op: str, float8: bool, outputs: bool
-) -> None:
+def test_deterministic(backend: str, device: torch.device, op: str, float8: bool, outputs: bool) -> None:
     """For repeated runs and any thread count."""
     generator = torch.Generator().manual_seed(4)
     interpreted = backend == "triton" and device.type == "cpu"

@@ -57,7 +57,9 @@ def test_layouts(backend: str, device: torch.device, layout: str, out: str, dtyp
 
 @pytest.mark.parametrize("x_total", [None, 1, 5])
 @pytest.mark.parametrize("kept_total", [None, 1, 5])
-def test_picked_rows(backend: str, device: torch.device, x_total: int | None, kept_total: int | None) -> None:
+def test_indexed_rows(
+    backend: str, device: torch.device, x_total: int | None, kept_total: int | None
+) -> None:
     for dtype in DTYPES:
         judge(Case(dtype=dtype, x_total=x_total, kept_total=kept_total, factors=3, seed=3), device)
 

@@ -115,7 +115,7 @@ def test_angles_of_any_divisor(backend: str, device: torch.device) -> None:
         assert same_bits(given, fused_qk_norm_rope(inputs.qkv.clone(), None, None, *by_token))
 
 
-def test_no_rotation_keeps_the_bits(backend: str, device: torch.device) -> None:
+def test_zero_rotation_is_bit_identical(backend: str, device: torch.device) -> None:
     for dtype in DTYPES:
         inputs = make_inputs(SMALL, dtype, device, norm=False, rope="none")
         before = inputs.qkv.clone()
@@ -125,7 +125,7 @@ def test_no_rotation_keeps_the_bits(backend: str, device: torch.device) -> None:
             assert same_bits(inputs.qkv, before)
 
 
-def test_not_a_number_stays_in_its_head(backend: str, device: torch.device) -> None:
+def test_nan_stays_in_its_head(backend: str, device: torch.device) -> None:
     inputs = make_inputs(SMALL, torch.float32, device)
     poisoned = inputs.qkv.clone()
     poisoned[1, 7, 0, 1, 3] = torch.nan
@@ -140,7 +140,7 @@ def test_not_a_number_stays_in_its_head(backend: str, device: torch.device) -> N
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_same_bits_again(backend: str, device: torch.device, dtype: torch.dtype) -> None:
+def test_deterministic(backend: str, device: torch.device, dtype: torch.dtype) -> None:
     shape = Shape(2, 15, 37, 4, 72)
     if device.type == "cpu" and backend == "triton":
         shape = SMALL  # the interpreter is slow

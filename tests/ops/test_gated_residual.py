@@ -34,7 +34,7 @@ def test_layouts(backend: str, device: torch.device, layout: str, out: str, dtyp
 
 @pytest.mark.parametrize("total", [1, 2, 5])
 @pytest.mark.parametrize("out", ["fresh", "given"])
-def test_picked_rows(backend: str, device: torch.device, total: int, out: str) -> None:
+def test_indexed_rows(backend: str, device: torch.device, total: int, out: str) -> None:
     for dtype in DTYPES:
         judge(Case(dtype=dtype, x_total=total, out=out, layouts=("unaligned", "contiguous"), seed=3), device)
 

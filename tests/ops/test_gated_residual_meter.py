@@ -86,7 +86,7 @@ def test_layouts(
 @pytest.mark.parametrize("x_total", [None, 1, 5])
 @pytest.mark.parametrize("kept_total", [None, 2, 5])
 @pytest.mark.parametrize("kept", [None, FLOAT8])
-def test_picked_rows(
+def test_indexed_rows(
     backend: str,
     device: torch.device,
     x_total: int | None,
@@ -103,7 +103,7 @@ def test_videos_of_uneven_size(backend: str, device: torch.device, metric: str) 
     judge(Case(Shape(4, 3, 5, 33), videos=(1, 3, 1, 1), num_videos=5, metric=metric), device)
 
 
-def test_rows_of_a_video_need_not_be_neighbours(backend: str, device: torch.device) -> None:
+def test_interleaved_rows_of_a_video(backend: str, device: torch.device) -> None:
     judge(Case(Shape(4, 2, 3, 16), torch.bfloat16, videos=(0, 1, 0, 1), num_videos=2), device)
 
 
@@ -117,7 +117,7 @@ def test_unusual_values(
 
 
 @pytest.mark.parametrize("kept", [torch.float32, FLOAT8])
-def test_a_cache_of_nothing_yet(backend: str, device: torch.device, kept: torch.dtype) -> None:
+def test_uninitialized_cache(backend: str, device: torch.device, kept: torch.dtype) -> None:
     """In a first step the cache is uninitialized. The new residual and the sums of the new residual are
     valid."""
     generator = torch.Generator().manual_seed(6)
@@ -134,7 +134,7 @@ def test_a_cache_of_nothing_yet(backend: str, device: torch.device, kept: torch.
 
 
 @pytest.mark.parametrize("op", ["gated_residual_meter", "gated_residual_norm_meter", "stack_residual_meter"])
-def test_scales_stay_without_channels(backend: str, device: torch.device, op: str) -> None:
+def test_zero_channels_leave_scales_unchanged(backend: str, device: torch.device, op: str) -> None:
     """With C = 0 the scales of a float8 cache do not change."""
     call = good_call(op, device, float8=True)
     for name, value in call.items():
@@ -150,7 +150,7 @@ def test_scales_stay_without_channels(backend: str, device: torch.device, op: st
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("where", ["y", "old"])
-def test_non_finite_input_reaches_the_sums_of_its_video_alone(
+def test_nonfinite_input_affects_only_its_video(
     backend: str, device: torch.device, value: float, where: str
 ) -> None:
     generator = torch.Generator().manual_seed(6)

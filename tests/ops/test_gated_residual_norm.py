@@ -41,7 +41,7 @@ def test_layouts(backend: str, device: torch.device, layout: str, out: str, dtyp
 
 @pytest.mark.parametrize("total", [1, 2, 5])
 @pytest.mark.parametrize("out", ["fresh", "given"])
-def test_picked_rows(backend: str, device: torch.device, total: int, out: str) -> None:
+def test_indexed_rows(backend: str, device: torch.device, total: int, out: str) -> None:
     for dtype in DTYPES:
         judge(Case(dtype=dtype, x_total=total, out=out, layouts=("unaligned", "contiguous"), seed=4), device)
 
@@ -54,7 +54,7 @@ def test_unusual_values(backend: str, device: torch.device, values: str, dtype: 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("channels", [8, 37, 1152])
-def test_norm_has_the_bits_of_the_norm_alone(
+def test_norm_is_bit_identical_to_layer_norm_modulate(
     backend: str, device: torch.device, dtype: torch.dtype, channels: int
 ) -> None:
     if backend == "triton" and device.type == "cuda":

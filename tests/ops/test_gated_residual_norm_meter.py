@@ -68,7 +68,7 @@ def test_layouts(
 @pytest.mark.parametrize("x_total", [None, 1, 5])
 @pytest.mark.parametrize("kept_total", [None, 2, 5])
 @pytest.mark.parametrize("kept", [None, FLOAT8])
-def test_picked_rows(
+def test_indexed_rows(
     backend: str,
     device: torch.device,
     x_total: int | None,
@@ -94,7 +94,7 @@ def test_unusual_values(
 
 @pytest.mark.parametrize("float8", [False, True])
 @pytest.mark.parametrize("channels", [8, 37, 1152])
-def test_has_the_bits_of_its_two_parts(
+def test_bit_identical_to_the_separate_ops(
     backend: str, device: torch.device, channels: int, float8: bool
 ) -> None:
     if backend == "triton" and device.type == "cuda":

@@ -28,7 +28,7 @@ def far_apart(tensors: dict[str, torch.Tensor], *, by_row: bool) -> dict[str, to
 
 @pytest.mark.parametrize("op", TOKEN_OPS)
 @pytest.mark.parametrize("by_row", [True, False], ids=["rows", "tokens"])
-def test_memory_far_apart(backend: str, device: torch.device, op: str, by_row: bool) -> None:
+def test_offsets_beyond_32_bits(backend: str, device: torch.device, op: str, by_row: bool) -> None:
     float8 = "residual_scale" in parameters(op)
     call = good_call(op, device, float8=float8, outputs=True)
     for name, value in call.items():
@@ -61,7 +61,7 @@ def test_memory_far_apart(backend: str, device: torch.device, op: str, by_row: b
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("op", TOKEN_OPS)
-def test_more_elements_than_32_bits_count(backend: str, device: torch.device, op: str) -> None:
+def test_more_than_32_bits_of_elements(backend: str, device: torch.device, op: str) -> None:
     """Slightly more than 2^31 elements, in two frames with a gate each. Inputs are one expanded token."""
     if backend == "reference" or (backend == "triton" and device.type == "cpu"):
         pytest.skip(f"{backend} would need minutes and tens of gigabytes")

@@ -57,7 +57,7 @@ def test_layouts(backend: str, device: torch.device, layout: str, out: str, dtyp
 @pytest.mark.parametrize("x_total", [None, 1, 5])
 @pytest.mark.parametrize("kept_total", [None, 1, 5])
 @pytest.mark.parametrize("kept", [None, FLOAT8])
-def test_picked_rows(
+def test_indexed_rows(
     backend: str,
     device: torch.device,
     x_total: int | None,
@@ -75,7 +75,7 @@ def test_unusual_values(backend: str, device: torch.device, values: str, dtype: 
         judge(Case(dtype=dtype, values=values, kept=kept, reuse=(True, False), seed=4), device)
 
 
-def test_not_a_number_stays_where_it_is(backend: str, device: torch.device) -> None:
+def test_nan_stays_in_rows_that_reuse(backend: str, device: torch.device) -> None:
     """Rows that do not reuse are copied: a NaN residual does not affect them, and -0 is preserved."""
     x = torch.randn(2, 3, 8, device=device)
     x[0, 0, 0] = -0.0

@@ -41,7 +41,7 @@ def test_layouts(
 @pytest.mark.parametrize("total", [2, 5])
 @pytest.mark.parametrize("out", ["fresh", "given", "x"])
 @pytest.mark.parametrize("kept", [None, FLOAT8])
-def test_picked_rows(
+def test_indexed_rows(
     backend: str, device: torch.device, total: int, out: str, kept: torch.dtype | None
 ) -> None:
     for dtype in DTYPES:
@@ -71,7 +71,7 @@ def test_unusual_values(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_agrees_with_the_sums_alone(backend: str, device: torch.device, dtype: torch.dtype) -> None:
+def test_agrees_with_residual_meter(backend: str, device: torch.device, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(5)
     x_out, x_in, old = (random_tensor(generator, 2, 12, 40, dtype=dtype, device=device) for _ in range(3))
     kept = old.clone()

@@ -127,21 +127,21 @@ def test_random_cases(backend: str, device: torch.device, seed: int) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("frames", [2, 15, 40])
-def test_scores_far_apart(backend: str, device: torch.device, frames: int, dtype: torch.dtype) -> None:
+def test_large_score_range(backend: str, device: torch.device, frames: int, dtype: torch.dtype) -> None:
     """Scores of several hundred: a softmax without subtraction of the maximum would overflow. One rounding of
     a score of 1000 changes a weight by up to 6e-5, for values up to 50."""
     shape = Shape(1, frames, 2, 2, 32)
     run_and_check(shape, dtype, device, norm=False, rope="none", size=12.0, floor=6e-5 * 50)
 
 
-def test_one_frame_gives_its_values(backend: str, device: torch.device) -> None:
+def test_single_frame_returns_v(backend: str, device: torch.device) -> None:
     for dtype in DTYPES:
         inputs = make_inputs(Shape(2, 1, 5, 2, 12), dtype, device)
         y = temporal_attention(inputs.qkv, *inputs.norm_and_rope, frames=1)
         assert same_bits(y, inputs.qkv[:, :, 2].flatten(2))
 
 
-def test_not_a_number_stays_at_its_place_and_head(backend: str, device: torch.device) -> None:
+def test_nan_stays_at_its_position_and_head(backend: str, device: torch.device) -> None:
     shape = Shape(2, 6, 4, 3, 20)
     inputs = make_inputs(shape, torch.float32, device)
     call: dict[str, Any] = {"frames": shape.frames}
@@ -163,7 +163,7 @@ def test_not_a_number_stays_at_its_place_and_head(backend: str, device: torch.de
         assert same_bits(y, expected)
 
 
-def test_infinite_scores_are_not_a_number(backend: str, device: torch.device) -> None:
+def test_infinite_scores_give_nan(backend: str, device: torch.device) -> None:
     """inf - inf is NaN, as in softmax of PyTorch; other tokens are finite."""
     inputs = make_inputs(Shape(1, 3, 2, 1, 8), torch.float32, device, norm=False, rope="none")
     inputs.qkv[0, 0, 0] = torch.inf
@@ -173,7 +173,7 @@ def test_infinite_scores_are_not_a_number(backend: str, device: torch.device) ->
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_same_bits_again(backend: str, device: torch.device, dtype: torch.dtype) -> None:
+def test_deterministic(backend: str, device: torch.device, dtype: torch.dtype) -> None:
     shape = Shape(2, 15, 37, 4, 72)
     if device.type == "cpu" and backend == "triton":
         shape = SMALL  # the interpreter is slow
@@ -218,7 +218,7 @@ print(digest.hexdigest())
 """
 
 
-def test_instruction_sets_give_the_same_bits() -> None:
+def test_instruction_sets_are_bit_identical() -> None:
     if platform.machine().lower() not in ("x86_64", "amd64"):
         pytest.skip("several instruction sets are built on x86-64 only")
     if not build_info()["libraries"]["cpu"]["loaded"]:
@@ -237,7 +237,7 @@ def test_instruction_sets_give_the_same_bits() -> None:
     assert len(set(digests.values())) == 1, digests
 
 
-def test_norm_and_rope_before_or_within(backend: str, device: torch.device) -> None:
+def test_fused_and_separate_norm_and_rope_agree(backend: str, device: torch.device) -> None:
     """In float32 there is no rounding between the ops: bit-identical on the CPU, close on tensor cores."""
     inputs = make_inputs(SMALL, torch.float32, device)
     within = temporal_attention(inputs.qkv, *inputs.norm_and_rope, frames=SMALL.frames)

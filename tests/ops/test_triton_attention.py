@@ -74,7 +74,7 @@ def test_every_kernel_fits(architecture: int) -> None:
 
 
 @pytest.mark.timeout(1800)
-def test_half_precision_is_multiplied_by_tensor_cores_and_read_in_wide_accesses() -> None:
+def test_half_precision_uses_tensor_cores_and_wide_accesses() -> None:
     seen = 0
     for result in compiled():
         if result["kernel"] == "temporal_attention_kernel" and not result["case"].startswith("fp32"):

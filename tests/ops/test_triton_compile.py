@@ -63,7 +63,7 @@ def test_every_configuration_compiles() -> None:
 
 
 @pytest.mark.timeout(600)
-def test_an_element_is_read_and_written_by_one_thread() -> None:
+def test_each_element_is_accessed_by_one_thread() -> None:
     check_conversions(brief())
 
 

@@ -32,7 +32,7 @@ loop_kernel[(1,)](2)
 
 
 @pytest.mark.timeout(1800)
-def test_a_share_of_the_cases_in_the_interpreter(tmp_path: Path) -> None:
+def test_every_nth_case_in_the_interpreter(tmp_path: Path) -> None:
     """`every` is a prime, so that all dtypes, layouts and other parameters occur."""
     run_in_the_interpreter(tmp_path, random_cases=8, every=23, at_least=200)
 
@@ -43,7 +43,7 @@ def test_all_cases_in_the_interpreter(tmp_path: Path) -> None:
     run_in_the_interpreter(tmp_path, random_cases=200, every=1, at_least=3000)
 
 
-def test_partial_sums_of_programs_become_those_of_videos() -> None:
+def test_partial_sums_are_reduced_per_video() -> None:
     if importlib.util.find_spec("triton") is None:
         pytest.skip("the package triton is not installed")
     script = FOLDER / "interpret_sums.py"

@@ -135,7 +135,7 @@ def test_error_of_attention(backend: str, device: torch.device) -> None:
 
 
 @pytest.mark.timeout(3600)
-def test_places_heads_and_rows_know_nothing_of_each_other(backend: str, device: torch.device) -> None:
+def test_positions_heads_and_rows_are_independent(backend: str, device: torch.device) -> None:
     """A permutation or a subset gives bit-identical outputs."""
     if backend == "reference":
         pytest.skip("the reference multiplies with BLAS, whose summation order depends on size and layout")
@@ -165,7 +165,7 @@ def test_places_heads_and_rows_know_nothing_of_each_other(backend: str, device: 
 
 
 @pytest.mark.timeout(3600)
-def test_only_differences_of_angles_count(backend: str, device: torch.device) -> None:
+def test_scores_depend_on_angle_differences_only(backend: str, device: torch.device) -> None:
     """Rotating all frames by equal angles does not change the scores (arXiv 2104.09864)."""
 
     def judge(case: Case) -> None:

@@ -23,7 +23,7 @@ def script(check: ModuleType, name: str, code: str):  # type: ignore[no-untyped-
     return check.Command(name, [sys.executable, "-c", code])
 
 
-def test_a_failed_command_stops_no_later_one(gpu_check: ModuleType) -> None:
+def test_later_commands_run_after_a_failure(gpu_check: ModuleType) -> None:
     commands = [
         script(gpu_check, "bad", "print('1 failed in 0.1s'); exit(3)"),
         script(gpu_check, "good", "print(5)"),
@@ -36,7 +36,7 @@ def test_a_failed_command_stops_no_later_one(gpu_check: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("parallel", [False, True])
-def test_what_outlives_its_stage_is_ended_with_its_children(gpu_check: ModuleType, parallel: bool) -> None:
+def test_timeout_ends_the_process_and_its_children(gpu_check: ModuleType, parallel: bool) -> None:
     marker = gpu_check.WORK / "grandchild"
     child = f"import time; time.sleep(3); open({str(marker)!r}, 'w')"
     slow = (
@@ -68,11 +68,11 @@ def test_a_missing_program_is_a_failure(gpu_check: ModuleType) -> None:
         ("", "no output"),
     ],
 )
-def test_summary_is_the_line_that_says_most(gpu_check: ModuleType, log: str, summary: str) -> None:
+def test_summary_line(gpu_check: ModuleType, log: str, summary: str) -> None:
     assert gpu_check.summary_of(log) == summary
 
 
-def test_plan_is_for_this_device_alone_and_fits_three_calls_of_ten_minutes(
+def test_plan_covers_only_this_device_and_fits_three_calls_of_ten_minutes(
     gpu_check: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
@@ -147,7 +147,7 @@ def test_dry_run_names_imports_of_packages_that_are_not_listed(
     assert f"NOT IN NEEDED: {module}, imported by " in capsys.readouterr().out
 
 
-def test_a_program_on_path_serves_for_a_package(
+def test_program_on_path_replaces_a_package(
     gpu_check: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def not_installed(package: str) -> str:

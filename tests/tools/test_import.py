@@ -29,7 +29,7 @@ def after_guard(code: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("package", ["adacache_kernels", "adacache", "adacache_kernels.triton"])
-def test_import_does_not_reach_for_the_gpu(package: str) -> None:
+def test_import_does_not_access_the_gpu(package: str) -> None:
     if package.endswith("triton"):
         pytest.importorskip("triton", reason="triton is not installed")
     done = after_guard(f"import {package}\nassert not torch.cuda.is_initialized()\nprint('imported')")
@@ -38,7 +38,7 @@ def test_import_does_not_reach_for_the_gpu(package: str) -> None:
 
 
 @pytest.mark.parametrize("work", ["torch.zeros(1, device='cuda')", "torch.cuda.is_available()"])
-def test_guard_sees_gpu_work(work: str) -> None:
+def test_guard_detects_gpu_access(work: str) -> None:
     done = after_guard(work)
     assert done.returncode != 0
     assert "accessed the GPU" in done.stderr or "not compiled with CUDA" in done.stderr

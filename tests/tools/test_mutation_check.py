@@ -31,7 +31,7 @@ def test_every_fault_has_its_text_and_its_tests(check: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("quick", [False, True])
-def test_faults_reach_every_kind_of_code(check: ModuleType, quick: bool) -> None:
+def test_faults_cover_all_parts_of_the_code(check: ModuleType, quick: bool) -> None:
     assert set(check.QUICK) <= {m.name for m in check.MUTATIONS}
     files = [m.file for m in check.MUTATIONS if m.name in check.QUICK or not quick]
     for folder in (
@@ -88,7 +88,7 @@ def test_a_caught_fault_passes(
     ],
     ids=["missed", "lost", "broken"],
 )
-def test_what_is_not_caught_by_a_test_fails(
+def test_uncaught_faults_fail_the_run(
     check: ModuleType,
     small_tree: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -101,7 +101,7 @@ def test_what_is_not_caught_by_a_test_fails(
     assert reason in capsys.readouterr().out
 
 
-def test_a_selection_that_fails_anyway_catches_nothing(
+def test_selection_that_fails_without_a_fault_is_an_error(
     check: ModuleType, small_tree: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (small_tree / "tests" / "double.py").write_text("def double(x):\n    return 2 * x + 1\n")
@@ -109,7 +109,7 @@ def test_a_selection_that_fails_anyway_catches_nothing(
     assert "selection double fails without a fault" in capsys.readouterr().out
 
 
-def test_a_copy_is_brought_up_to_date(check: ModuleType, small_tree: Path, tmp_path: Path) -> None:
+def test_copy_is_updated(check: ModuleType, small_tree: Path, tmp_path: Path) -> None:
     tree = tmp_path / "copy"
     check.copy_sources(small_tree, tree)
     kept = tree / "tests" / "test_double.py"

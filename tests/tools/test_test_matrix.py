@@ -31,7 +31,7 @@ def run(matrix: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: str) ->
     return int(matrix.main())
 
 
-def test_a_red_test_fails_the_run_and_is_named(
+def test_failing_test_fails_the_run_and_is_named(
     matrix: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(matrix, monkeypatch, "--torch", "torch==9.8.7", "--tests", "test_good.py") == 0
@@ -62,7 +62,7 @@ def test_the_newest_release_is_the_first_that_pip_lists(
     assert matrix.newest() == "torch==9.8.7"
 
 
-def test_what_the_tests_need_comes_without_torch(matrix: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_test_dependencies_exclude_torch(matrix: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     declared = ["torch>=2.11", "numpy", 'pytest>=8; extra == "test"', 'ruff==0.17.*; extra == "lint"']
     monkeypatch.setattr(matrix.metadata, "requires", lambda name: declared)
     assert matrix.requirements() == ["numpy", "pytest>=8"]
