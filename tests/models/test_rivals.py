@@ -560,7 +560,7 @@ def test_limits_of_a_schedule(limits: dict[str, Any], computed: list[int]) -> No
 
 
 def test_limits_of_decisions() -> None:
-    """Equal to a method with the same limits as settings of its own, for each video of a batch."""
+    """Equal to a method with the same limits as settings, for each video of a batch."""
     case = WAN
     model, inputs = case.model(), mixed_values(case)
     for inner, limits, same in (
