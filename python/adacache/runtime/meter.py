@@ -12,6 +12,7 @@ import adacache_kernels
 from adacache.policies.base import Sums
 from adacache.rows import Split
 from adacache.runtime.request import Branch, Request
+from adacache.runtime.store import as_tokens
 from adacache.sites import Site
 
 Norm = tuple[Tensor, Tensor]
@@ -59,7 +60,7 @@ class Meter:
         watch = self.signals[site]
         if watch.transform is not None:
             value = watch.transform(value)
-        value = (value if value.ndim == 3 else value.reshape(value.shape[0], 1, -1)).contiguous()
+        value = as_tokens(value)
         kept = self.request.store.old_watched(site, value, value.shape)
         self._observe(site, self.sums(site, value, kept))
         if watch.until is not None:

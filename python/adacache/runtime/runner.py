@@ -22,6 +22,7 @@ from adacache.runtime.fused_forward import run_program
 from adacache.runtime.meter import Reduce
 from adacache.runtime.outputs import KeptOutput, flatten
 from adacache.runtime.request import Facts
+from adacache.runtime.store import as_tokens
 from adacache.runtime.wrapped_block import OWNER, WrappedBlock
 from adacache.runtime.wrapped_forward import WrappedForward
 from adacache.sites import LATENTS, MODEL, ModelSites
@@ -305,7 +306,7 @@ class _Running:
             if MODEL in forward.meter.watches:
                 first = flatten(output)[0][0]
                 # A copy, because a sampler may modify its output in place.
-                forward.meter.residual(MODEL, first.reshape(first.shape[0], 1, -1).clone(), None)
+                forward.meter.residual(MODEL, as_tokens(first).clone(), None)
             return output
 
         residual = request.decider.keeps[MODEL].what is What.RESIDUAL
