@@ -31,8 +31,8 @@ def test_three_times_fewer_steps_are_close_to_all(model: STDiT3) -> None:
     planned = generate(model)
     adacache.disable(model)
     assert len(handle.trace.computed_steps) == 10
-    assert psnr(planned, full, 2.0) > 45
-    assert psnr(planned, full, 2.0) > psnr(fewer, full, 2.0) + 8
+    assert psnr(planned, full, 2.0) > 40
+    assert psnr(planned, full, 2.0) > psnr(fewer, full, 2.0) + 5
     assert torch.equal(generate(model), full)
 
 
