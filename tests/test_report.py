@@ -119,8 +119,8 @@ def test_method_table(study: Study) -> None:
 
 def test_motion_table(study: Study) -> None:
     header, rows = motion_table(study)
-    assert header == ["motion", "fast: steps", "fast: dB", "fast + M: steps", "fast + M: dB"]
-    assert rows == [["resting", "4.0", "30.00", "3.0", "29.00"], ["racing", "4.0", "30.00", "5.0", "32.00"]]
+    assert header == ["method", "resting: steps", "resting: dB", "racing: steps", "racing: dB"]
+    assert rows == [["fast", "4.0", "30.00", "4.0", "30.00"], ["fast + M", "3.0", "29.00", "5.0", "32.00"]]
 
 
 def test_finding_matches_the_results(study: Study) -> None:
