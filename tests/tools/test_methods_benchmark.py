@@ -98,7 +98,7 @@ def test_rows_are_kept_and_not_run_again(
         assert "PSNR dB" in capsys.readouterr().out
         assert methods.main(given) == 0
         assert measured == first
-        with pytest.raises(SystemExit, match="is of another run"):
+        with pytest.raises(SystemExit, match="contains another run"):
             methods.main(["digits", "--steps", "9", "--out", str(out)])
     finally:
         torch.set_num_threads(threads)
