@@ -17,6 +17,8 @@ from adacache.files import replacing, write_text
 from torch import Tensor, nn
 
 CHECKPOINT, LOG, FORMAT = "checkpoint.pt", "training.jsonl", 1
+LONGEST_STEP = 300.0
+"""Seconds of a step that count at most, so that a suspended process does not use up its schedule."""
 
 
 @dataclass(frozen=True)
@@ -120,15 +122,16 @@ def train(
         for line in earlier_lines:
             _write(log, line)
         _write(log, {"start": state.step, "hardware": hardware(), "options": asdict(options)})
-        began = last_save = time.monotonic()
-        earlier, losses = state.seconds, []
+        before = last_save = time.monotonic()
+        losses = []
         while state.done < 1 and state.step != stop_at:
             loss, rate = _step(state, loss_of)
             losses.append(loss)
             if not math.isfinite(loss):
                 raise FloatingPointError(f"the loss at step {state.step} is {loss}; lower the learning rate")
             now = time.monotonic()
-            state.seconds = earlier + now - began
+            state.seconds += min(now - before, LONGEST_STEP)
+            before = now
             if state.step % options.log_every == 0 or state.done == 1:
                 line = {
                     "step": state.step,

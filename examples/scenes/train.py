@@ -19,6 +19,7 @@ import torch
 import trainer
 from adacache.commands.options import real_number, whole_number
 from adacache.files import write_json
+from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 from trainer import CHECKPOINT, State, new_state, restore, save_average, save_thinned_log
 
@@ -40,7 +41,7 @@ class Options(trainer.Options):
     t_mean: float = 0.4
     t_std: float = 1.2
     """wan: 90 % of the t are the sigmoid of a normal variable (this mean and deviation), 10 % are uniform."""
-    largest_weight: float = 5.0
+    largest_weight: float = 30.0
     """latte: the squared error of the noise has the weight min(1 / alpha_bar, this)."""
 
 
@@ -72,12 +73,53 @@ def initialize(model: Any) -> None:
     for name, weight in model.named_parameters():
         if name.endswith("scale_shift_table"):
             nn.init.zeros_(weight)
-    embedding = model.patch_embedding if hasattr(model, "patch_embedding") else model.pos_embed.proj
+    if isinstance(model, WanTransformer3DModel):
+        _pass_through(model.patch_embedding, model.proj_out)
+        _prefer_near_tokens(model)
+    else:
+        positions = torch.cat((model.pos_embed.pos_embed[0], model.temp_pos_embed[0]))
+        # A noise prediction has to be exact where there is little signal, but the last LayerNorm removes the
+        # norm of a token. A large constant keeps this norm nearly constant.
+        _pass_through(model.pos_embed.proj, model.proj_out, positions, constant=2.0)
+        # It also scales and shifts the tokens before proj_out.
+        model.adaln_single.emb.timestep_embedder.linear_2.weight.mul_(0.1)
+
+
+def _pass_through(
+    embedding: nn.Conv2d | nn.Conv3d,
+    output: nn.Linear,
+    positions: Tensor | None = None,
+    constant: float = 0.0,
+) -> None:
+    """Makes `output` the inverse of `embedding`, up to the LayerNorm between them.
+
+    Args:
+        positions: vectors that are added to the tokens; the embedding is orthogonal to them.
+        constant: root mean square of the embedding's bias, which is orthogonal to its other outputs.
+    """
     width, inputs = embedding.weight.flatten(1).shape
-    matrix = nn.init.orthogonal_(torch.empty(width, inputs)) * math.sqrt(width / inputs)
+    taken = torch.zeros(0, width) if positions is None else positions
+    columns = torch.cat((taken.mT, torch.randn(width, width - len(taken))), 1)
+    basis = torch.linalg.qr(columns).Q[:, len(taken) :]
+    matrix = basis[:, :inputs] * math.sqrt(width / inputs)
     embedding.weight.copy_(matrix.view_as(embedding.weight))
-    nn.init.zeros_(embedding.bias)
-    model.proj_out.weight.copy_(matrix.mT * (inputs / width))
+    embedding.bias.copy_(basis[:, inputs] * (constant * math.sqrt(width)))
+    square = 1 + constant**2 + (0 if positions is None else 2 * positions.square().mean())
+    output.weight.copy_(matrix.mT * (inputs / width) * math.sqrt(square))
+
+
+def _prefer_near_tokens(model: nn.Module, strength: float = 6.0) -> None:
+    """Biases that make attention depend on the distance of two tokens from the start.
+
+    A bias of query and key on a rotary pair of frequency f adds strength^2 cos(f * distance) to the product.
+    Heads 0 and 1 prefer the same place in other frames, head 2 the same frame; the others have no preference.
+    """
+    width = model.rope.attention_head_dim
+    first_pair = {"t": 0, "y": model.rope.t_dim, "x": model.rope.t_dim + model.rope.h_dim}
+    for head, axes in enumerate(("yx", "yx", "t")):
+        for block in model.blocks:
+            for projection in (block.attn1.to_q, block.attn1.to_k):
+                projection.bias[[head * width + first_pair[axis] for axis in axes]] = strength
 
 
 def train(state: State, out: str | Path, *, stop_at: int | None = None, progress: bool = True) -> State:
