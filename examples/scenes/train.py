@@ -86,7 +86,7 @@ def initialize(model: Any) -> None:
 
 
 def _pass_through(
-    embedding: nn.Conv2d | nn.Conv3d,
+    embedding: Any | nn.Conv3d,
     output: nn.Linear,
     positions: Tensor | None = None,
     constant: float = 0.0,
@@ -108,7 +108,7 @@ def _pass_through(
     output.weight.copy_(matrix.mT * (inputs / width) * math.sqrt(square))
 
 
-def _prefer_near_tokens(model: nn.Module, strength: float = 6.0) -> None:
+def _prefer_near_tokens(model: Any, strength: float = 6.0) -> None:
     """Biases that make attention depend on the distance of two tokens from the start.
 
     A bias of query and key on a rotary pair of frequency f adds strength^2 cos(f * distance) to the product.
