@@ -86,7 +86,7 @@ def initialize(model: Any) -> None:
 
 
 def _pass_through(
-    embedding: Any | nn.Conv3d,
+    embedding: Any,
     output: nn.Linear,
     positions: Tensor | None = None,
     constant: float = 0.0,
