@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import IO, Protocol
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442", "#000000")
+MARKERS = (("o", "-"), ("s", "--"), ("^", ":"), ("D", "-."))
+"""Marker and line of the curves with the first colors, with the same colors again, and so on."""
 
 
 class Drawable(Protocol):
@@ -102,13 +104,14 @@ def draw_curves(
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("plot: matplotlib is missing; pip install 'adacache-kernels[demo]'") from error
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    figure = Figure(figsize=(8.4, 4.6), layout="constrained")
     axis = figure.subplots()
     for place, (label, points) in enumerate(curves.items()):
-        axis.plot(*zip(*points, strict=True), marker="o", color=COLORS[place % len(COLORS)], label=label)
+        style, color = MARKERS[place // len(COLORS) % len(MARKERS)], COLORS[place % len(COLORS)]
+        axis.plot(*zip(*points, strict=True), marker=style[0], linestyle=style[1], color=color, label=label)
     axis.set_xlabel(across)
     axis.set_ylabel(up)
     axis.grid(color="#eeeeee")
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False)
+    axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.savefig(path, dpi=110)
