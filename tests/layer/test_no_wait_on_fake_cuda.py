@@ -90,7 +90,7 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setattr(FakeTensor, "data_ptr", address)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)  # requires a real device
-    monkeypatch.setattr(adacache_policy, "_HostCopy", NoCopy)
+    monkeypatch.setattr(adacache_policy, "HostCopy", NoCopy)
     monkeypatch.setattr(adacache_policy.AdaCacheDecider, "records", lambda self: [])
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield
