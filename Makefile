@@ -1,11 +1,11 @@
-# The project's commands. `make demo` and `make test` need nothing but python3 (>= 3.10) with venv and a C++20
-# compiler: they set up .venv (torch from the package index, the build) and run. `make help` lists all.
+# All commands of the project; `make help` lists them. `make demo` and `make test` require only python3 >=
+# 3.10 with venv, and a C++20 compiler. They set up .venv (torch from the package index, the build) first.
 
 PYTHON ?= python3
 VENV ?= .venv
-# What pip installs as torch; TORCH="torch==2.11.0" takes another one.
+# The torch requirement for pip, e.g. TORCH="torch==2.11.0".
 TORCH ?= torch>=2.11
-# Passed to pytest: make test ARGS="-k meter"
+# Further arguments of the command: make test ARGS="-k meter"
 ARGS ?=
 
 PY := $(VENV)/bin/python
@@ -20,27 +20,27 @@ SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py tools/nvcc_launche
 .DELETE_ON_ERROR:
 
 help:
-	@echo 'make demo           set up, then generate videos with and without caching: adacache_demo/report.html'
-	@echo 'make test           set up, then run the everyday tests'
-	@echo 'make test-slow      the tests that take minutes each'
-	@echo 'make test-matrix    the everyday op and layer tests under torch 2.11, 2.14 and the newest'
-	@echo 'make test-property  thousands of random shapes, dtypes, strides and gates for each op'
-	@echo 'make sanitize       CPU library and CUDA bodies under the address, undefined and thread sanitizers'
-	@echo 'make mutation       plants faults in a copy of the sources; the tests have to catch each'
-	@echo 'make sanitize-full mutation-full    all cases and all faults instead of a share: 10 to 20 minutes each'
-	@echo 'make bench          every op: GB/s, share of a copy, times eager and torch.compile'
-	@echo 'make build          set up and build in place'
-	@echo 'make wheel          a wheel with CPU and CUDA for all architectures: its size, its undefined symbols'
-	@echo 'make lint           ruff, mypy, clang-format; `make format` applies what they would'
-	@echo 'make kernel-report  registers, shared memory and spills of each kernel on each architecture'
-	@echo 'make abi-check      the wheel built under the newest torch, tested under 2.11 and a CPU-only torch'
-	@echo 'make gpu            with a GPU: tests of cuda and triton, compute-sanitizer, benchmarks; results as JSON'
-	@echo 'make clean          remove what was built; `make distclean` also .venv'
+	@echo 'make demo           generate videos with and without caching: adacache_demo/report.html'
+	@echo 'make test           run the tests, except slow ones'
+	@echo 'make test-slow      run the tests that take minutes each'
+	@echo 'make test-matrix    run the op and layer tests under torch 2.11, 2.14 and the newest'
+	@echo 'make test-property  test thousands of random shapes, dtypes, strides and gates per op'
+	@echo 'make sanitize       run CPU library and CUDA bodies under address, undefined and thread sanitizers'
+	@echo 'make mutation       plant faults in copies of the sources; the tests must catch each'
+	@echo 'make sanitize-full mutation-full    the same with all cases and all faults: 10 to 20 minutes each'
+	@echo 'make bench          time every op: GB/s, share of a copy, speedup over eager and torch.compile'
+	@echo 'make build          build in place'
+	@echo 'make wheel          build a wheel with CPU and CUDA for all architectures; report size and symbols'
+	@echo 'make lint           run ruff, mypy and clang-format; `make format` applies fixes'
+	@echo 'make kernel-report  report registers, shared memory and spills per kernel and architecture'
+	@echo 'make abi-check      test one wheel under torch 2.11 and a CPU-only torch'
+	@echo 'make gpu            on a GPU: tests of cuda and triton, compute-sanitizer, benchmarks; writes JSON'
+	@echo 'make clean          remove build products; `make distclean` also removes .venv'
 
 demo: build
 	$(VENV)/bin/adacache demo $(ARGS)
 
-# One process per core; each test uses one thread.
+# One worker per core; each test uses one thread.
 test: build
 	$(PY) -m pytest -n auto --dist worksteal $(ARGS)
 
@@ -50,7 +50,7 @@ test-slow: build
 test-matrix: build
 	$(PY) tools/test_matrix.py $(ARGS)
 
-# Side by side: each keeps one core busy.
+# In parallel; each uses one core.
 test-property: build
 	$(MAKE) -j2 --output-sync=target property-compiled property-triton
 
@@ -92,7 +92,7 @@ $(STAMPS)/built: $(STAMPS)/tools $(SOURCES)
 	$(PY) setup.py build_ext --inplace
 	@touch $@
 
-# Editable: Python sources are used where they lie. The compiled part is there; this adds what it needs.
+# Editable: installs the dependencies and links the Python sources. The libraries are already built in place.
 $(STAMPS)/installed: $(STAMPS)/built pyproject.toml
 	$(PIP) install --no-build-isolation -e ".[demo,test]"
 	@touch $@
@@ -120,7 +120,7 @@ format: $(STAMPS)/lint
 	$(VENV)/bin/ruff format $(LINTED)
 	$(VENV)/bin/clang-format -i $(CXX_FILES)
 
-# CUDA is forced, so that a missing nvcc is an error and not an empty report.
+# ADACACHE_CUDA=1: a missing nvcc is an error.
 kernel-report: $(STAMPS)/tools
 	ADACACHE_CUDA=1 $(PY) setup.py build_ext --inplace
 	$(PY) tools/kernel_report.py --json build/kernel_report.json
@@ -128,8 +128,8 @@ kernel-report: $(STAMPS)/tools
 abi-check: $(STAMPS)/installed
 	$(PY) tools/abi_check.py $(ARGS)
 
-# A Python that has all it takes (a torch with CUDA that sees a GPU, the build's tools, pytest) is used as it is,
-# so that nothing is installed and no network is needed; else one is set up in .venv: make gpu PYTHON=python3.12
+# Uses PYTHON if it meets all requirements (torch with a CUDA device, build tools, pytest), without network
+# access. Otherwise sets up .venv. Example: make gpu PYTHON=python3.12
 gpu:
 	@if $(PYTHON) tools/gpu_check.py --can-run; then \
 	  $(PYTHON) tools/gpu_check.py $(ARGS); \

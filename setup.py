@@ -1,8 +1,8 @@
-"""Builds the compiled part: decides whether CUDA is built and for what, then runs CMakeLists.txt with Ninja.
+"""Builds the libraries: selects CUDA and its architectures, then runs CMake with Ninja.
 
-Environment: ADACACHE_CUDA=0|1 forces CUDA off or on; TORCH_CUDA_ARCH_LIST ("8.0;9.0a;12.0+PTX") replaces the
-list of architectures; CUDA_HOME, CUDACXX, CXX, MAX_JOBS and CMAKE_ARGS have their usual meaning;
-ADACACHE_CCACHE=0 keeps ccache out.
+Environment: ADACACHE_CUDA=0|1 disables or requires CUDA; TORCH_CUDA_ARCH_LIST ("8.0;9.0a;12.0+PTX") replaces
+the default architectures; CUDA_HOME, CUDACXX, CXX, MAX_JOBS and CMAKE_ARGS have their usual meaning;
+ADACACHE_CCACHE=0 disables ccache.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ ARCHITECTURE_NAMES = {
 
 
 class BuildError(SystemExit):
-    """Ends the build with one readable paragraph and no traceback."""
+    """Ends the build with a message, without a traceback."""
 
     def __init__(self, message: str) -> None:
         super().__init__(f"\nadacache-kernels: {message}\n")
@@ -52,7 +52,7 @@ def say(message: str) -> None:
 
 @dataclass
 class Torch:
-    """The torch that is built against; found without importing it, which may need a GPU's libraries."""
+    """The torch of the build. It is not imported, because that may require CUDA libraries."""
 
     folder: Path
     version: str
@@ -63,8 +63,8 @@ class Torch:
         spec = importlib.util.find_spec("torch")
         if spec is None or spec.origin is None:
             raise BuildError(
-                f"torch >= {'.'.join(map(str, OLDEST_TORCH))} has to be installed before a build "
-                "without isolation: pip install torch"
+                f"torch >= {'.'.join(map(str, OLDEST_TORCH))} must be installed for a build without "
+                "isolation: pip install torch"
             )
         folder = Path(spec.origin).parent
         facts = runpy.run_path(str(folder / "version.py"))
@@ -76,18 +76,16 @@ class Torch:
 
 @dataclass
 class Cuda:
-    """Whether the CUDA library is built, why, and with what."""
+    """Whether and why the CUDA library is built, with nvcc, architectures and flags."""
 
     built: bool
     reason: str
     nvcc: str = ""
     version: str = ""
     architectures: list[str] = field(default_factory=list)  # "80", "90a", "120+PTX"
-    dropped: list[str] = field(default_factory=list)  # of the default list: not known to this nvcc
+    dropped: list[str] = field(default_factory=list)  # default architectures that nvcc does not support
     include: list[str] = field(default_factory=list)
-    flags: list[str] = field(
-        default_factory=list
-    )  # what nvcc has to be told where it is made of pip's pieces
+    flags: list[str] = field(default_factory=list)  # paths for nvcc if the toolkit consists of pip packages
 
     @property
     def gencode(self) -> list[str]:
@@ -101,28 +99,26 @@ class Cuda:
 
 
 def decide_cuda(torch: Torch) -> Cuda:
-    """CUDA is built where torch has CUDA and there is an nvcc; a GPU is never looked for."""
+    """CUDA is built if torch has CUDA and nvcc is found. No GPU is needed."""
     forced = os.environ.get("ADACACHE_CUDA", "").strip().lower()
     if forced not in ("", "auto", "0", "1"):
         raise BuildError(f"ADACACHE_CUDA: expected 0, 1 or auto, got {forced!r}")
     if forced == "0":
-        return Cuda(False, "switched off by ADACACHE_CUDA=0")
+        return Cuda(False, "disabled by ADACACHE_CUDA=0")
     if torch.cuda is None and forced != "1":
-        return Cuda(
-            False, f"torch {torch.version} is a build without CUDA (ADACACHE_CUDA=1 builds CUDA all the same)"
-        )
+        return Cuda(False, f"torch {torch.version} has no CUDA (ADACACHE_CUDA=1 builds CUDA anyway)")
     nvcc, looked = find_nvcc()
     if nvcc is None:
         if forced == "1":
             raise BuildError(
-                f"ADACACHE_CUDA=1 asks for CUDA, but there is no nvcc; looked in: {'; '.join(looked)}. "
+                f"ADACACHE_CUDA=1 requires nvcc, but it was not found; searched: {'; '.join(looked)}. "
                 "Install a CUDA toolkit and set CUDA_HOME, or pip install 'cuda-toolkit[nvcc]'."
             )
-        return Cuda(False, f"no nvcc found; looked in: {'; '.join(looked)}")
+        return Cuda(False, f"nvcc not found; searched: {'; '.join(looked)}")
     version, known = ask_nvcc(nvcc)
     cuda = Cuda(
         True,
-        "forced by ADACACHE_CUDA=1" if forced == "1" else "torch has CUDA and nvcc was found",
+        "required by ADACACHE_CUDA=1" if forced == "1" else "torch has CUDA and nvcc was found",
         nvcc,
         version,
     )
@@ -134,7 +130,7 @@ def decide_cuda(torch: Torch) -> Cuda:
         ]
         if unknown:
             raise BuildError(
-                f"TORCH_CUDA_ARCH_LIST={listed}: nvcc {version} does not know {', '.join(unknown)}"
+                f"TORCH_CUDA_ARCH_LIST={listed}: nvcc {version} does not support {', '.join(unknown)}"
             )
         cuda.reason += f"; architectures from TORCH_CUDA_ARCH_LIST={listed}"
     else:
@@ -142,7 +138,7 @@ def decide_cuda(torch: Torch) -> Cuda:
         cuda.dropped = [a for a in ARCHITECTURES if a not in kept]
         if not kept:
             raise BuildError(
-                f"nvcc {version} knows none of sm_{', sm_'.join(ARCHITECTURES)}; set TORCH_CUDA_ARCH_LIST"
+                f"nvcc {version} supports none of sm_{', sm_'.join(ARCHITECTURES)}; set TORCH_CUDA_ARCH_LIST"
             )
         cuda.architectures = [*kept[:-1], f"{kept[-1]}+PTX"]
     find_cuda_pieces(cuda, torch)
@@ -150,7 +146,8 @@ def decide_cuda(torch: Torch) -> Cuda:
 
 
 def find_nvcc() -> tuple[str | None, list[str]]:
-    """CUDACXX, CUDA_HOME, CUDA_PATH; else PATH, pip's packages, /usr/local/cuda. And where it looked."""
+    """nvcc by CUDACXX, CUDA_HOME, CUDA_PATH, otherwise on PATH, in pip packages, in /usr/local/cuda. Also
+    returns the searched places."""
     looked: list[str] = []
     for name, tail in (("CUDACXX", ""), ("CUDA_HOME", "bin/nvcc"), ("CUDA_PATH", "bin/nvcc")):
         value = os.environ.get(name)
@@ -169,7 +166,7 @@ def find_nvcc() -> tuple[str | None, list[str]]:
 
 
 def pip_cuda_folders() -> list[Path]:
-    """Folders such as site-packages/nvidia/cu13, in which pip's CUDA pieces lie together; newest first."""
+    """Folders of the CUDA packages of pip, such as site-packages/nvidia/cu13; newest first."""
     places = [Path(p) / "nvidia" for p in sys.path if p]
     return sorted(
         (f for p in places if p.is_dir() for f in p.glob("cu[0-9]*")), key=lambda f: f.name, reverse=True
@@ -177,7 +174,7 @@ def pip_cuda_folders() -> list[Path]:
 
 
 def ask_nvcc(nvcc: str) -> tuple[str, set[str]]:
-    """nvcc's version and the architectures it can compile for."""
+    """The version of nvcc and the architectures that it supports."""
     try:
         text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
         codes = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True).stdout
@@ -188,7 +185,7 @@ def ask_nvcc(nvcc: str) -> tuple[str, set[str]]:
 
 
 def parse_architectures(listed: str) -> list[str]:
-    """TORCH_CUDA_ARCH_LIST as torch reads it: "8.0;9.0a+PTX" or names, divided by semicolons or blanks."""
+    """Parses TORCH_CUDA_ARCH_LIST like torch: "8.0;9.0a+PTX" or names, separated by semicolons or spaces."""
     architectures: list[str] = []
     for entry in re.split(r"[;,\s]+", listed):
         entry = ARCHITECTURE_NAMES.get(entry.lower(), entry)
@@ -210,7 +207,7 @@ def parse_architectures(listed: str) -> list[str]:
 
 
 def find_cuda_pieces(cuda: Cuda, torch: Torch) -> None:
-    """Where the toolkit is made of pip's pieces, headers and the static runtime may lie apart from nvcc."""
+    """Finds headers and the static runtime, which pip packages may install outside the folder of nvcc."""
     top = Path(cuda.nvcc).resolve().parent.parent
     dryrun = subprocess.run(
         [cuda.nvcc, "--dryrun", "-x", "cu", "-E", os.devnull], capture_output=True, text=True
@@ -221,25 +218,23 @@ def find_cuda_pieces(cuda: Cuda, torch: Torch) -> None:
     homes = [top, *pip_cuda_folders()]
     headers = [h / "include" for h in homes if (h / "include" / "cuda_runtime.h").exists()]
     if not headers:
-        raise BuildError(
-            f"nvcc is {cuda.nvcc}, but there is no cuda_runtime.h beside it: pip install nvidia-cuda-runtime"
-        )
-    cuda.include = list(dict.fromkeys([str(headers[0]), str(top / "include")]))  # crt/ comes with nvcc
+        raise BuildError(f"cuda_runtime.h: not found for nvcc {cuda.nvcc}: pip install nvidia-cuda-runtime")
+    cuda.include = list(dict.fromkeys([str(headers[0]), str(top / "include")]))  # the latter has crt/
     if headers[0] != top / "include":
         cuda.flags.append(f"-isystem {headers[0]}")
     runtimes = [f for h in homes for f in (h / "lib64", h / "lib") if (f / "libcudart_static.a").exists()]
     if not runtimes and not list(top.glob("targets/*/lib/libcudart_static.a")):
         raise BuildError(
-            f"nvcc is {cuda.nvcc}, but there is no libcudart_static.a: pip install nvidia-cuda-runtime"
+            f"libcudart_static.a: not found for nvcc {cuda.nvcc}: pip install nvidia-cuda-runtime"
         )
     if runtimes and runtimes[0] != top / "lib64":
         cuda.flags.append(f"-L{runtimes[0]}")
 
 
 def find_tool(name: str) -> str:
-    """cmake or ninja: of this Python's packages, else of PATH."""
+    """The path of cmake or ninja: from the packages of this Python, otherwise on PATH."""
     places = [sysconfig.get_path("scripts")]
-    if importlib.util.find_spec(name) is not None:  # a build environment's scripts may not be on PATH
+    if importlib.util.find_spec(name) is not None:  # scripts of a build environment may not be on PATH
         module = __import__(name)
         places.insert(0, getattr(module, "CMAKE_BIN_DIR", None) or getattr(module, "BIN_DIR", ""))
     for place in places:
@@ -248,12 +243,12 @@ def find_tool(name: str) -> str:
             return path
     found = shutil.which(name)
     if found is None:
-        raise BuildError(f"{name} is needed for the build and not installed: pip install {name}")
+        raise BuildError(f"{name} is required for the build and not installed: pip install {name}")
     return found
 
 
 class CMakeBuild(build_ext):
-    """Builds the three targets in build/cmake-*, keeping objects there, and puts them into the package."""
+    """Builds the three targets in build/cmake-* incrementally, and copies them to the package."""
 
     def run(self) -> None:
         torch = Torch.find()
@@ -263,7 +258,7 @@ class CMakeBuild(build_ext):
             listed = ", ".join(f"sm_{a}" for a in cuda.architectures)
             say(f"CUDA library: built with nvcc {cuda.version} for {listed} ({cuda.reason})")
             if cuda.dropped:
-                say(f"CUDA library: this nvcc is too old for sm_{', sm_'.join(cuda.dropped)}; left out")
+                say(f"CUDA library: skipped sm_{', sm_'.join(cuda.dropped)}: not supported by this nvcc")
         else:
             say(f"CUDA library: NOT built: {cuda.reason}")
         folder = ROOT / "build" / f"cmake-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
@@ -274,7 +269,7 @@ class CMakeBuild(build_ext):
         try:
             import pybind11
         except ImportError:
-            raise BuildError("pybind11 is needed for the build: pip install pybind11") from None
+            raise BuildError("pybind11 is required for the build: pip install pybind11") from None
 
         cmake, ninja = find_tool("cmake"), find_tool("ninja")
         settings = {
@@ -298,8 +293,8 @@ class CMakeBuild(build_ext):
         arguments = [f"-D{name}={value}" for name, value in settings.items()]
         arguments += shlex.split(os.environ.get("CMAKE_ARGS", ""))
 
-        # CMake refuses some changes (compilers, a build tool that has gone) in an existing cache. It is then
-        # made anew, while the objects stay: Ninja compiles again only what has another command line.
+        # CMake rejects some changes (of compilers or build tools) in an existing cache, so a change deletes
+        # the cache. The objects stay: Ninja recompiles only those with a different command line.
         fingerprint = folder / "configured.json"
         facts = json.dumps(
             [
@@ -336,7 +331,7 @@ class CMakeBuild(build_ext):
         return "unknown"
 
     def place(self, folder: Path, torch: Torch, cuda: Cuda, compiler: str) -> None:
-        """Copies what was built into the package, and removes what an earlier build left there."""
+        """Copies the libraries to the package, and removes those of earlier builds."""
         package = self.package_folder()
         package.mkdir(parents=True, exist_ok=True)
         wanted = self.outputs(cuda.built)
@@ -344,7 +339,7 @@ class CMakeBuild(build_ext):
             *package.glob("_ops_*.so"),
             *package.glob(f"_engine{sysconfig.get_config_var('EXT_SUFFIX')}"),
         ]:
-            old.unlink()  # a copy over a loaded library would crash the process that has it
+            old.unlink()  # overwriting a loaded library would crash its process
         for name in wanted:
             shutil.copy2(folder / name, package / name)
         info = {
@@ -387,7 +382,7 @@ class CMakeBuild(build_ext):
 
 
 class CleanBuild(build):
-    """Starts from an empty build/lib: what an earlier build left there stays out of the wheel."""
+    """Deletes build/lib first, so that the wheel has no files of earlier builds."""
 
     def run(self) -> None:
         if not getattr(self, "editable_mode", False):
@@ -396,7 +391,7 @@ class CleanBuild(build):
 
 
 class PurePython(build_py):
-    """Leaves out what an in-place build put into the source tree; build_ext puts in what it has built now."""
+    """Excludes the libraries of an in-place build; build_ext adds those of this build."""
 
     def find_data_files(self, package: str, src_dir: str) -> list[str]:
         files: list[Any] = super().find_data_files(package, src_dir)
@@ -405,8 +400,6 @@ class PurePython(build_py):
 
 if __name__ == "__main__":
     setup(
-        ext_modules=[
-            Extension(f"{PACKAGE}._engine", sources=[])
-        ],  # marks the wheel as one with compiled parts
+        ext_modules=[Extension(f"{PACKAGE}._engine", sources=[])],  # marks the wheel as platform-specific
         cmdclass={"build": CleanBuild, "build_ext": CMakeBuild, "build_py": PurePython},
     )

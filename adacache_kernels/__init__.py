@@ -1,7 +1,8 @@
-"""Fused ops for residual caching in video diffusion transformers: measure how much residuals change, decide
-when to compute, reuse.
+"""Fused ops for residual caching in video diffusion transformers: they measure how much residuals change,
+decide when to compute, and reuse residuals.
 
-Tensors come first, the rest by keyword. N = T*S tokens, frame-major: token n is frame n // S, place n % S.
+Tensors are positional, other arguments keyword-only. N = T*S tokens, frame-major: token n is frame n // S,
+place n % S.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which implementation an op runs on: chosen by device, forced by `use_backend(...)` or ADACACHE_BACKEND."""
+"""Selects the backend of an op by device. `use_backend(...)` or ADACACHE_BACKEND forces one."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ OPS = tuple(_OPS)
 DEVICES = ("cpu", "cuda")
 
 _VARIABLE = "ADACACHE_BACKEND"
-#: The order in which backends are tried for tensors of a device; other devices run the reference.
+#: Backends per device, by priority. Other devices use the reference.
 _PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 
 
 @dataclass(frozen=True)
 class BackendChoice:
-    """The backend that `op` uses for tensors on `device`, and for each other backend why it is not that
-    one."""
+    """The backend of `op` for tensors on `device`, and for each other backend the reason why it is not
+    used."""
 
     op: str
     device: str
@@ -38,17 +38,17 @@ class BackendChoice:
 
 @contextmanager
 def use_backend(backend: str) -> Iterator[None]:
-    """Force a backend within a `with` block: `with adacache_kernels.use_backend("triton"): ...`.
+    """Force a backend in a `with` block: `with adacache_kernels.use_backend("triton"): ...`.
 
-    It holds for the calls of this thread or asyncio task; threads started inside do not inherit it. Code
-    compiled under a torch before 2.14 follows the last `use_backend` of any thread.
+    Applies to this thread or asyncio task; threads started inside do not inherit it. Code compiled with torch
+    < 2.14 uses the last `use_backend` of any thread.
 
     Args:
         backend: "cuda", "cpu" (the compiled libraries), "triton" or "reference" (plain PyTorch).
 
     Raises:
-        ValueError: no backend has this name.
-        RuntimeError: this backend cannot run here; the message says why.
+        ValueError: unknown backend.
+        RuntimeError: the backend cannot run here; the message states the reason.
     """
     global _forced_last
     _require(backend, "backend")
@@ -62,17 +62,17 @@ def use_backend(backend: str) -> Iterator[None]:
 
 
 def backend_report() -> list[BackendChoice]:
-    """Name for each op and device the backend that would be used now, and why the others would not."""
+    """Return for each op and device the backend that is used, and why the others are not."""
     return [_report(op, device) for op in OPS for device in DEVICES]
 
 
 def choose_backend(device: str, op: str) -> str:
-    """Name the backend of `op` for tensors on this type of device. Every op calls it: a look-up."""
+    """Return the backend of `op` for this device type. Hot path: every op calls it."""
     traces = _TRACES_CONTEXT_VARIABLES or not torch.compiler.is_compiling()
     forced = _forced.get() if traces else _forced_last
     if forced is None:
         chosen = _chosen.get((device, op), "reference")
-        # torch.compile cannot trace the query of the GPUs.
+        # torch.compile cannot trace uncovered_gpu().
         if chosen == "cuda" and not torch.compiler.is_compiling() and uncovered_gpu():
             return "triton" if ("triton", device, op) in _runnable else "reference"
         return chosen
@@ -82,18 +82,18 @@ def choose_backend(device: str, op: str) -> str:
         return "reference"
     _require(forced, _VARIABLE)
     _require(forced, op, op)
-    raise RuntimeError(f"backend: {forced!r} is forced and takes no tensors on {device!r}")
+    raise RuntimeError(f"backend: {forced!r} is forced, but does not support tensors on {device!r}")
 
 
 def _takes(backend: str, device_type: str) -> bool:
     if backend == "triton":
-        # The interpreter runs kernels in NumPy; a compiled kernel needs a GPU.
+        # The interpreter runs kernels in NumPy; compiled kernels need a GPU.
         return device_type == ("cpu" if _INTERPRETED else "cuda")
     return backend in ("reference", device_type)
 
 
 def _missing(backend: str, op: str | None = None) -> str | None:
-    """Why `backend` cannot run `op`, or without one anything, here; None if it can."""
+    """Why `backend` cannot run `op` (None: any op) here; None if it can."""
     if backend == "reference":
         return None
     if backend == "triton":
@@ -124,27 +124,29 @@ def _report(op: str, device: str) -> BackendChoice:
         backend, preferred = forced, f"{forced} is forced"
     else:
         backend = next(name for name in _PREFERENCE[device] if not _out(name, op))
-        preferred = f"{backend} comes first"
+        preferred = f"{backend} has priority"
     others = {}
     for name in BACKENDS:
         if name != backend:
             others[name] = (
-                (_out(name, op) or preferred) if _takes(name, device) else f"takes no {device} tensors"
+                (_out(name, op) or preferred)
+                if _takes(name, device)
+                else f"does not support {device} tensors"
             )
     return BackendChoice(op, device, backend, others)
 
 
 def _out(backend: str, op: str) -> str | None:
-    """As `_missing`, on the GPUs of this machine."""
+    """Like `_missing`, but includes the GPUs of this machine."""
     return _missing(backend, op) or (uncovered_gpu() if backend == "cuda" else None)
 
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 _INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
 
-libraries()  # registers the schemas and kernels that the following looks up
+libraries()  # registers the schemas and kernels that _runnable depends on
 
-# Fixed at import: what runs on which device, and the backends that are used unless one is forced.
+# Computed once at import: what can run on each device, and the default backends.
 _runnable = {
     (backend, device, op)
     for backend in BACKENDS
@@ -157,9 +159,9 @@ _chosen = {
     for device, order in _PREFERENCE.items()
     for op in OPS
 }
-#: A variable that names no backend, or a missing one, is an error of the first op and not of the import, so
-#: that `adacache doctor` can still explain it.
+#: An invalid ADACACHE_BACKEND raises at the first op instead of at import, so that `adacache doctor` can
+#: report it.
 _forced: ContextVar[str | None] = ContextVar("adacache_backend", default=os.environ.get(_VARIABLE) or None)
-#: Dynamo traces a ContextVar from torch 2.14 on. Under older ones compiled code reads, and guards on, a copy.
+#: Dynamo traces ContextVar since torch 2.14. With older versions compiled code reads and guards on a copy.
 _TRACES_CONTEXT_VARIABLES = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 14)
 _forced_last: str | None = _forced.get()

@@ -1,5 +1,5 @@
-"""Argument checks of all ops, by the role of each argument, and the wording of every error. The reference and
-Triton backends run them on every call; for a compiled backend they explain what its C++ checks refused."""
+"""Argument checks of all ops by role, with all error messages. The reference and Triton backends run them on
+every call; compiled backends run them after their C++ checks raised, for the error message."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ MAX_FACTORS = 4
 MAX_FRAMES = 64  # of temporal attention
 MAX_HEAD_DIM = 256
 MAX_VIDEOS = 65536
-#: What autocast may return in another floating dtype than the stream's: outputs and modulators of sub-layers.
+#: Arguments that autocast may produce in another dtype than that of the stream: sub-layer outputs and
+#: modulators.
 CAST = frozenset(("y", "gate", "shift", "scale", "weight", "bias", "q_weight", "k_weight"))
 
 
 def check(op: str, arguments: Sequence[Any], outputs: Sequence[torch.Tensor] = ()) -> None:
-    """Raise TypeError or ValueError for the first argument of `op` that does not fit; the error names it."""
+    """Raise TypeError or ValueError for the first invalid argument of `op`. The message names the
+    argument."""
     call = Call(op, arguments, outputs)
     for name, kind, _ in ARGUMENTS[call.schema]:
         _check_type(name, kind, call.given[name])
@@ -45,18 +47,18 @@ def require_tensor(name: str, value: object) -> None:
 
 
 def require_bool(name: str, value: object) -> None:
-    """Ops call this themselves: torch takes any number for a bool."""
+    """Called by the ops, because torch accepts any number as a bool."""
     if not isinstance(value, (bool, torch.SymBool)):
         raise TypeError(f"{name}: expected True or False, got {value!r}")
 
 
 def refusal(name: str, expected: str, got: object) -> ValueError:
-    """Word the error of an argument. A shape is given as it is."""
+    """Return the error of an argument. `got` may be a shape."""
     return ValueError(f"{name}: expected {expected}, got {list(got) if isinstance(got, torch.Size) else got}")
 
 
 def refuse_grad(names: Sequence[str], arguments: Sequence[Any]) -> None:
-    """Raise for an input that autograd would have to follow, in reverse or forward mode."""
+    """Raise for an input that requires grad or has a tangent."""
     for name, argument in zip(names, arguments, strict=False):
         for tensor in argument if isinstance(argument, (list, tuple)) else (argument,):
             if not isinstance(tensor, torch.Tensor):
@@ -74,14 +76,14 @@ def refuse_grad(names: Sequence[str], arguments: Sequence[Any]) -> None:
 
 
 def forward_ad_is_on() -> bool:
-    """Whether tensors may have tangents: within `forward_ad.dual_level()` or `torch.func.jvp`."""
+    """Whether tensors may have tangents: in `forward_ad.dual_level()` or `torch.func.jvp`."""
     return forward_ad._current_level >= 0
 
 
 def cast_under_autocast(
     dtype: torch.dtype, names: Sequence[str], arguments: Sequence[Any]
 ) -> tuple[Any, ...]:
-    """Cast the tensors that autocast may have cast to the dtype of the stream; the checks refuse others."""
+    """Cast the arguments in CAST to the dtype of the stream."""
     return tuple(
         argument.to(dtype)
         if name in CAST and isinstance(argument, torch.Tensor) and argument.is_floating_point()
@@ -91,25 +93,25 @@ def cast_under_autocast(
 
 
 class Call:
-    """The arguments of a call by name, and what the checks compare them with."""
+    """The arguments of a call by name, and the values that checks compare with."""
 
     def __init__(self, op: str, arguments: Sequence[Any], outputs: Sequence[torch.Tensor]) -> None:
         self.op = op
         self.schema = f"{op}_out" if outputs else op
         self.given: dict[str, Any] = dict(zip(NAMES[self.schema], (*arguments, *outputs), strict=True))
-        self.lead, self.x = NAMES[op][0], arguments[0]  # whose shape, dtype and device the others follow
+        self.lead, self.x = NAMES[op][0], arguments[0]  # sets shape, dtype and device
         self.groups: int | None = self.given.get("frames")
-        self.groups_of = ""  # the modulator that says how many groups of tokens there are, without frames
+        self.groups_of = ""  # the modulator that set `groups`, in ops without `frames`
 
     @property
     def rows(self) -> int:
-        """B: the rows of x, or those that x_rows picks."""
+        """B: the length of x_rows if given, otherwise the rows of x."""
         x_rows = self.given.get("x_rows")
         picked: torch.Tensor = x_rows if x_rows is not None and x_rows.dim() == 1 else self.x
         return picked.shape[0]
 
     def kept_rows(self, tensor: torch.Tensor) -> int:
-        """The rows of a cache: any number where an index picks them."""
+        """The expected rows of a kept residual; with an index, any number."""
         if self.op == "stack_residual_meter":
             index, tensor = self.given["rows"], self.given["x_in"]
         else:
@@ -117,7 +119,7 @@ class Call:
         return self.rows if index is None else tensor.shape[0] if tensor.dim() else 0
 
 
-#: The check of each argument that has one, in the order in which they run.
+#: The checks by argument name, in the order in which they run.
 ROLES: dict[str, Callable[[Call, str, Any], None]] = {}
 
 
@@ -242,7 +244,7 @@ def _factors(call: Call, name: str, factors: Sequence[torch.Tensor]) -> None:
 
 @role_of("rows", "residual_rows")
 def _index(call: Call, name: str, rows: torch.Tensor) -> None:
-    """int32 [B] that picks rows of another tensor; each row at most once where they are written."""
+    """int32 [B] row indices into another tensor; distinct if the rows are written."""
     if rows.dim() != 1 or rows.shape[0] != call.rows:
         raise refusal(name, f"[B] = [{call.rows}]", rows.shape)
     _check_packed(call, name, rows, torch.int32)
@@ -261,8 +263,8 @@ def _index(call: Call, name: str, rows: torch.Tensor) -> None:
 
 @role_of("coefficients", "reuse")
 def _by_video(call: Call, name: str, tensor: torch.Tensor) -> None:
-    """`reuse` [num_videos] and `coefficients` [num_videos, factors]: one row for all, or one a row, if no
-    video_of_row is given."""
+    """`reuse` [num_videos] and `coefficients` [num_videos, factors]. Without video_of_row the first dimension
+    is 1 or B."""
     factors = (len(call.given["factors"]),) if name == "coefficients" else ()
     by_row = call.given["video_of_row"] is None
     fits = tensor.dim() == 1 + len(factors) and tuple(tensor.shape[1:]) == factors
@@ -275,8 +277,8 @@ def _by_video(call: Call, name: str, tensor: torch.Tensor) -> None:
 
 @role_of("gate", "shift", "scale")
 def _modulator(call: Call, name: str, modulator: torch.Tensor | float) -> None:
-    """Without `frames`, the first modulator that is neither one for all tokens nor one for each says how many
-    groups of tokens there are."""
+    """In ops without `frames`, the first modulator that is neither per row nor per token sets the number of
+    groups."""
     if not isinstance(modulator, torch.Tensor):  # the `scale` of attention
         return
     _, tokens, channels = call.x.shape
@@ -341,7 +343,7 @@ def _num_videos(call: Call, name: str, num_videos: int) -> None:
 @role_of("video_of_row")
 def _video_of_row(call: Call, name: str, videos: torch.Tensor) -> None:
     by_video = call.given.get("reuse", call.given.get("coefficients"))
-    if "num_videos" not in call.given and by_video is None:  # nothing that differs by video
+    if "num_videos" not in call.given and by_video is None:  # nothing is per video
         return
     _check_shape(name, videos, "[B]", (call.rows,))
     _check_packed(call, name, videos, torch.int32)
@@ -404,7 +406,7 @@ def _output(call: Call, name: str, tensor: torch.Tensor) -> None:
     _check_channels(name, tensor)
 
 
-#: By schema, the checks of its arguments in their order, that of the lead first.
+#: The checks of each schema in order, starting with the first argument.
 _PLANS = {
     schema: [(name, ROLES[name]) for name in (names[0], *ROLES) if name in names and name in ROLES]
     for schema, names in NAMES.items()
@@ -426,7 +428,7 @@ def _check_type(name: str, kind: str, value: Any) -> None:
         if not hasattr(value, "__index__"):
             raise TypeError(f"{name}: expected an integer, got {value!r}")
         if not -(2**63) <= value < 2**63:
-            raise refusal(name, "an integer of 64 bits", value)
+            raise refusal(name, "a 64-bit integer", value)
     elif kind == "float" and not hasattr(value, "__float__"):
         raise TypeError(f"{name}: expected a number, got {value!r}")
     elif kind == "bool":
@@ -445,7 +447,7 @@ def _check_device(call: Call, name: str, tensor: torch.Tensor) -> None:
 
 
 def _check_like(call: Call, name: str, tensor: torch.Tensor, dtype: torch.dtype | None = None) -> None:
-    """Check the device, and the dtype: the given one, or that of the stream."""
+    """Check the device, and the dtype against `dtype` or that of the stream."""
     _check_device(call, name, tensor)
     if tensor.dtype != (dtype or call.x.dtype):
         wanted = f"{dtype}" if dtype else f"{call.x.dtype} as {call.lead}"
@@ -484,13 +486,13 @@ def _check_range(name: str, ids: torch.Tensor, end: int) -> None:
 
 
 def _values_are_readable(tensor: torch.Tensor) -> bool:
-    """Reading values would synchronize a device or break tracing; there, an id out of range gives NaN."""
+    """Reading values on CUDA would synchronize, and it breaks tracing. Out-of-range values then give NaN."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _check_memory(call: Call) -> None:
-    """Check that what is written has an address for each element and shares none with another argument. `out`
-    may be the very tensor whose place it takes."""
+    """Check that written tensors overlap neither themselves nor other arguments. `out` may be the same view
+    as the input that it replaces."""
     replaced = "x_in" if call.lead == "x_out" else "x" if call.given.get("x_rows") is None else None
     writes = [name for name, _, written in ARGUMENTS[call.schema] if written]
     others = {name: tensor for name, tensor in _tensors(call) if name not in writes}
@@ -500,7 +502,7 @@ def _check_memory(call: Call) -> None:
             continue
         if overlaps_itself(tensor):
             got = f"strides {list(tensor.stride())} for {list(tensor.shape)}"
-            raise refusal(name, "memory of its own for each element, since it is written", got)
+            raise refusal(name, "non-overlapping elements, since it is written", got)
         for other_name, other in others.items():
             may_be = f"{other_name} itself or " if name == "out" and other_name == replaced else ""
             if not overlap(tensor, other):
@@ -508,7 +510,7 @@ def _check_memory(call: Call) -> None:
             same_view = tensor.data_ptr() == other.data_ptr() and tensor.stride() == other.stride()
             if not (may_be and same_view):
                 got = f"memory that overlaps {other_name}"
-                raise refusal(name, f"{may_be}memory of its own, since it is written", got)
+                raise refusal(name, f"{may_be}separate memory, since it is written", got)
         others[name] = tensor
 
 

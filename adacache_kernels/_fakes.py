@@ -1,4 +1,4 @@
-"""For tracing: the ops' arguments by name, their outputs, and fake kernels."""
+"""The arguments of the ops by name, and fake kernels for tracing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from ._schemas import OPS, SCHEMAS
 from .columns import sum_columns
 
-#: Arguments of each schema in order: name, type as in the schema, and whether the op writes it.
+#: The arguments of each schema in order: name, type, and whether the op writes to it.
 ARGUMENTS = {
     name: tuple(
         (
@@ -26,7 +26,7 @@ NAMES = {name: tuple(argument[0] for argument in arguments) for name, arguments 
 
 
 def fresh_outputs(op: str, arguments: Sequence[Any]) -> tuple[torch.Tensor, ...]:
-    """Allocate what `op` returns beside its sums: what its `_out` variant takes as the last arguments."""
+    """Allocate the outputs of `op` without sums: the last arguments of its `_out` variant."""
     if op not in OPS or not OPS[op].outputs or op == "stack_residual_meter":
         return ()
     first: torch.Tensor = arguments[0]
@@ -40,7 +40,7 @@ def fresh_outputs(op: str, arguments: Sequence[Any]) -> tuple[torch.Tensor, ...]
 
 
 def register_fake_kernels() -> None:
-    """Register the fakes of the compiled ops, where their library is loaded."""
+    """Register fake kernels for the compiled ops, if their library is loaded."""
     for name, fake in FAKE_KERNELS.items():
         if hasattr(torch.ops.adacache, name):
             torch.library.register_fake(f"adacache::{name}", fake)
@@ -51,7 +51,7 @@ def _fake_kernel(name: str) -> Callable[..., Any]:
 
     def fake(*given: Any) -> Any:
         tensors = [tensor for value in given for tensor in (value if isinstance(value, list) else (value,))]
-        # With a meta tensor among others the dispatcher calls this instead of the kernel, which refuses it.
+        # If one tensor is on meta, the dispatcher calls this instead of the kernel, which would raise.
         if len({tensor.device for tensor in tensors if isinstance(tensor, torch.Tensor)}) > 1:
             raise RuntimeError("all tensors: expected one device")
         results = fresh_outputs(name, given)

@@ -1,6 +1,6 @@
-"""Loads the compiled libraries, and reports what was built and why anything is missing.
+"""Loads the compiled libraries, and reports what was built and why a library is missing.
 
-Loading registers schemas and kernels with torch; it opens no CUDA context.
+Loading registers schemas and kernels with torch. It opens no CUDA context.
 """
 
 from __future__ import annotations
@@ -18,15 +18,12 @@ import torch
 __all__ = ["Library", "build_info", "libraries"]
 
 _FOLDER = Path(__file__).resolve().parent
-_NOT_BUILT = "the compiled part was not built: run `python setup.py build_ext --inplace` or `pip install .`"
+_NOT_BUILT = "the libraries are not built: run `python setup.py build_ext --inplace` or `pip install .`"
 
 
 @dataclass(frozen=True)
 class Library:
-    """One compiled part of the package.
-
-    `reason` is empty if it is loaded, else a sentence that says why not.
-    """
+    """A compiled library. `reason` is empty if it is loaded, otherwise why it is not."""
 
     name: str
     file: str
@@ -36,19 +33,18 @@ class Library:
 
 @functools.cache
 def libraries() -> dict[str, Library]:
-    """The compiled parts by name: "cpu", "cuda" (op libraries), "engine". Loads them on the first call.
+    """The compiled libraries by name: "cpu", "cuda" (ops), "engine". Loads them on the first call.
 
-    Never raises for a part that is missing or does not load: see its `reason`.
+    Does not raise if a library is missing or cannot be loaded; see `reason`.
     """
     return {"cpu": _load_cpu(), "cuda": _load_cuda(), "engine": _load_engine()}
 
 
 def build_info() -> dict[str, Any]:
-    """What was built, with what, and what of it is loaded.
+    """The facts of the build, and the state of each library.
 
-    Keys: `version`, `torch` (built against), `torch_target` (oldest torch served), `compiler`, `cuda`
-    (`built`, `reason`, `nvcc`, `architectures`, ...), `libraries`. Where nothing was built, `libraries`
-    says so and the other keys are absent.
+    Keys: `version`, `torch` (of the build), `torch_target` (oldest supported torch), `compiler`, `cuda`
+    (`built`, `reason`, `nvcc`, `architectures`, ...), `libraries`. Without a build only `libraries` exists.
     """
     return {**_recorded(), "libraries": {name: asdict(library) for name, library in libraries().items()}}
 
@@ -69,7 +65,7 @@ def covers(architectures: Sequence[str], capability: tuple[int, int]) -> bool:
 
 @functools.cache
 def uncovered_gpu() -> str:
-    """Why the CUDA library does not run on a GPU of this machine, "" if it runs on all. Initializes CUDA."""
+    """Why the CUDA library cannot run on a GPU of this machine; "" if it runs on all. Initializes CUDA."""
     architectures = _recorded().get("cuda", {}).get("architectures", [])
     if not torch.cuda.is_available():
         return ""
@@ -77,7 +73,7 @@ def uncovered_gpu() -> str:
         major, minor = torch.cuda.get_device_capability(index)
         if not covers(architectures, (major, minor)):
             built = ", ".join(f"sm_{architecture}" for architecture in architectures)
-            return f"it is built for {built}, and cuda:{index} is sm_{major}{minor}"
+            return f"it is built for {built}, but cuda:{index} is sm_{major}{minor}"
     return ""
 
 
@@ -101,18 +97,18 @@ def _load_cuda() -> Library:
     if not recorded["cuda"]["built"]:
         return _load("cuda", f"CUDA was not built: {recorded['cuda']['reason']}")
     if torch.version.cuda is None:
-        return _load("cuda", f"torch {torch.__version__} is a build without CUDA")
+        return _load("cuda", f"torch {torch.__version__} has no CUDA")
     return _load("cuda")
 
 
 def _load(name: str, missing: str = "") -> Library:
     path = _FOLDER / f"_ops_{name}.so"
     if missing or not path.is_file():
-        return Library(name, path.name, False, missing or f"{path.name} is missing from the installation")
+        return Library(name, path.name, False, missing or f"{path.name} is missing in the installation")
     try:
         torch.ops.load_library(str(path))
     except (OSError, RuntimeError) as error:
-        return Library(name, path.name, False, f"{path.name} did not load: {error}")
+        return Library(name, path.name, False, f"{path.name} cannot be loaded: {error}")
     return Library(name, path.name, True)
 
 
@@ -122,5 +118,5 @@ def _load_engine() -> Library:
     try:
         module = importlib.import_module("adacache_kernels._engine")
     except ImportError as error:
-        return Library("engine", "_engine", False, f"_engine did not import: {error}")
+        return Library("engine", "_engine", False, f"_engine cannot be imported: {error}")
     return Library("engine", Path(module.__file__ or "_engine").name, True)

@@ -1,4 +1,4 @@
-"""Whether tensors share memory."""
+"""Overlap checks for tensors."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def overlaps_itself(tensor: torch.Tensor) -> bool:
 
 
 def overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether two tensors share memory. Exact for views of one tensor with equal strides, such as the halves
-    that `chunk` returns; other views share if their address ranges cross."""
+    """Whether two tensors share memory. Exact for views of one tensor with equal strides, such as the results
+    of `chunk`; for other views, whether their address ranges overlap."""
     if a.numel() == 0 or b.numel() == 0 or a.device.type == "meta" or torch.compiler.is_compiling():
         return False
     start_a, start_b = a.data_ptr(), b.data_ptr()
@@ -28,8 +28,8 @@ def overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
     distance, within = divmod(start_b - start_a, a.element_size())
     if a.dim() != 3 or a.shape != b.shape or a.stride() != b.stride() or a.dtype != b.dtype or within:
         return True
-    # They meet where distance = i * stride(0) + j * stride(1) + k with each index difference smaller than its
-    # size.
+    # Elements coincide where distance = i * stride(0) + j * stride(1) + k, with |i|, |j|, |k| smaller than
+    # the sizes.
     outer, inner = sorted(zip(a.stride()[:2], a.shape[:2], strict=True), reverse=True)
     for i in _index_differences(distance, *outer):
         for j in _index_differences(distance - i * outer[0], *inner):

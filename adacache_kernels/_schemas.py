@@ -1,7 +1,7 @@
-"""The table of the ops. Everything else follows from it: registration in C++ (the build embeds the
-schemas) and Triton, fake kernels, argument checks by role, the list of ops.
+"""The table of ops. Registration in C++ (the build embeds the schemas) and Triton, fake kernels, argument
+checks and the list of ops are derived from it.
 
-It needs no other module, since the build runs it as a script."""
+Imports no other module of the package, because the build runs it as a script."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 
 class Op(NamedTuple):
-    """`outputs` are the further arguments of the variant `<name>_out`, whose results are `out_results`."""
+    """outputs: further arguments of the variant `<name>_out`; out_results: its results."""
 
     arguments: str
     results: str
@@ -19,7 +19,7 @@ class Op(NamedTuple):
     out_results: str = "()"
 
 
-# Arguments that several ops share.
+# Arguments shared by several ops.
 _METER = "Tensor? video_of_row, int num_videos, int frames, int[] strides, int metric"
 _NORM = "Tensor? shift, Tensor? scale, Tensor? weight, Tensor? bias, float eps"
 _CACHE = "Tensor(a!) residual, Tensor(b!)? residual_scale"
@@ -32,7 +32,7 @@ OPS = {
     "gated_residual_meter": Op(
         f"{_GATED}, {_CACHE}, {_ROWS}, {_METER}", "(Tensor, Tensor)", "Tensor(c!) out", "Tensor"
     ),
-    # Its `out` is a copy of x_out, which the op makes only where it is given.
+    # `out` is an optional copy of x_out.
     "stack_residual_meter": Op(
         f"Tensor x_out, Tensor x_in, {_CACHE}, Tensor? rows, {_METER}", "Tensor", "Tensor(c!) out", "Tensor"
     ),
@@ -69,7 +69,7 @@ OPS = {
     ),
 }
 
-#: Arguments and results of each op and of each variant that writes to given outputs.
+#: The schemas of each op and its `_out` variant.
 SCHEMAS = {
     name: schema
     for op, row in OPS.items()
@@ -82,7 +82,7 @@ SCHEMAS = {
 
 
 def header() -> str:
-    """Return the C++ header that the CPU library is built with."""
+    """Return the C++ header for the CPU library."""
     lines = "".join(f'    "{name}{schema}",\n' for name, schema in SCHEMAS.items())
     return f"#pragma once\n\nconstexpr const char* adacache_schemas[] = {{\n{lines}}};\n"
 

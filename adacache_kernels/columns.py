@@ -1,4 +1,4 @@
-"""The columns of `sums` (measured by the ops) and `state` (kept between decisions), and a fresh state."""
+"""The columns of `sums` (measured by the ops) and `state` (of the decisions), and the initial state."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 
 __all__ = ["METRICS", "RULES", "initial_state", "state_columns", "sum_columns"]
 
-#: Distances by name, and their numbers in the schemas.
+#: Distance metrics, with their numbers in the schemas.
 METRICS = {"l1": 0, "l2": 1, "cosine": 2}
 
-#: Decision rules by name: those of the published code, and the equations of the paper (arXiv 2411.02397).
+#: Decision rules: of the published code, and the equations of the paper (arXiv 2411.02397).
 RULES = {"published": 0, "paper": 1}
 
 _DISTANCE_COLUMNS = ("abs_diff", "abs_old", "abs_new", "sq_diff", "sq_old", "sq_new", "dot")
@@ -31,10 +31,10 @@ _STATE_COLUMNS = (
 
 
 def sum_columns(strides: Sequence[int] = (1,)) -> tuple[str, ...]:
-    """Name the columns of `sums`, in their order.
+    """Return the names of the columns of `sums`, in order.
 
     Args:
-        strides: frame strides of the motion term, as given to the op.
+        strides: frame strides of the motion term, as passed to the op.
 
     Returns:
         "abs_diff" = sum |r - old|, "abs_old" = sum |old|, "abs_new" = sum |r|, then "sq_diff", "sq_old",
@@ -47,7 +47,7 @@ def sum_columns(strides: Sequence[int] = (1,)) -> tuple[str, ...]:
 
 
 def state_columns(sites: int = 1) -> tuple[str, ...]:
-    """Name the columns of `state`, in their order; the last `sites` of them are "previous_factor_0", ..."""
+    """Return the names of the columns of `state`, in order. The last `sites` are "previous_factor_0", ..."""
     if sites < 1:
         raise ValueError(f"sites: expected at least 1, got {sites}")
     return _STATE_COLUMNS + tuple(f"previous_factor_{site}" for site in range(sites))
@@ -59,10 +59,10 @@ def initial_state(
     """Return the state of a request before its first step.
 
     Args:
-        num_videos: number of videos, each with decisions of its own.
-        sites: metric sites per step; each keeps its own motion factor of the last computed step.
-        rule: "published" starts the previous motion factor at 1, as the published code does; "paper" at NaN
-            (none yet).
+        num_videos: number of videos. Decisions are per video.
+        sites: metric sites per step. Each has a previous motion factor, of the last computed step.
+        rule: "published" initializes the previous motion factor to 1, like the published code; "paper" to NaN
+            (none).
         device: the device of the sums.
 
     Returns:
@@ -74,7 +74,7 @@ def initial_state(
     row = dict.fromkeys(columns, 1.0 if rule_number(rule) == RULES["published"] else math.nan)
     row.update(last_step=0.0, rate=1.0, next_step=1.0, prev_rate=1.0, count=0.0, mean=0.0)
     row.update(distance=math.nan, motion=math.nan, factor=1.0, nonfinite=0.0)
-    # Built on the host and copied asynchronously; building it on the GPU would synchronize.
+    # Created on the host and copied asynchronously, because creation on the GPU would synchronize.
     values = torch.tensor([row[column] for column in columns], dtype=torch.float64)
     return values.repeat(num_videos, 1).to(device=device, non_blocking=True)
 

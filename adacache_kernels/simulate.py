@@ -1,4 +1,4 @@
-"""The decision rule on NumPy arrays, and schedules simulated with it. Same compiled code as the ops, without
+"""The decision rule for NumPy arrays, and simulated schedules. Uses the compiled code of the ops, without
 torch tensors."""
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Doubles = numpy.typing.NDArray[numpy.float64]
 def initial_state(num_videos: int, sites: int = 1, *, rule: str = "published") -> Doubles:
     """Return the state of a request before its first step: float64 [num_videos, 10 + sites].
 
-    The columns are named by `state_columns(sites)`. Raises ValueError for counts below 1 and unknown rules.
+    `state_columns(sites)` names the columns. Raises ValueError for counts below 1 and unknown rules.
     """
     state: Doubles = _engine().initial_state(num_videos, sites, rule_number(rule))
     return state
@@ -46,12 +46,11 @@ def decide(
     divisor: float = 1.0,
     gradient_weight: float = 0.0,
 ) -> None:
-    """Do what `adacache_kernels.decide` does, on NumPy arrays; `state` (float64, contiguous) is changed in
-    place.
+    """`adacache_kernels.decide` for NumPy arrays. Updates `state` (float64, contiguous) in place.
 
     Raises:
-        ValueError: an argument does not fit, thresholds do not ascend or rates are not whole numbers from 1;
-            the message names it.
+        ValueError: an argument is invalid, thresholds are not ascending, or rates are not integers >= 1;
+            the message names the argument.
     """
     if rule == "paper" and not elements > 0:
         raise ValueError(
@@ -93,25 +92,24 @@ def simulate(
     divisor: float = 1.0,
     gradient_weight: float = 10.0,
 ) -> tuple[numpy.typing.NDArray[numpy.bool_], numpy.typing.NDArray[numpy.int32]]:
-    """Run the decision rule over recorded distances, for many codebooks at once. One metric site.
+    """Simulate the schedules of many codebooks from recorded distances. One metric site.
 
     Args:
         distances: [num_videos, N, N]; entry [v, i, j], i < j, is the undivided distance between the residuals
             of steps i and j (0-based). Other entries are not read.
-        motion: [num_videos, N], the motion of each step's residual.
+        motion: [num_videos, N], the motion of the residual of each step.
         thresholds, rates: [codebooks, entries].
         rule: "published" or "paper".
-        window: first and last step (1-based, both included) in which motion counts; None: no motion
-            regularisation.
-        scale, power, divisor, gradient_weight: of the motion regularisation, see `adacache_kernels.decide`.
+        window: first and last step (1-based, inclusive) of motion regularization; None: no motion
+            regularization.
+        scale, power, divisor, gradient_weight: of motion regularization, see `adacache_kernels.decide`.
 
     Returns:
-        computed, bool [codebooks, num_videos, N], and rate, int32 of the same shape: the rate in force after
-        each step.
+        computed, bool [codebooks, num_videos, N], and rate, int32 of the same shape, after each step.
 
     Raises:
-        ValueError: shapes do not fit, thresholds do not ascend or rates are not whole numbers from 1; the
-            message names it.
+        ValueError: shapes do not match, thresholds are not ascending, or rates are not integers >= 1;
+            the message names the argument.
     """
     first_step, last_step = window or (1, 0)
     computed, rate = _engine().simulate(

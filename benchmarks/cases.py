@@ -1,5 +1,5 @@
-"""Every op once: its inputs, the plain PyTorch chain that it replaces, its call, the bytes that it must move,
-what is checked, and the speed it has to reach. The benchmark, its predictions and the GPU check read it."""
+"""The benchmark cases: inputs, the plain PyTorch chain that the op replaces, its call, its minimum bytes, the
+checks of its results, and its speed goals. kernels.py, prediction.py and check.py use them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-Values = Any  # the tensors of one case by name, and `frames`
+Values = Any  # a namespace: the tensors of one case, and `frames`
 Tensors = tuple[torch.Tensor, ...]
 EPS = 1e-6
 
@@ -46,7 +46,7 @@ class Shape:
         return f"[{self.rows}, {self.frames}*{self.places}, {self.channels}]"
 
 
-#: Open-Sora's two seconds with guidance, and what two CPU cores can turn over in a benchmark's time.
+#: Two seconds of Open-Sora with guidance, and a shape for two CPU cores.
 SHAPES = {
     "480p-2s": Shape(2, 15, 1590, 1152),
     "720p-2s": Shape(2, 15, 3600, 1152),
@@ -56,8 +56,8 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Peer:
-    """Another way to the same results, timed beside the op. Where its package is missing, the case is left
-    out."""
+    """Another implementation, timed in the same rounds. The case is skipped if its package is not
+    installed."""
 
     package: str
     call: Callable[[Values], Tensors]
@@ -65,10 +65,11 @@ class Peer:
 
 @dataclass(frozen=True)
 class Case:
-    """One line of the benchmark.
+    """One row of the benchmark.
 
-    `checks` says of each tensor that `call` gives how it is judged: "bits" (those of `chain`), "close" (error
-    against `chain` in float64 at most twice that of `chain` itself), "sums" (against the reference backend).
+    `checks` has one entry per tensor that `call` returns: "bits" (bit-identical to `chain`), "close" (the
+    error against `chain` in float64 is at most twice that of `chain`), "sums" (close to the reference
+    backend).
     """
 
     name: str
@@ -76,17 +77,17 @@ class Case:
     inputs: Mapping[str, str]  # name to kind, see MAKERS
     chain: Callable[[Values], Tensors]
     call: Callable[[Any, Values, dict[str, torch.Tensor]], Tensors]
-    passes: float  # over [B, N, C] in the dtype of x, at the least
+    passes: float  # minimum number over [B, N, C] in the dtype of x
     checks: tuple[str, ...]
     float8_passes: float = 0  # over [B, N, C] in float8 and over the scales [B, N]
-    outs: tuple[str, ...] = ("out",)  # keywords that take memory to write to
-    gpu_goals: Mapping[str, float] = field(default_factory=dict)  # at least
-    channels: int | None = None  # instead of the shape's
+    outs: tuple[str, ...] = ("out",)  # keyword arguments of the outputs
+    gpu_goals: Mapping[str, float] = field(default_factory=dict)  # lower limits
+    channels: int | None = None  # replaces the channels of the shape
     peer: Peer | None = None
-    kernel: str = ""  # in bfloat16 at a model's width, as tools/kernel_report.py names it; "": none in CUDA
+    kernel: str = ""  # the name in tools/kernel_report.py, in bfloat16 at a common width; "": no CUDA kernel
 
     def bytes(self, shape: Shape, element_size: int) -> int:
-        """What has to be read and written, each element once."""
+        """The minimum bytes: each element is read or written once."""
         rows, tokens, channels = shape.size
         total = self.passes * rows * tokens * channels * element_size
         total += self.float8_passes * rows * tokens * (channels + 4)
@@ -96,14 +97,14 @@ class Case:
         return int(total)
 
     def at(self, shape: Shape) -> Shape:
-        """The shape that this case runs at where others run at `shape`: as many elements."""
+        """The shape of this case, with the same number of elements as `shape`."""
         if self.channels is None:
             return shape
         places = max(1, shape.places * shape.channels // self.channels)
         return Shape(shape.rows, shape.frames, places, self.channels)
 
 
-#: Inputs that are not [B, N, C] of the stream, and are read once all the same.
+#: Inputs that `passes` does not count; each is read once.
 SMALL: dict[str, Callable[[Shape], tuple[int, ...]]] = {
     "row": lambda s: (s.rows, 1, s.channels),
     "frame": lambda s: (s.rows, s.frames, s.channels),
@@ -115,12 +116,12 @@ SMALL: dict[str, Callable[[Shape], tuple[int, ...]]] = {
     "sine": lambda s: (s.frames, s.head_dim // 2),
 }
 FLOAT32 = ("cosine", "sine")
-#: Thirds of what a projection of the timestep's embedding gives for each token.
+#: Chunks of a per-token projection of the timestep embedding.
 CHUNKS = ("shift_chunk", "scale_chunk", "gate_chunk")
 
 
 def make_inputs(case: Case, shape: Shape, dtype: torch.dtype, device: torch.device) -> Values:
-    """Random values for one case; a case's tensors of all kinds fit each other."""
+    """Random inputs for one case."""
     values = SimpleNamespace(frames=shape.frames)
     for name, kind in case.inputs.items():
         setattr(values, name, _make(kind, shape, dtype, device, values))
@@ -131,7 +132,7 @@ def make_inputs(case: Case, shape: Shape, dtype: torch.dtype, device: torch.devi
 def copy_inputs(
     values: Values, dtype: torch.dtype | None = None, device: torch.device | None = None
 ) -> Values:
-    """A copy for an op that writes over some of them; with `dtype`, of that precision."""
+    """A copy, for ops that write in place; converted to `dtype` if given, except float8 tensors."""
     copied = SimpleNamespace()
     for name, value in vars(values).items():
         if isinstance(value, torch.Tensor):
@@ -156,7 +157,7 @@ def _make(kind: str, shape: Shape, dtype: torch.dtype, device: torch.device, mad
         return torch.tensor([[1.0, -0.5, 0.25, -0.125][:factors]], device=device)
     if kind == "qkv":
         return normal(shape.rows, shape.tokens, 3, shape.heads, shape.head_dim)
-    if kind == "qkv_by_place":  # the same values as a model has them that rearranges its tokens beforehand
+    if kind == "qkv_by_place":  # the layout of models that rearrange their tokens before the attention
         return made.qkv.unflatten(1, (shape.frames, -1)).transpose(1, 2).contiguous().flatten(0, 1)
     if kind in CHUNKS:
         if not hasattr(made, "modulation"):
@@ -170,7 +171,7 @@ def _make(kind: str, shape: Shape, dtype: torch.dtype, device: torch.device, mad
     return normal(*SMALL[kind](shape))
 
 
-# The chains: what models and the published code do, in plain PyTorch.
+# The chains: the operations of the models and the published code in plain PyTorch.
 
 
 def gated(y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
@@ -180,8 +181,8 @@ def gated(y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
 
 
 def measured(new: torch.Tensor, old: torch.Tensor, frames: int, metric: str = "l1") -> Tensors:
-    """The published measurement (`compute_next_step` with motion regularisation, stride 1), without its host
-    syncs."""
+    """The published measurement (`compute_next_step` with motion regularization, stride 1), without host
+    synchronization."""
     by_frame = new.unflatten(1, (frames, -1))
     later, earlier = by_frame[:, 1:], by_frame[:, :-1]
     motion = ((later - earlier).norm(p=1), later.norm(p=1), earlier.norm(p=1))
@@ -200,7 +201,7 @@ def gated_residual_meter_chain(v: Values, metric: str = "l1") -> Tensors:
 
 
 def to_float8(values: torch.Tensor) -> Tensors:
-    """Stored values and the scale of each token."""
+    """Quantizes per token. Returns the float8 values and the scales."""
     wide = values.float()
     largest = wide.abs().amax(-1)
     small = largest < 2.0**-100
@@ -268,7 +269,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Interleaved pairs of x [..., dim] by angles whose shape fits [..., dim / 2]."""
+    """Rotates interleaved pairs of x [..., dim] by angles that broadcast to [..., dim / 2]."""
     cos, sin = cos.repeat_interleave(2, -1), sin.repeat_interleave(2, -1)
     pairs = x.unflatten(-1, (-1, 2))
     turned = torch.stack((-pairs[..., 1], pairs[..., 0]), -1).flatten(-2)
@@ -285,8 +286,8 @@ def fused_qk_norm_rope_chain(v: Values) -> Tensors:
 
 
 def temporal_attention_chain(v: Values) -> Tensors:
-    """As STDiT3 and Latte have it: tokens are rearranged to one sequence per place before the projection
-    (which is no part of this), and the results back after the attention."""
+    """As in STDiT3 and Latte: tokens are rearranged to one sequence per place before the projection (not
+    included), and results are rearranged back after the attention."""
     rows, tokens, _ = v.x.shape
     v.x.unflatten(1, (v.frames, -1)).transpose(1, 2).contiguous()
     q, k, value = v.qkv_by_place.permute(2, 0, 3, 1, 4)
@@ -513,7 +514,7 @@ CASES = [
         checks=("bits", "close"),
         outs=("out", "norm_out"),
         gpu_goals={"times_peer": 1},
-        channels=3072,  # all that this kernel takes
+        channels=3072,  # the only width that this kernel supports
         peer=Peer("flashinfer", _flashinfer_norm),
     ),
     Case(

@@ -1,4 +1,4 @@
-"""Whether an op's results are right, for the cases of the benchmarks: a wrong op is not worth timing."""
+"""Checks the results of an op for a benchmark case. Ops with wrong results are not timed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from adacache_kernels import _backend
 
 @dataclass(frozen=True)
 class Expected:
-    """What one set of inputs has to give: by the chain, by the chain in float64, by the reference backend."""
+    """Expected results for one set of inputs: of the chain, of the chain in float64, of the reference
+    backend."""
 
     plain: Tensors
     exact: Tensors
@@ -29,12 +30,12 @@ def expect(case: Case, values: Values) -> Expected:
 
 
 def has_backend(op: str, backend: str) -> bool:
-    """Whether this backend has the op and can run it here."""
+    """Whether this backend has the op and can run on this machine."""
     return _backend._missing(backend, op) is None
 
 
 def outputs_for(case: Case, values: Values) -> dict[str, torch.Tensor]:
-    """Memory for what the op gives, poisoned."""
+    """Output tensors for the op, filled with NaN."""
     results = case.call(ak, values, {})
     return {
         name: torch.full_like(result, torch.nan) for name, result in zip(case.outs, results, strict=False)
@@ -42,7 +43,7 @@ def outputs_for(case: Case, values: Values) -> dict[str, torch.Tensor]:
 
 
 def find_fault(case: Case, expected: Expected, values: Values, backend: str) -> str:
-    """What is wrong with the backend's results, "" if nothing is; with fresh memory and with memory given."""
+    """The fault in the results of the backend, or "", with allocated and with given outputs."""
     with ak.use_backend(backend):
         given = outputs_for(case, copy_inputs(values))
         results = [case.call(ak, copy_inputs(values), outputs) for outputs in ({}, given)]
@@ -54,10 +55,10 @@ def find_fault(case: Case, expected: Expected, values: Values, backend: str) -> 
 
 
 def judge(kind: str, given: torch.Tensor, expected: Expected, index: int) -> str:
-    """What is wrong with the output at `index`, "" if nothing is; kinds as in `Case.checks`."""
+    """The fault in output `index`, or "". See `Case.checks` for the kinds."""
     if kind == "bits":
         different = bits(given) != bits(expected.plain[index].to(given.device))
-        return f"{int(different.sum())} bytes are not those of eager PyTorch" if different.any() else ""
+        return f"{int(different.sum())} bytes differ from eager PyTorch" if different.any() else ""
     if kind == "close":
         exact = expected.exact[index].to(given.device)
         error, allowed = (
@@ -65,7 +66,7 @@ def judge(kind: str, given: torch.Tensor, expected: Expected, index: int) -> str
             for one in (given, expected.plain[index])
         )
         floor = torch.finfo(given.dtype).eps * float(exact.abs().max())
-        return "" if error <= 2 * allowed + floor else f"error {error:.3g}, eager PyTorch's is {allowed:.3g}"
+        return "" if error <= 2 * allowed + floor else f"error {error:.3g}, of eager PyTorch {allowed:.3g}"
     sums = expected.reference[index].to(given.device)
     tolerance = 1e-5
     most = float(sums.nan_to_num().abs().max())

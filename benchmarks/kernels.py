@@ -1,9 +1,9 @@
-"""Times every op beside its plain PyTorch chain, that chain under torch.compile, and a copy: one table.
+"""Times every op against its plain PyTorch chain, the chain under torch.compile, and a copy.
 
-A result is checked before it is timed; an op that is wrong is not timed and fails the run.
+Results are checked first. An op with a wrong result is not timed, and the run fails.
 python benchmarks/kernels.py [--device cuda] [--dtype bfloat16 ...] [--shape 720p-2s | 2x15x400x1152 ...]
                              [--ops PATTERN ...] [--backends NAME ...] [--json FILE] [--plot FILE]
-python benchmarks/kernels.py --predict      writes the figures without a GPU into benchmarks/README.md
+python benchmarks/kernels.py --predict      writes predictions for a GPU to benchmarks/README.md
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from measure import (
 
 import adacache_kernels as ak
 
-EAGER, COMPILED, COPY, FRESH_COPY = "eager", "torch.compile", "copy", "copy into fresh memory"
+EAGER, COMPILED, COPY, FRESH_COPY = "eager", "torch.compile", "copy", "copy into new memory"
 BACKENDS = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 METER_COST = ("gated_residual_meter", "gated_residual")
 METER_COST_LIMIT = 1.05
 DECIDE_LIMIT = 5.0  # microseconds on a GPU
-CPU_TIMES_EAGER, CPU_SHARE = 3.0, 0.85  # either will do
+CPU_TIMES_EAGER, CPU_SHARE = 3.0, 0.85  # one of them must be reached
 
 
 @dataclass(frozen=True)
 class Record:
-    """One line of the table; ratios are None where the other side was not timed."""
+    """One row of the table. A ratio is None if the other candidate was not timed."""
 
     case: str
     op: str
@@ -52,7 +52,7 @@ class Record:
     frames: int
     dtype: str
     backend: str
-    with_out: bool  # into memory that was given, as the copy has it
+    with_out: bool  # writes to existing memory, like the copy
     microseconds: float
     least: float
     most: float
@@ -66,7 +66,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Goal:
-    """A speed that was asked for, and what was measured. `at_most` tells costs from gains."""
+    """A speed goal and the measured value. at_most: the goal is an upper limit."""
 
     case: str
     backend: str
@@ -89,12 +89,12 @@ def main() -> int:
     device = torch.device(arguments.device)
     torch.manual_seed(0)
     torch.set_grad_enabled(False)
-    # What has a goal of its own first.
+    # Cases with goals first.
     cases = sorted(filter(has_peer, chosen(CASES, arguments.ops)), key=lambda case: not case.gpu_goals)
     facts = environment(device)
     print(f"{facts['device']}, {facts['threads']} threads, torch {facts['torch']}, commit {facts['commit']}")
     repeat = arguments.repeat or (50 if device.type == "cuda" else 15)
-    print(f"medians of {repeat} interleaved rounds; GB/s: the bytes that have to be moved, over the time\n")
+    print(f"medians of {repeat} interleaved rounds; GB/s: minimum bytes over time\n")
 
     bench = Bench(device, arguments.backends or BACKENDS[device.type], repeat, not arguments.no_compile)
     if not arguments.ops or chosen([DECIDE], arguments.ops):
@@ -105,7 +105,7 @@ def main() -> int:
             for case in cases:
                 print(f"{case.name}, {shape}, {dtype} ...", file=sys.stderr, flush=True)
                 bench.run_if_right(case, read_shape(shape), DTYPES[dtype])
-                if arguments.json:  # as far as it is known, should the run be cut off
+                if arguments.json:  # after each case, in case the run is interrupted
                     write_json(arguments.json, bench.figures() | facts | {"repeat": repeat})
 
     print_records(bench.records)
@@ -129,15 +129,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--shape",
         nargs="+",
-        help=f"{', '.join(SHAPES)}, or ROWSxFRAMESxPLACESxCHANNELS; default: cpu, on cuda both others",
+        help=f"{', '.join(SHAPES)}, or ROWSxFRAMESxPLACESxCHANNELS; default: cpu, on cuda the other two",
     )
-    parser.add_argument("--ops", nargs="+", metavar="PATTERN", help="ops or lines of the table, with * and ?")
+    parser.add_argument("--ops", nargs="+", metavar="PATTERN", help="patterns (*, ?) of op or case names")
     parser.add_argument("--backends", nargs="+", choices=ak.BACKENDS)
     parser.add_argument("--repeat", type=int, help="rounds; default: 15, on cuda 50")
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out, which takes long")
+    parser.add_argument("--no-compile", action="store_true", help="skip torch.compile, which takes long")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument(
-        "--plot", type=Path, metavar="FILE", help="share of the copy rate as bars, .png or .svg"
+        "--plot", type=Path, metavar="FILE", help="bar chart of the share of the copy rate, .png or .svg"
     )
     parser.add_argument("--predict", action="store_true")
     return parser.parse_args()
@@ -164,7 +164,7 @@ def has_peer(case: Case) -> bool:
 
 
 class Bench:
-    """What is measured on one device, gathered case by case."""
+    """The measurements on one device."""
 
     def __init__(self, device: torch.device, backends: Sequence[str], repeat: int, compiling: bool) -> None:
         self.device = device
@@ -183,7 +183,7 @@ class Bench:
         }
 
     def copies(self, shape: Shape, dtype: torch.dtype) -> None:
-        """What everything is held against: a copy, into memory that is there and into fresh memory."""
+        """Times the baseline: a copy into existing memory, and one into new memory."""
         candidates = self.copy_candidates(shape, dtype)
         sources = candidates.pop("sources")
         candidates[FRESH_COPY] = lambda turn: sources[turn % len(sources)].clone()
@@ -215,7 +215,7 @@ class Bench:
             torch.cuda.empty_cache()
         try:
             self.run(case, shape, dtype)
-        except Exception as error:  # one that does not run must not cost the others' figures
+        except Exception as error:  # the other cases still run
             first_line = (str(error).splitlines() or [""])[0]
             self.faults.append(
                 f"{case.name}, {shape}, {name_of(dtype)}: {type(error).__name__}: {first_line}"
@@ -287,7 +287,7 @@ class Bench:
             candidates[peer.package] = lambda turn: peer.call(sets[turn % len(sets)])
         for backend in backends:
             candidates[backend] = self.calling(case, sets, backend, {})
-            # On a GPU memory is kept by the allocator and costs nothing.
+            # On CUDA the caching allocator makes out= unnecessary.
             if case.outs and self.device.type == "cpu":
                 with ak.use_backend(backend):
                     given = outputs_for(case, copy_inputs(sets[0]))
@@ -304,7 +304,7 @@ class Bench:
         return call
 
     def decide(self) -> None:
-        """The decision after a measurement: on a GPU the time that it takes in a stream of work."""
+        """Times `decide`; on CUDA in a CUDA graph."""
         for backend in filter(lambda name: has_backend(DECIDE.op, name), self.backends):
             call = self.deciding(backend)
             if self.device.type == "cuda":
@@ -366,7 +366,7 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 def find_goals(records: Sequence[Record], device: str) -> list[Goal]:
-    """The speeds asked for on this kind of device, each with what was measured."""
+    """The goals for this device type, with the measured values."""
     goals = []
     asked = {case.name: case.gpu_goals for case in CASES}
     groups: dict[tuple[str, str, str], dict[str, Record]] = {}
@@ -394,7 +394,7 @@ def find_goals(records: Sequence[Record], device: str) -> list[Goal]:
         for group in groups.values():
             metered, plain = (group.get(name) for name in METER_COST)
             if metered and plain:
-                # The op without sums moves fewer bytes; what is compared is the time for a byte.
+                # Time per byte: gated_residual moves fewer bytes.
                 cost = plain.gigabytes_per_second / metered.gigabytes_per_second
                 goals.append(
                     Goal(
@@ -402,7 +402,7 @@ def find_goals(records: Sequence[Record], device: str) -> list[Goal]:
                         metered.backend,
                         metered.shape,
                         metered.dtype,
-                        "time of a byte, over that of gated_residual",
+                        "time per byte, relative to gated_residual",
                         METER_COST_LIMIT,
                         cost,
                         cost <= METER_COST_LIMIT,
@@ -442,7 +442,7 @@ def print_goals(goals: Sequence[Goal]) -> None:
         limit = "at most" if goal.at_most else "at least"
         print(
             f"  missed: {goal.case}, {goal.shape}, {goal.dtype}, {goal.backend}: {goal.what} {goal.got:.3g}, "
-            f"asked for {limit} {goal.asked:g}"
+            f"goal {limit} {goal.asked:g}"
         )
 
 
@@ -468,7 +468,7 @@ def plot(records: Sequence[Record], path: Path, title: str) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.margins(y=0.005)
     axes.invert_yaxis()
-    axes.set_xlabel("bytes at the least over time, in % of the rate of a copy into existing memory")
+    axes.set_xlabel("minimum bytes over time, % of the rate of a copy into existing memory")
     figure.suptitle(title, fontsize="medium")
     figure.legend(loc="outside lower center", ncols=2, fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)

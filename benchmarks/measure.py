@@ -1,5 +1,5 @@
-"""Timing for the benchmarks: candidates side by side in interleaved rounds, medians, and what machine it
-was."""
+"""Timing for the benchmarks: medians over interleaved rounds of all candidates, and facts about the
+machine."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class Timing:
 def measure(
     candidates: dict[str, Callable[[int], object]], device: torch.device, *, repeat: int, warmup: int = 2
 ) -> dict[str, Timing]:
-    """Time every candidate once per round, so that a machine that slows down slows all of them.
+    """Times every candidate once per round, so that changes in machine speed affect all of them.
 
-    A candidate is called with the number of the round, by which it picks one of several sets of inputs; what
-    it returns is dropped before the next one runs.
+    A candidate is called with the number of the round, which selects a set of inputs. Its result is freed
+    before the next candidate runs.
     """
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for turn in range(warmup + repeat):
@@ -53,7 +53,7 @@ def measure(
 
 
 def input_sets(bytes_per_set: int, device: torch.device) -> int:
-    """How many sets of inputs it takes that none is still in a cache when its turn comes again."""
+    """The number of input sets to rotate, so that none is still cached when it is used again."""
     sets = 1 + -(-_cache_bytes(device) // max(bytes_per_set, 1))
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -62,7 +62,7 @@ def input_sets(bytes_per_set: int, device: torch.device) -> int:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """What the figures were taken on."""
+    """Device, versions, backends and commit of the measurements."""
     facts: dict[str, Any] = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "threads": torch.get_num_threads(),
@@ -86,7 +86,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """First column to the left, the others to the right."""
+    """Prints the first column left-aligned, the others right-aligned."""
     lines = [list(header), *map(list, rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     for line in lines:
@@ -104,17 +104,16 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
     parser.add_argument("--repeat", type=int, default=15, help="rounds (default: 15)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to this file")
 
 
 def refuse(reason: str) -> None:
-    """A wrong op is not worth timing."""
+    """Exits because a result is wrong."""
     sys.exit(f"not timed: {reason}")
 
 
 def graph_milliseconds(candidate: Callable[[int], object], device: torch.device, calls: int = 100) -> float:
-    """What one of many calls in a CUDA graph takes: small kernels without the host's part in launching
-    them."""
+    """The time of one of `calls` calls in a CUDA graph, without launch overhead."""
     candidate(0)
     torch.cuda.synchronize(device)
     graph = torch.cuda.CUDAGraph()
@@ -129,8 +128,7 @@ def _time(candidate: Callable[[int], object], turn: int, device: torch.device) -
     if device.type == "cuda":
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize(device)
-        # While the device idles for half a millisecond the host gets ahead: what is timed is then the
-        # device's work and not the host's launching it.
+        # The device sleeps while the host launches the candidate, so that launch overhead is not measured.
         torch.cuda._sleep(1_000_000)
         begin.record()
         result = candidate(turn)

@@ -1,5 +1,5 @@
-"""Writes into benchmarks/README.md what is known of the CUDA kernels without a GPU: bytes, registers,
-occupancy, and the times that follow from them on an H100."""
+"""Writes predictions for the CUDA kernels to benchmarks/README.md: bytes, registers, occupancy, and times on
+an H100. No GPU is needed."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ README = Path(__file__).with_name("README.md")
 REPORT = Path(__file__).resolve().parent.parent / "build" / "kernel_report.json"
 BEGIN, END = "<!-- predictions: python benchmarks/kernels.py --predict -->", "<!-- end of predictions -->"
 ARCHITECTURE = "sm_90"
-PEAK = 3.35e12  # bytes a second, H100 SXM (NVIDIA's data sheet)
-COPY_SHARE = 0.90  # of the peak; an assumption about a large copy
+PEAK = 3.35e12  # bytes per second, H100 SXM (NVIDIA data sheet)
+COPY_SHARE = 0.90  # of the peak, for a large copy; an assumption
 ELEMENT = 2  # bfloat16
 GOAL_NAMES = {
     "share_of_copy_rate": "{:.0%} of copy",
@@ -26,10 +26,10 @@ GOAL_NAMES = {
 
 def write_predictions() -> None:
     if not REPORT.exists():
-        raise SystemExit(f"{REPORT} is missing: make kernel-report")
+        raise SystemExit(f"{REPORT}: not found; run: make kernel-report")
     report = {u["kernel"]: u for u in json.loads(REPORT.read_text()) if u["arch"] == ARCHITECTURE}
     if missing := sorted({c.kernel for c in CASES if c.kernel} - set(report)):
-        raise SystemExit(f"{REPORT.name} has no {', '.join(missing)} for {ARCHITECTURE}")
+        raise SystemExit(f"{REPORT.name}: missing {', '.join(missing)} for {ARCHITECTURE}")
     text = README.read_text()
     head, rest = text.split(BEGIN)
     README.write_text(f"{head}{BEGIN}\n{predictions(report)}{END}{rest.split(END)[1]}")
@@ -40,7 +40,7 @@ def predictions(report: dict[str, Any]) -> str:
     shapes = [SHAPES["480p-2s"], SHAPES["720p-2s"]]
     names = [f"{list(shape.size)}" for shape in shapes]
     rows = [
-        ["op", "registers", "blocks an SM", "occupancy", *(f"MB, us at {name}" for name in names), "goal"],
+        ["op", "registers", "blocks per SM", "occupancy", *(f"MB, us at {name}" for name in names), "goal"],
         ["---", *["---:"] * 5, "---"],
     ]
     for case in CASES:

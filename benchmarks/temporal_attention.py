@@ -1,5 +1,5 @@
-"""Attention over time as STDiT3 and Latte do it, with tokens rearranged around PyTorch's attention, against
-one op that reads them as they lie. A wrong result is not timed.
+"""Times temporal attention as in STDiT3 and Latte, which rearrange tokens around PyTorch attention, against
+the op temporal_attention, which reads them in place. A wrong result is not timed.
 
 python benchmarks/temporal_attention.py [--device cuda --dtype bfloat16 --places 3600] [--frames 15]
                                         [--models stdit3 latte] [--no-compile] [--json FILE]
@@ -27,15 +27,15 @@ from measure import (
 
 from adacache_kernels import temporal_attention
 
-PASSES = 4  # over [B, N, C]: q, k and v are read, the result is written
-EAGER, COMPILED, BARE = "as the model does it", "torch.compile of it", "its attention alone"
-FUSED, FUSED_OUT, COPY = "temporal_attention", "... with out=", "copy of as many bytes"
+PASSES = 4  # over [B, N, C]: reads q, k and v, writes the result
+EAGER, COMPILED, BARE = "model code, eager", "model code, torch.compile", "attention only"
+FUSED, FUSED_OUT, COPY = "temporal_attention", "temporal_attention out=", "copy of the same bytes"
 EPS = 1e-6
 
 
 @dataclass(frozen=True)
 class Model:
-    """What a model's temporal attention does to queries and keys, and how it splits its channels."""
+    """The temporal attention of a model: head layout, and whether q and k have norm and rotary embedding."""
 
     heads: int
     dim: int
@@ -47,18 +47,18 @@ MODELS = {"stdit3": Model(16, 72, True), "latte": Model(16, 72, False)}
 
 @dataclass(frozen=True)
 class Inputs:
-    """The same values as the op takes them and as the model's blocks have them, and what comes with them."""
+    """The same values in the layout of the op and in that of the model, and the weights."""
 
-    x: torch.Tensor  # [B, N, C], what the model rearranges before its projection
+    x: torch.Tensor  # [B, N, C], rearranged by the model before its projection
     qkv: torch.Tensor  # [B, N, 3, heads, dim]
     by_place: torch.Tensor  # [B * places, frames, 3, heads, dim]
     frames: int
-    weights: tuple[torch.Tensor, ...]  # q_weight, k_weight, cos, sin; none for a model without
+    weights: tuple[torch.Tensor, ...]  # q_weight, k_weight, cos, sin; empty without norm_and_rope
 
 
 def as_the_model(inputs: Inputs) -> torch.Tensor:
-    """`STDiT3Block.attention` and `SelfAttention` of `adacache.models.stdit3`, without the projections;
-    Latte's block is the same without norm and rotation."""
+    """`STDiT3Block.attention` and `SelfAttention` of `adacache.models.stdit3`, without the projections. Latte
+    has no norm and rotary embedding."""
     rows, tokens, channels = inputs.x.shape
     inputs.x.unflatten(1, (inputs.frames, -1)).transpose(1, 2).flatten(0, 1)
     attended = attention(*rotated(inputs)).transpose(1, 2).flatten(2)
@@ -111,7 +111,7 @@ def make_inputs(
 
 
 def check(inputs: Inputs) -> None:
-    """Refuses an error of the first row of more than twice the model's own and a rounding."""
+    """Exits if the error in row 0 exceeds twice the error of the model code plus a rounding."""
     one = Inputs(
         inputs.x[:1],
         inputs.qkv[:1],
@@ -132,7 +132,7 @@ def check(inputs: Inputs) -> None:
     for out in (None, torch.full_like(one.x, torch.nan)):
         error = (fused(one, out).double() - exact).abs().max().item()
         if not error <= allowed:
-            refuse(f"temporal_attention is off by {error:.3g} where {allowed:.3g} is allowed")
+            refuse(f"temporal_attention: error {error:.3g}, allowed {allowed:.3g}")
 
 
 def time_model(name: str, given: argparse.Namespace) -> list[dict[str, Any]]:
@@ -146,7 +146,7 @@ def time_model(name: str, given: argparse.Namespace) -> list[dict[str, Any]]:
     check(sets[0])
     out = torch.empty_like(sets[0].x)
     ready = rotated(sets[0])
-    # The same bytes as the op's: half of them read, half written.
+    # The same bytes as the op, half of them read, half written.
     source, target = (torch.empty(PASSES // 2 * out.numel(), dtype=dtype, device=device) for _ in range(2))
 
     def turns(function: Callable[[Inputs], object]) -> Callable[[int], object]:
@@ -177,7 +177,7 @@ def time_model(name: str, given: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def table_line(record: dict[str, Any]) -> Sequence[str]:
-    # What a chain moves is more than the bytes at the least, of which a rate would tell nothing.
+    # The chains move more than the minimum bytes, so a rate would be meaningless for them.
     rated = record["name"] in (FUSED, FUSED_OUT, COPY)
     compiled = record["times_compiled"]
     return (
@@ -199,7 +199,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=15, help="latent frames (default: 15)")
     parser.add_argument("--places", type=int, default=400, help="tokens per frame (default: 400)")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--no-compile", action="store_true", help="skip torch.compile")
     given = parser.parse_args()
     torch.manual_seed(0)
     torch.set_grad_enabled(False)
@@ -208,7 +208,7 @@ def main() -> None:
         f"{given.rows} x ({given.frames} * {given.places}) {given.dtype} on {facts['device']}, "
         f"{facts['threads']} threads, torch {facts['torch']}"
     )
-    print(f"medians of {given.repeat} interleaved rounds; GB/s over the least bytes, {PASSES} passes\n")
+    print(f"medians of {given.repeat} interleaved rounds; GB/s: minimum bytes ({PASSES} passes) over time\n")
     records = [record for name in given.models for record in time_model(name, given)]
     print_table(["", "ms", "GB/s", "of copy rate", "x eager", "x compile"], [table_line(r) for r in records])
     if given.json:

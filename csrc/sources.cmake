@@ -1,4 +1,4 @@
-# Sources of the three libraries and the options that single files need; paths are relative to the repository.
+# Sources of the three libraries and per-file options. Paths are relative to the repository.
 set(ADACACHE_CPU_SOURCES
     csrc/cpu/extrapolate_residual.cpp
     csrc/cpu/fresh_memory.cpp
@@ -30,12 +30,12 @@ set(ADACACHE_CUDA_SOURCES
     csrc/cuda/video_sums.cu
     csrc/torch/register_cuda.cpp)
 
-# Results must not depend on the compiler's freedom: no fused multiply-add, no reordering.
+# No fused multiply-add: results must be bit-identical across compilers.
 set(ADACACHE_CXX_OPTIONS -O3 -ffp-contract=off)
 set(ADACACHE_CUDA_OPTIONS -O3 --fmad=false)
 
 if(ADACACHE_QUICK)
-  list(APPEND ADACACHE_CXX_OPTIONS -O1)  # of several, the last counts
+  list(APPEND ADACACHE_CXX_OPTIONS -O1)  # the last -O option takes effect
 elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
   set(ADACACHE_CPU_DEFINITIONS ADACACHE_X86_ISAS)
   list(APPEND ADACACHE_CPU_SOURCES csrc/cpu/kernels_avx2.cpp csrc/cpu/kernels_avx512.cpp)

@@ -1,4 +1,4 @@
-"""Fixtures of several folders."""
+"""Fixtures shared by several folders."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture(scope="module")
 def tiny_digit_model() -> Any:
-    """A network of the digit model's inputs with small random weights."""
+    """A small random network with the inputs of the digit model."""
     import torch
     from adacache.digits import SIZE
     from adacache.digits.captions import CHANNELS, TOKENS

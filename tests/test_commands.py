@@ -1,4 +1,4 @@
-"""Options of the command `adacache`: wrong ones are named before any work."""
+"""Options of the command `adacache`: invalid options raise before any work."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adacache.commands.table import format_table
 
 def subject(num_steps: int | None) -> tuple[Subject, list[str]]:
     def generate(prompt: str, seed: int) -> None:
-        pytest.fail("work began")
+        pytest.fail("the run started")
 
     return Subject(None, generate, num_steps or 30, "none"), [f"prompt {i}" for i in range(20)]
 

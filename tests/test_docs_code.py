@@ -1,4 +1,4 @@
-"""README and docs: the Python runs, the commands and the files exist."""
+"""README and docs: Python blocks run; commands, options and files exist."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAGES += [ROOT / "benchmarks" / "README.md", *sorted(ROOT.glob("examples/*/READM
 PAGES += sorted(page for page in (ROOT / "docs").glob("*.md") if page.name != "models_tests.md")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
 ADAPTER = "# python/adacache/adapters/"
-"""First line of a block that is a file in this folder."""
+"""First line of a block that contains a file of this folder."""
 RESULTS = "benchmarks/results/"
 """Written by `make gpu`."""
 
@@ -37,7 +37,7 @@ def page_name(page: Path) -> str:
 def test_python_runs(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The blocks of a page run in order and share their names."""
+    """The blocks of a page run in order and share one namespace."""
     code = blocks(page, "python")
     if any("diffusers" in block for block in code):
         pytest.importorskip("diffusers")
@@ -129,7 +129,7 @@ def test_named_files_exist(page: Path) -> None:
 
 
 def test_functions_of_the_architecture_exist() -> None:
-    """Every Class.method on the page whose class is one of the package has that method."""
+    """Each Class.method on the page exists if the class is part of the package."""
     classes: dict[str, set[str]] = {}
     for path in (ROOT / "python" / "adacache").rglob("*.py"):
         for node in ast.parse(path.read_text()).body:

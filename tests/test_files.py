@@ -1,4 +1,4 @@
-"""Checks of values, and files: read up to a size, written whole or not at all."""
+"""Value checks; files: reads are limited in size, writes are atomic."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_checks(check: Check, good: list[Any], bad: list[Any]) -> None:
             check(value, "x")
 
 
-def test_errors_name_the_place_and_are_short() -> None:
+def test_errors_name_the_field_and_are_short() -> None:
     check = fields({"a": array(fields({"b": whole(0)}))})
     with pytest.raises(ValueError, match=r"^top.a\[1\].b: expected a whole number of at least 0, got -1$"):
         check({"a": [{"b": 1}, {"b": -1}]}, "top")
@@ -79,7 +79,7 @@ def test_unreadable_json(content: bytes, message: str, tmp_path: Path) -> None:
         files.read_json(path, fields({"a": whole(0, 9)}), 1000 if b"[" * 1000 not in content else 1 << 20)
 
 
-def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file.json"
     files.write_json(path, {"old": 1})
 
@@ -111,7 +111,7 @@ def test_mode_and_links_are_kept(tmp_path: Path) -> None:
 def test_read_only_files_are_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file.json"
     path.write_text("old")
-    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root ignores permissions
     with pytest.raises(PermissionError):
         files.write_text(path, "new")
     with pytest.raises(OSError, match=r"--out: cannot write .*file\.json: Permission denied"):

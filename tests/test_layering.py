@@ -1,4 +1,4 @@
-"""The layers of `python/adacache` import downwards only, without cycles, and each module imports alone."""
+"""Layers of `python/adacache`: imports go downwards only, without cycles; each module imports alone."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LAYERS = [
     "adacache.trace",
     "adacache.models",
 ]
-"""The highest first. Other modules at the top level are the ground floor."""
+"""From the highest layer to the lowest. Other top-level modules form the lowest layer."""
 
 
 def module_name(path: Path) -> str:
@@ -39,8 +39,7 @@ SOURCES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def imported(module: str, source: str) -> set[str]:
-    """The modules of the package that a module imports anywhere, also in functions and under
-    TYPE_CHECKING."""
+    """Modules of the package that a module imports, also in functions and under TYPE_CHECKING."""
     package = module if SOURCES[module].name == "__init__.py" else module.rpartition(".")[0]
     found: set[str] = set()
     for node in ast.walk(ast.parse(source)):
@@ -58,7 +57,7 @@ def imported(module: str, source: str) -> set[str]:
 
 
 def layer(module: str) -> int:
-    """Index in LAYERS; the ground floor comes last."""
+    """Index in LAYERS; modules that are not listed come last."""
     name = ".".join(module.split(".")[:2])
     return LAYERS.index(name) if name in LAYERS else len(LAYERS)
 
@@ -70,7 +69,7 @@ def upward(module: str, names: set[str]) -> list[str]:
 GRAPH = {module: imported(module, path.read_text()) for module, path in SOURCES.items()}
 
 
-def test_imports_go_down() -> None:
+def test_imports_go_downwards() -> None:
     assert [one for module, names in GRAPH.items() for one in upward(module, names)] == []
 
 
@@ -115,7 +114,7 @@ import adacache
 for name in sys.argv[1:]:
     for loaded in [one for one in sys.modules if one.split(".")[0] == "adacache"]:
         del sys.modules[loaded]
-    # Without the imports of adacache/__init__.py, which could hide a cycle.
+    # Skip adacache/__init__.py: its imports could hide a cycle.
     bare = sys.modules["adacache"] = type(sys)("adacache")
     bare.__path__ = adacache.__path__
     importlib.import_module(name)

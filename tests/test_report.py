@@ -31,7 +31,7 @@ STEPS = 6
 
 
 class Tags(HTMLParser):
-    """Checks that tags are closed in order and collects the sources of images."""
+    """Checks the nesting of tags and collects image sources."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -119,8 +119,8 @@ def test_method_table(study: Study) -> None:
 
 def test_motion_table(study: Study) -> None:
     header, rows = motion_table(study)
-    assert header == ["motion", "fast: steps", "fast: dB", "fast + M: steps", "fast + M: dB"]
-    assert rows == [["resting", "4.0", "30.00", "3.0", "29.00"], ["racing", "4.0", "30.00", "5.0", "32.00"]]
+    assert header == ["method", "resting: steps", "resting: dB", "racing: steps", "racing: dB"]
+    assert rows == [["fast", "4.0", "30.00", "4.0", "30.00"], ["fast + M", "3.0", "29.00", "5.0", "32.00"]]
 
 
 def test_finding_matches_the_results(study: Study) -> None:
@@ -160,7 +160,7 @@ def test_report_is_self_contained(study: Study, tmp_path: Path) -> None:
 
 
 def test_text_is_data(study: Study, tmp_path: Path) -> None:
-    """Neither mathematics in a plot nor a placeholder in a page."""
+    """Prompts and titles are not parsed as math in plots or as placeholders in pages."""
     prompt = "$5 {body} $x_{$ \\frac"
     study.clips[:] = [replace(c, prompt=prompt) if c.prompt == "still" else c for c in study.clips]
     write_report(study, tmp_path / "report.html", title="{body} and $x$")
@@ -168,7 +168,7 @@ def test_text_is_data(study: Study, tmp_path: Path) -> None:
     assert "<h1>{body} and $x$</h1>" in text
     assert "<title>{body} and $x$</title>" in text
     assert text.count("<h2>Clips</h2>") == 1
-    assert text.count(prompt) == 2  # label and alternative text of the clip
+    assert text.count(prompt) == 2  # label and alt text of the clip
     trace_of = {prompt: (trace([1, 2]), 0), "plain": (trace([1, 2]), 0)}
     draw_traces(trace_of, tmp_path / "plot.svg", title="a $\\bad title")
     assert (tmp_path / "plot.svg").stat().st_size > 1000

@@ -1,7 +1,7 @@
-"""Builds the wheel under the newest torch and runs the op tests under others: one wheel has to serve all. The
-sources of the libraries must also compile against the headers of each.
+"""Builds the wheel under the installed torch and runs the op tests under other releases: one wheel must work
+with all of them. Also compiles the sources of the libraries against the headers of each release.
 
-Each torch is installed in a folder of its own and shares the CUDA packages of the newest one. Usage:
+Each torch is installed in a separate folder and shares the CUDA packages of the installed one. Usage:
 python tools/abi_check.py [--torch torch==2.11.0] [--torch PATH.whl] [--tests EXPRESSION]
 """
 
@@ -40,7 +40,7 @@ print(json.dumps({
 
 @dataclass
 class Outcome:
-    """How the wheel fared under one torch."""
+    """The results under one torch."""
 
     asked: str
     torch: str = "-"
@@ -61,7 +61,7 @@ def main() -> int:
 
     site = install_wheel()
     tests = copy_tests()
-    outcomes = [check("the torch it was built under", None, site, tests, arguments.tests)]
+    outcomes = [check("the torch of the build", None, site, tests, arguments.tests)]
     for asked in arguments.torch or [OLDEST, CPU_ONLY]:
         try:
             folder = install_torch(newest_cpu_only() if asked == CPU_ONLY else asked)
@@ -74,7 +74,7 @@ def main() -> int:
         outcomes.append(outcome)
 
     rows = [
-        ("torch", "asked for as", "libraries", "op tests", ""),
+        ("torch", "requirement", "libraries", "op tests", ""),
         *((o.torch, o.asked, o.libraries, o.tests, o.fault) for o in outcomes),
     ]
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
@@ -116,7 +116,7 @@ def install_wheel() -> Path:
 
 
 def copy_tests() -> Path:
-    """The tests run away from the source tree, so that what is imported is the wheel."""
+    """Copies the tests out of the source tree, so that they import the wheel."""
     folder = WORK / "run"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(ROOT / "tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
@@ -125,12 +125,12 @@ def copy_tests() -> Path:
 
 
 def newest_cpu_only() -> str:
-    """A torch whose version ends in +cpu, of those that pip finds for this Python."""
+    """The newest torch version with the suffix +cpu that pip lists for this Python."""
     listed = pip("index", "versions", "torch")
     match = re.search(r"Available versions: (.*)", listed)
     versions = [v for v in (match.group(1).split(", ") if match else []) if v.endswith("+cpu")]
     if not versions:
-        raise LookupError("NOT RUN: pip finds no CPU-only torch for this Python; name one: --torch PATH.whl")
+        raise LookupError("NOT RUN: pip lists no CPU-only torch for this Python; pass --torch PATH.whl")
     return f"torch=={versions[0]}"
 
 
@@ -146,7 +146,7 @@ def install_torch(asked: str) -> Path:
 
 
 def missing_cuda_packages(folder: Path) -> list[str]:
-    """The CUDA packages that this torch names and the newest one does not bring: most of them they share."""
+    """The CUDA packages that this torch requires and the installed torch does not."""
     here = cuda_requirements(list(metadata.distributions(name="torch")))
     missing = []
     for name, requirement in cuda_requirements(list(metadata.distributions(path=[str(folder)]))).items():
@@ -166,8 +166,8 @@ def cuda_requirements(distributions: list[metadata.Distribution]) -> dict[str, R
 
 
 def header_faults(torch: Path, built_against: Path) -> list[str]:
-    """Compile csrc/torch/*.cpp against the headers of another torch, with the commands of the last build and
-    without output. Sources that the build left out are not checked."""
+    """Compiles csrc/torch/*.cpp against the headers of another torch, with the commands of the last build
+    (syntax only). Sources that are not part of the build are not checked."""
     builds = sorted((ROOT / "build").glob("cmake-*/compile_commands.json"), key=lambda p: p.stat().st_mtime)
     faults = []
     sources = {str(path): path.name for path in sorted((ROOT / "csrc" / "torch").glob("*.cpp"))}
@@ -181,14 +181,14 @@ def header_faults(torch: Path, built_against: Path) -> list[str]:
         done = subprocess.run(command, cwd=entry["directory"], capture_output=True, text=True)
         if done.returncode:
             errors = [line for line in done.stderr.splitlines() if " error: " in line] or ["no message"]
-            faults.append(f"{name} does not compile against its headers: {errors[0]}")
+            faults.append(f"{name} does not compile against the headers of this torch: {errors[0]}")
     for name in sources.values():
-        print(f"NOT CHECKED against the headers of {torch.name}: {name}, which the build left out")
+        print(f"NOT CHECKED against the headers of {torch.name}: {name}, which is not part of the build")
     return faults
 
 
 def library_folders(torch: Path | None) -> list[str]:
-    """Where the dynamic linker looks for CUDA's libraries: beside this torch, then beside the newest."""
+    """Folders of CUDA libraries for LD_LIBRARY_PATH: of this torch, then of the installed one."""
     places = [p / "nvidia" for p in [torch, *map(Path, sys.path)] if p]
     return [str(folder) for place in places for folder in sorted(place.glob("*/lib"))]
 
@@ -209,7 +209,7 @@ def check(asked: str, torch: Path | None, site: Path, tests: Path, expression: s
     libraries = facts["built"]["libraries"]
     outcome.torch = facts["torch"]
     outcome.libraries = ", ".join(
-        f"{name}{'' if library['loaded'] else ' out'}" for name, library in libraries.items()
+        f"{name}{'' if library['loaded'] else ' missing'}" for name, library in libraries.items()
     )
     if Path(facts["where"]) != site:
         outcome.fault = f"imported from {facts['where']}, not from the wheel"
@@ -218,7 +218,7 @@ def check(asked: str, torch: Path | None, site: Path, tests: Path, expression: s
         if not libraries[name]["loaded"]:
             outcome.fault = libraries[name]["reason"]
     print(f"\n== torch {outcome.torch} ({asked}): {outcome.libraries}", flush=True)
-    # What Triton compiles is no part of the wheel.
+    # Triton kernels are not compiled into the wheel.
     options = ["-q", "-m", expression, "-p", "no:cacheprovider", "--ignore-glob=*triton*"]
     command = [sys.executable, "-m", "pytest", *options, "tests/ops"]
     done = subprocess.run(command, cwd=tests, env=environment, stdout=subprocess.PIPE, text=True)

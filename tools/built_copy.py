@@ -1,4 +1,4 @@
-"""A copy of the sources with a build of its own, for checks that change them or compile them otherwise."""
+"""A copy of the sources with a separate build, for checks that change sources or compiler options."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ COPIED += ("pyproject.toml", "README.md", "LICENSE")
 
 
 class BuildFailed(Exception):
-    """The end of what the compiler said."""
+    """The message is the end of the compiler output."""
 
 
 def copy_sources(root: Path, tree: Path) -> None:
-    """Brings the copy up to date. What differs gets today's time, so that it is compiled again."""
+    """Updates the copy. Only changed files are written, so that the build recompiles only those."""
     wanted: set[Path] = set()
     for name in COPIED:
         source = root / name
@@ -40,21 +40,21 @@ def is_made(file: Path) -> bool:
 
 
 def copy_libraries(root: Path, tree: Path) -> None:
-    """For a copy that compiles nothing itself."""
+    """Copies the built libraries, for a copy without a build."""
     for file in (root / "adacache_kernels").iterdir():
         if file.suffix == ".so" or file.name == "_build_info.json":
             shutil.copyfile(file, tree / "adacache_kernels" / file.name)
 
 
 def build_copy(tree: Path, cmake_arguments: str) -> None:
-    """The CPU library and the engine, in place.
+    """Builds the CPU library and the engine in place.
 
     Raises:
-        BuildFailed: it does not compile.
+        BuildFailed: the build failed.
     """
     arguments = f"{os.environ.get('CMAKE_ARGS', '')} {cmake_arguments}".strip()
     environment = {**os.environ, "ADACACHE_CUDA": "0", "CMAKE_ARGS": arguments}
     command = [sys.executable, "setup.py", "build_ext", "--inplace"]
     done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
     if done.returncode:
-        raise BuildFailed(f"{tree} does not compile:\n{(done.stdout + done.stderr)[-3000:]}")
+        raise BuildFailed(f"{tree}: build failed:\n{(done.stdout + done.stderr)[-3000:]}")

@@ -1,4 +1,4 @@
-"""Draws docs/images/schedules.png, schedules of the digit model: `python tools/draw_schedules.py`."""
+"""Plots schedules of the digit model to docs/images/schedules.png: `python tools/draw_schedules.py`."""
 
 from __future__ import annotations
 

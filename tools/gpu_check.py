@@ -1,8 +1,9 @@
-"""On a machine with a GPU: builds for it, runs the tests of cuda and triton, compute-sanitizer, benchmarks.
+"""Builds for the GPU of this machine and runs the tests of cuda and triton, compute-sanitizer and benchmarks.
 
-Writes benchmarks/results/DEVICE-COMMIT.json: device, versions, every stage's outcome, each speed goal reached
-or not. A stage that fails or runs out of time does not stop later ones. Nothing is installed or downloaded.
---dry-run prints the commands and fails if they import what NEEDED does not list.
+Writes benchmarks/results/DEVICE-COMMIT.json: device, versions, the outcome of each stage, and whether each
+speed goal was reached. A stage that fails or exceeds its time limit does not stop later stages. Nothing is
+installed or downloaded. --dry-run prints the commands, and fails if they import a package that is not in
+NEEDED.
 Usage: python tools/gpu_check.py [--stages build,tests,sanitizer,benchmarks] [--dry-run]
 """
 
@@ -31,8 +32,8 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 WORK = ROOT / "build" / "gpu"
 BACKENDS = ("cuda", "triton")
-BUILD_LIMIT = 240  # seconds; that a build takes no longer is a goal
-#: Packages and the oldest version of each.
+BUILD_LIMIT = 240  # seconds; also a goal
+#: Required packages and their minimum versions.
 NEEDED = {
     "torch": "2.11",
     "triton": "",
@@ -49,9 +50,9 @@ NEEDED = {
     "pillow": "",
     "matplotlib": "",
 }
-#: Packages whose program on PATH serves as well.
+#: Packages for which a program on PATH is sufficient.
 PROGRAMS = ("cmake", "ninja")
-#: Modules that are imported only where they are installed.
+#: Modules that are imported only if they are installed.
 OPTIONAL = {"flashinfer"}
 SANITIZERS = ("memcheck", "racecheck", "initcheck")
 
@@ -69,7 +70,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Stage:
-    """Commands with a time limit in seconds for all of them together; `parallel` ones share the GPU."""
+    """Commands with a common time limit in seconds. parallel: they run concurrently on the GPU."""
 
     name: str
     limit: int
@@ -79,7 +80,7 @@ class Stage:
 
 @dataclass
 class Outcome:
-    """How a command ended; `status` None means that its time was up."""
+    """The result of a command. `status` is None after a timeout."""
 
     command: str
     status: int | None
@@ -91,7 +92,7 @@ def main() -> int:
     arguments = parse_arguments()
     if arguments.can_run:
         lacks = missing_here()
-        print(f"{sys.executable}: " + ("; ".join(lacks) if lacks else "has all that is needed"))
+        print(f"{sys.executable}: " + ("; ".join(lacks) if lacks else "all requirements are met"))
         return 1 if lacks else 0
     facts = device_facts() if not arguments.dry_run else {"device": {"name": "a GPU", "capability": "9.0"}}
     stages = [s for s in plan(facts["device"]["capability"]) if s.name in arguments.stages]
@@ -119,7 +120,7 @@ def main() -> int:
                 command.name: read_json(WORK / f"{command.name}.json") for command in stage.commands
             }
         results["goals"] = all_goals(results)
-        write(results, path, arguments.also_to)  # what is known stays known if a later stage is cut off
+        write(results, path, arguments.also_to)  # after each stage, in case a later one is interrupted
 
     print_goals(results["goals"])
     failed = [name for name, stage in results["stages"].items() if not stage["passed"]]
@@ -134,24 +135,26 @@ def parse_arguments() -> argparse.Namespace:
     def stages(text: str) -> list[str]:
         asked = text.split(",")
         if unknown := [name for name in asked if name not in names]:
-            raise argparse.ArgumentTypeError(f"expected some of {','.join(names)}, got {','.join(unknown)}")
+            raise argparse.ArgumentTypeError(
+                f"expected stages from {','.join(names)}, got {','.join(unknown)}"
+            )
         return asked
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--stages", type=stages, default=names, help="some of them, divided by commas; results are merged"
+        "--stages", type=stages, default=names, help="comma-separated stages to run; results are merged"
     )
-    parser.add_argument("--commit", help="what the results belong to, where there is no git")
-    parser.add_argument("--also-to", type=Path, metavar="DIR", help="puts results and logs there as well")
-    parser.add_argument("--dry-run", action="store_true", help="print what would be run")
-    parser.add_argument("--can-run", action="store_true", help="say what this Python lacks for it")
+    parser.add_argument("--commit", help="commit of the results; default: from git")
+    parser.add_argument("--also-to", type=Path, metavar="DIR", help="also copy results and logs to DIR")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
+    parser.add_argument("--can-run", action="store_true", help="print missing requirements, run nothing")
     return parser.parse_args()
 
 
 def plan(capability: str) -> list[Stage]:
-    """All stages, for a GPU of this compute capability."""
+    """All stages for a GPU of this compute capability."""
     python = sys.executable
     pytest = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     build = {
@@ -159,16 +162,16 @@ def plan(capability: str) -> list[Stage]:
         "TORCH_CUDA_ARCH_LIST": os.environ.get("TORCH_CUDA_ARCH_LIST") or capability,
     }
     tests = []
-    for backend, cases in (("cuda", "full"), ("triton", "60")):  # Triton compiles anew for most random cases
+    for backend, cases in (("cuda", "full"), ("triton", "60")):  # Triton recompiles for most random cases
         asked = {"ADACACHE_TEST_BACKEND": backend, "ADACACHE_PROPERTY": cases}
-        # Triton's own tests need no GPU.
+        # test_triton_* need no GPU.
         ops = [*pytest, *workers(5), "tests/ops", "--ignore-glob=*test_triton_*"]
         tests.append(Command(f"ops-{backend}", ops, asked))
         tests.append(
             Command(f"property-{backend}", [*pytest, *workers(5), "-m", "property", "tests/property"], asked)
         )
     tests += [Command("gpu", [*pytest, "tests/gpu"]), Command("layer", [*pytest, "tests/layer"])]
-    # Every tensor in memory of its own, so that one byte too far is seen.
+    # One allocation per tensor, so that compute-sanitizer detects out-of-bounds accesses between tensors.
     apart = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     sanitize = [compute_sanitizer(), "--error-exitcode", "9"]
     sanitizer = [
@@ -203,18 +206,18 @@ def plan(capability: str) -> list[Stage]:
 
 
 def workers(count: int) -> list[str]:
-    """Options of pytest-xdist, where there are cores for it."""
+    """Options of pytest-xdist if there are enough cores."""
     return ["-n", str(count)] if (os.cpu_count() or 1) >= 2 * count else []
 
 
 def compute_sanitizer() -> str:
-    """Beside nvcc where it is not on PATH."""
+    """On PATH, otherwise in CUDA_HOME."""
     home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
     return shutil.which("compute-sanitizer") or f"{home}/bin/compute-sanitizer"
 
 
 def missing_here() -> list[str]:
-    """What this Python lacks; empty if the check can run with it as it is."""
+    """Missing requirements of this Python; empty if the check can run."""
     lacks = []
     for package, least in NEEDED.items():
         version = version_of(package)
@@ -226,12 +229,12 @@ def missing_here() -> list[str]:
         import torch
 
         if not torch.cuda.is_available():
-            lacks.append("torch.cuda.is_available() is false. Without a GPU: make test kernel-report")
+            lacks.append("torch.cuda.is_available() is False. Without a GPU, run: make test kernel-report")
     return lacks
 
 
 def version_of(package: str) -> str | None:
-    """Of the installed package or, for PROGRAMS, of the program on PATH; None if there is none."""
+    """The version of the installed package or, for PROGRAMS, of the program on PATH; None if not found."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -243,8 +246,8 @@ def version_of(package: str) -> str | None:
 
 
 def unlisted_imports(stages: Sequence[Stage]) -> dict[str, list[str]]:
-    """Third-party modules that the stages' scripts and tests import and that no package of NEEDED brings,
-    with the files that import them."""
+    """Third-party modules that the scripts and tests of the stages import and that NEEDED does not provide,
+    with the importing files."""
     known = modules_of(NEEDED) | OPTIONAL | set(sys.stdlib_module_names)
     words = {word for stage in stages for command in stage.commands for word in command.arguments}
     paths = [ROOT / word for word in sorted(words) if word.endswith(".py") or word.startswith("tests/")]
@@ -259,12 +262,12 @@ def unlisted_imports(stages: Sequence[Stage]) -> dict[str, list[str]]:
 
 
 def scripts_of(path: Path) -> list[Path]:
-    """A folder's files; a script and those beside it, which it may import."""
+    """The files of a folder, or of the folder of a script, which may import them."""
     return sorted(path.rglob("*.py")) if path.is_dir() else sorted(path.parent.glob("*.py"))
 
 
 def imported_modules(file: Path) -> set[str]:
-    """Top-level names of all imports of a file, also those within functions."""
+    """Top-level names of all imports of a file, including those in functions."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
@@ -275,7 +278,7 @@ def imported_modules(file: Path) -> set[str]:
 
 
 def modules_of(packages: Iterable[str]) -> set[str]:
-    """Top-level modules of these packages, as far as they are installed, and of all that they require."""
+    """Top-level modules of these packages and their requirements, if installed."""
     normal = {re.sub(r"[-_.]+", "-", package).lower() for package in packages}
     waiting = list(normal)
     while waiting:
@@ -301,14 +304,14 @@ def numbers(version: str) -> tuple[int, ...]:
 
 def print_plan(stages: Sequence[Stage]) -> None:
     for stage in stages:
-        print(f"{stage.name}: at most {stage.limit} s" + (", side by side" if stage.parallel else ""))
+        print(f"{stage.name}: at most {stage.limit} s" + (", in parallel" if stage.parallel else ""))
         for command in stage.commands:
             print(f"  {command}")
-    print(f"all: at most {sum(stage.limit for stage in stages)} s")
+    print(f"total: at most {sum(stage.limit for stage in stages)} s")
 
 
 def run_stage(stage: Stage) -> dict[str, Any]:
-    """Runs the commands of a stage, all of them whatever happens to one, within the stage's limit."""
+    """Runs all commands of a stage within its time limit, also after a failure."""
     print(f"\n== {stage.name}, at most {stage.limit} s", flush=True)
     started = time.monotonic()
     deadline = started + stage.limit
@@ -320,7 +323,7 @@ def run_stage(stage: Stage) -> dict[str, Any]:
         for command in stage.commands:
             outcomes.append(finish(command, start(command), time.monotonic(), deadline))
     for outcome in outcomes:
-        ended = "time is up" if outcome.status is None else f"exit status {outcome.status}"
+        ended = "timeout" if outcome.status is None else f"exit status {outcome.status}"
         print(f"{outcome.command}: {ended}, {outcome.seconds:.0f} s: {outcome.summary}", flush=True)
     return {
         "passed": all(outcome.status == 0 for outcome in outcomes),
@@ -332,7 +335,7 @@ def run_stage(stage: Stage) -> dict[str, Any]:
 
 def start(command: Command) -> subprocess.Popen[bytes]:
     WORK.mkdir(parents=True, exist_ok=True)
-    (WORK / f"{command.name}.json").unlink(missing_ok=True)  # an earlier run's figures
+    (WORK / f"{command.name}.json").unlink(missing_ok=True)  # of an earlier run
     paths = [str(ROOT), str(ROOT / "python"), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **command.environment}
     print(f"$ {command}", flush=True)
@@ -357,7 +360,7 @@ def finish(command: Command, process: subprocess.Popen[bytes], started: float, d
     try:
         status = process.wait(max(0.1, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # and what it has started
+        os.killpg(process.pid, signal.SIGKILL)  # including child processes
         process.wait()
         status = None
     log = WORK / f"{command.name}.log"
@@ -370,7 +373,7 @@ def finish(command: Command, process: subprocess.Popen[bytes], started: float, d
 
 
 def summary_of(log: str) -> str:
-    """The line that says most: a sanitizer's or pytest's closing one, else the last."""
+    """The summary line of the sanitizer or of pytest, otherwise the last line."""
     lines = [line.strip("= ") for line in log.splitlines() if line.strip("= ")]
     for pattern in (r"ERROR SUMMARY: .*|RACECHECK SUMMARY: .*", r"\d+ (?:passed|failed|error).* in .*s.*"):
         found = [match.group(0) for line in lines if (match := re.search(pattern, line))]
@@ -380,11 +383,11 @@ def summary_of(log: str) -> str:
 
 
 def device_facts() -> dict[str, Any]:
-    """What the figures belong to."""
+    """Date, device and versions of the results."""
     import torch
 
     if not torch.cuda.is_available():
-        raise SystemExit("no GPU: torch.cuda.is_available() is false. Without one: make test kernel-report")
+        raise SystemExit("torch.cuda.is_available() is False. Without a GPU, run: make test kernel-report")
     device = torch.cuda.get_device_properties(0)
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -418,13 +421,13 @@ def read_json(path: Path) -> Any:
 
 
 def merged(earlier: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
-    """Results of stages that ran before, of the same commit on the same kind of device, under new facts."""
+    """New facts with the earlier results of the same commit and device type."""
     kept = {name: earlier.get(name) or {} for name in ("build", "registers", "stages", "benchmarks")}
     return {**facts, **kept, "goals": earlier.get("goals", [])}
 
 
 def all_goals(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every goal with what was measured: the build's time, then those of the benchmarks."""
+    """All goals with their measured values: build time, then benchmarks."""
     goals = []
     for outcome in results["stages"].get("build", {}).get("commands", [])[:1]:
         goals.append(

@@ -1,12 +1,12 @@
-# The program of tests/kernels_on_host, object by object, so that a change compiles little.
+# Builds the program of tests/kernels_on_host incrementally.
 # make -f tools/host_bodies.mk OUT=FOLDER [SANITIZE=thread|address,undefined]
 SOURCES := $(wildcard tests/kernels_on_host/*.cpp)
 OBJECTS := $(SOURCES:tests/kernels_on_host/%.cpp=$(OUT)/%.o)
 WERROR ?= -Werror
-# A few cases run for a shorter time than a better program takes to compile.
+# -O0: compilation takes longer than the tests.
 FLAGS := -std=c++20 -O0 -g -ffp-contract=off -Wall -Wextra $(WERROR)
 SANITIZER := $(if $(SANITIZE),-fsanitize=$(SANITIZE) -fno-sanitize-recover=all)
-# ThreadSanitizer must not watch the switching of fibers itself.
+# ThreadSanitizer must not instrument the fiber switches.
 UNWATCHED := $(if $(filter thread,$(SANITIZE)),host_block)
 
 $(OUT)/kernels_on_host: $(OBJECTS)

@@ -1,8 +1,8 @@
-"""Prints registers, shared memory and spills of each CUDA kernel on each architecture, as nvcc reports them,
-how many blocks of it a multiprocessor holds, and from its disassembly the instructions in its hot code and
-the accesses to global memory there that are narrower than 16 bytes a thread.
+"""Prints for each CUDA kernel and architecture: registers, shared memory and spills from ptxas, blocks per
+multiprocessor, and from the disassembly the instructions in the hot code and its global memory accesses
+narrower than 16 bytes per thread.
 
-Fails on a spill, on more of anything than tools/kernel_budgets.json grants, and on a kernel that was not
+Fails on a spill, on a value above its budget in tools/kernel_budgets.json, and on a kernel that is not
 compiled for every architecture.
 Usage: python tools/kernel_report.py [--build build/cmake-...] [--json FILE]
 """
@@ -23,8 +23,8 @@ from typing import Any
 import sass
 
 ROOT = Path(__file__).resolve().parent.parent
-# What kernels may use of each quantity, by a pattern of their names ("decide") or of their names on an
-# architecture ("decide, sm_1??"); the longest pattern that fits counts. null: any number.
+# Budgets of each quantity by a pattern of the kernel name ("decide") or of kernel and architecture
+# ("decide, sm_1??"). The longest matching pattern applies. null: no limit.
 BUDGETS = ROOT / "tools" / "kernel_budgets.json"
 SHORT_DTYPES = {
     "__nv_bfloat16": "bf16",
@@ -37,11 +37,11 @@ SHORT_DTYPES = {
 
 @dataclass
 class Multiprocessor:
-    """What blocks share (CUDA C++ Programming Guide, "Technical Specifications per Compute Capability")."""
+    """Limits from the CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"."""
 
     threads: int
     blocks: int
-    shared: int  # bytes; each block takes 1 KB of them for the system
+    shared: int  # bytes; 1 KB per block is reserved for the system
     registers: int = 65536
 
 
@@ -57,20 +57,21 @@ MULTIPROCESSORS = {
 
 @dataclass
 class Launch:
-    """Threads of a block, its dynamic shared memory in bytes."""
+    """Threads per block, and dynamic shared memory in bytes."""
 
     threads: int
     shared: int
 
 
 def shared_of_meter(threads: int, vectors: int) -> int:
-    """Of csrc/cuda/bodies/block.h, for one stride, with history and motion sums of each thread."""
+    """shared_layout() of csrc/cuda/bodies/block.h for one stride, with history."""
     warps = threads // 32
     return threads * vectors * 16 + 2 * threads * 4 + warps * 9 * 8 + warps * 16
 
 
 def launch_of(kernel: str) -> Launch:
-    """As csrc/cuda launches it; blocks that own a token as for the channels that fill 160 threads best."""
+    """The launch in csrc/cuda. Kernels with one token per block: as for a channel count that needs 160
+    threads."""
     name, _, options = kernel.partition("<")
     vectors = re.search(r"(\d+)>$", options)
     if name == "decide":
@@ -88,7 +89,7 @@ def launch_of(kernel: str) -> Launch:
 
 @dataclass
 class Usage:
-    """What one kernel takes on one architecture; bytes except for registers."""
+    """The resources of one kernel on one architecture; in bytes, except for registers and counts."""
 
     kernel: str
     architecture: str
@@ -97,7 +98,7 @@ class Usage:
     stack: int = 0
     spill_stores: int = 0
     spill_loads: int = 0
-    instructions: int = 0  # these three of the hot code, see sass.py
+    instructions: int = 0  # this and the next two: in the hot code, see sass.py
     narrow_loads: int = 0
     narrow_stores: int = 0
 
@@ -106,10 +107,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--build", type=Path, help="CMake's build folder; the newest one in build/ if left out"
-    )
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--build", type=Path, help="the build folder of CMake; default: the newest in build/")
+    parser.add_argument("--json", type=Path, help="also write the report to this file as JSON")
     arguments = parser.parse_args()
 
     folder = arguments.build or newest_build()
@@ -117,7 +116,7 @@ def main() -> int:
     reports = [Path(f"{file}.ptxas.txt") for file in objects]
     usages = [usage for report in reports for usage in parse(report.read_text())]
     if not usages:
-        raise SystemExit(f"no kernels in {folder}: was the CUDA library built?")
+        raise SystemExit(f"{folder}: no kernels found; build the CUDA library with ADACACHE_CUDA=1")
     add_hot_code(usages, objects, nvcc)
     names = demangle(sorted({u.kernel for u in usages}))
     for usage in usages:
@@ -140,8 +139,8 @@ def main() -> int:
 
 
 def blocks_per_multiprocessor(usage: Usage, launch: Launch) -> int:
-    """By registers (given to warps in units of 256, out of four equal parts), shared memory, threads and
-    blocks."""
+    """The limit by registers (allocated per warp in units of 256, from four partitions), shared memory,
+    threads and blocks."""
     has = MULTIPROCESSORS[usage.architecture]
     warps = -(-launch.threads // 32)
     registers_of_warp = -(-usage.registers * 32 // 256) * 256
@@ -155,8 +154,7 @@ def blocks_per_multiprocessor(usage: Usage, launch: Launch) -> int:
 
 
 def figures(usage: Usage) -> dict[str, Any]:
-    """What --json keeps of a kernel; occupancy is the share of the threads that a multiprocessor could
-    hold."""
+    """The JSON record of a kernel. occupancy: resident threads / maximum threads per multiprocessor."""
     launch = launch_of(usage.kernel)
     result: dict[str, Any] = {
         "kernel": usage.kernel,
@@ -182,20 +180,20 @@ def figures(usage: Usage) -> dict[str, Any]:
 def newest_build() -> Path:
     folders = sorted((ROOT / "build").glob("cmake-*/compile_commands.json"), key=lambda p: p.stat().st_mtime)
     if not folders:
-        raise SystemExit("nothing is built yet: python setup.py build_ext --inplace")
+        raise SystemExit("no build found; run: python setup.py build_ext --inplace")
     return folders[-1].parent
 
 
 def cuda_objects(folder: Path) -> tuple[list[Path], str | None]:
-    """The object files of the library's CUDA sources, each with a report of ptxas beside it, and nvcc."""
+    """The object files of the CUDA library, whose ptxas reports must exist, and the path of nvcc."""
     commands = json.loads((folder / "compile_commands.json").read_text())
     objects, nvcc = [], None
     for entry in commands:
         if entry["file"].endswith(".cu"):
-            # CMake < 3.20.? leaves "output" out; the command always names it.
+            # Some CMake versions omit "output"; the command always contains it.
             output = entry.get("output") or re.findall(r" -o (\S+)", entry["command"])[-1]
             if not (folder / f"{output}.ptxas.txt").exists():
-                raise SystemExit(f"{folder / output} is missing: {entry['file']} is not compiled yet")
+                raise SystemExit(f"{folder / output}: no ptxas report; {entry['file']} is not compiled")
             objects.append(folder / output)
             nvcc = next((word for word in entry["command"].split() if Path(word).name == "nvcc"), nvcc)
     return objects, nvcc
@@ -218,7 +216,7 @@ def add_hot_code(usages: list[Usage], objects: list[Path], nvcc: str | None) -> 
 def parse(text: str) -> list[Usage]:
     usages: list[Usage] = []
     current: Usage | None = None
-    owner = ""  # the function whose properties follow; device functions that were not inlined have theirs too
+    owner = ""  # the function of the following properties; may be a device function that was not inlined
     for line in text.splitlines():
         if match := re.search(r"Compiling entry function '(\S+)' for '(\S+)'", line):
             current = Usage(match.group(1), match.group(2))
@@ -254,7 +252,7 @@ def demangle(mangled: list[str]) -> dict[str, str]:
 def shorten(name: str) -> str:
     name = name.replace("(anonymous namespace)::", "").removeprefix("void ")
     depth = 0
-    for place, letter in enumerate(name):  # the parameter list opens at the first parenthesis outside of <>
+    for place, letter in enumerate(name):  # the parameter list starts at the first parenthesis outside <>
         depth += (letter == "<") - (letter == ">")
         if letter == "(" and depth == 0:
             name = name[:place]
@@ -274,13 +272,13 @@ def print_table(usages: list[Usage], architectures: list[str]) -> None:
         cell = f"{u.registers} / {u.shared} / {f['spills']}{stack}{share}"
         cells.setdefault(u.kernel, {})[u.architecture] = cell
     print("registers / static shared memory in bytes / spilled bytes (+ stack frame in bytes, if any)")
-    print("/ blocks on a multiprocessor = share of the threads that it can hold")
+    print("/ blocks per multiprocessor = occupancy")
     print_cells(cells, architectures)
     hot: dict[str, dict[str, str]] = {}
     for u in usages:
         cell = f"{u.instructions} / {u.narrow_loads} / {u.narrow_stores}"
         hot.setdefault(u.kernel, {})[u.architecture] = cell
-    print("\nof the hot code: instructions / loads / stores narrower than 16 bytes")
+    print("\nhot code: instructions / loads narrower than 16 bytes / stores narrower than 16 bytes")
     print_cells(hot, architectures)
 
 
@@ -315,7 +313,7 @@ def find_faults(
             faults.append(f"{kernel}: not compiled for {', '.join(lacks)}")
     for quantity, granted in budgets.items():
         for pattern in sorted(set(granted) - used[quantity]):
-            faults.append(f"{BUDGETS.name}, {quantity}: no kernel is called {pattern}")
+            faults.append(f"{BUDGETS.name}, {quantity}: {pattern} matches no kernel")
     return faults
 
 

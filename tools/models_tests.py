@@ -52,7 +52,7 @@ def text() -> str:
 
 
 def _skips(check: Callable[..., Any], case: Any) -> bool:
-    """Whether a check skips a case: it has an `if` with `pytest.skip` whose condition holds."""
+    """Whether a check skips a case: it contains an `if` with `pytest.skip` whose condition is true."""
     tree = ast.parse(Path(check.__code__.co_filename).read_text())
     (function,) = (n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == check.__name__)
     return any(

@@ -1,7 +1,7 @@
-"""Plants faults, one at a time, in copies of the sources, and fails unless the tests catch each of them.
+"""Plants faults, one at a time, in copies of the sources, and fails if the tests do not catch one of them.
 
-The list is tools/mutations.py. A selection of tests has to pass without a fault and to fail with it; a text
-that is not in its file any more is an error.
+tools/mutations.py lists the faults. A selection of tests must pass without the fault and fail with it. A text
+that does not occur exactly once in its file is an error.
 Usage: python tools/mutation_check.py [--quick] [--only PATTERN] [--list]
 """
 
@@ -24,8 +24,8 @@ from mutations import MUTATIONS, QUICK, SELECTIONS, Mutation, Selection
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "build" / "mutation"
-QUICK_BUILD = "-DADACACHE_QUICK=ON"  # one instruction set: the bodies are the same for all
-TEST_LIMIT = 300  # seconds; a fault may also hang a test
+QUICK_BUILD = "-DADACACHE_QUICK=ON"  # one instruction set: all share the same sources
+TEST_LIMIT = 300  # seconds; a fault may hang a test
 
 
 @dataclass
@@ -40,10 +40,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", default="*", metavar="PATTERN", help="faults whose name or file fits")
-    parser.add_argument("--quick", action="store_true", help="those of QUICK alone")
+    parser.add_argument("--only", default="*", metavar="PATTERN", help="faults whose name or file matches")
+    parser.add_argument("--quick", action="store_true", help="only the faults in QUICK")
     parser.add_argument(
-        "--list", action="store_true", help="print the faults and check that their texts are there"
+        "--list", action="store_true", help="print the faults and check that their texts occur in the files"
     )
     arguments = parser.parse_args()
     mutations = [
@@ -61,7 +61,7 @@ def main() -> int:
         return 1 if lost else 0
 
     started = time.monotonic()
-    # What is compiled into the CPU library on one core, the rest on the other.
+    # One thread for faults that rebuild the CPU library, one for the others.
     compiled = [m for m in mutations if SELECTIONS[m.selection].library]
     others = [m for m in mutations if not SELECTIONS[m.selection].library]
     workers = [Worker("compiled", compiled), Worker("others", others)]
@@ -78,16 +78,16 @@ def main() -> int:
 
 
 def unplaced(mutation: Mutation, root: Path) -> str:
-    """Why the fault cannot be planted, "" if it can."""
+    """Why the fault cannot be planted, or ""."""
     path = root / mutation.file
     found = path.read_text().count(mutation.find) if path.exists() else 0
     return (
-        "" if found == 1 else f"{mutation.name}: its text is {found} times in {mutation.file}, expected once"
+        "" if found == 1 else f"{mutation.name}: its text occurs {found} times in {mutation.file}, expected 1"
     )
 
 
 class Worker(threading.Thread):
-    """Plants its faults one after the other in a copy of its own."""
+    """Plants faults one after the other in its copy of the sources."""
 
     def __init__(self, name: str, mutations: Sequence[Mutation]) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class Worker(threading.Thread):
             for name in needed:
                 status, output = run_selection(SELECTIONS[name], self.tree)
                 if status != 0:
-                    self.report(f"selection {name} fails without any fault:\n{output[-3000:]}")
+                    self.report(f"selection {name} fails without a fault:\n{output[-3000:]}")
                     return
             for mutation in self.mutations:
                 self.outcomes.append(self.plant(mutation))
@@ -136,22 +136,22 @@ class Worker(threading.Thread):
             path.write_text(sound)
         caught = status == 1 or status < 0
         if status and not caught:
-            self.report(f"{mutation.name}: exit status {status} is no failed test:\n{output[-3000:]}")
-        note = f"ended by signal {-status}" if status < 0 else failed_test(output)
+            self.report(f"{mutation.name}: exit status {status} is not a failed test:\n{output[-3000:]}")
+        note = f"terminated by signal {-status}" if status < 0 else failed_test(output)
         outcome = Outcome(mutation, caught, note, time.monotonic() - started)
         print(f"{'caught' if caught else 'MISSED'}: {mutation.name} ({outcome.seconds:.0f} s)", flush=True)
         return outcome
 
 
 def run_selection(selection: Selection, tree: Path) -> tuple[int, str]:
-    """Exit status and output of the selection's commands; the first that fails ends it.
+    """Runs the commands of a selection until one fails. Returns exit status and output.
 
     Raises:
-        BuildFailed: what has to be compiled before cannot be.
+        BuildFailed: a command of `selection.compile` failed.
     """
     kept = {n: v for n, v in os.environ.items() if not n.startswith(("ADACACHE_", "TRITON_", "PYTEST_"))}
     environment = {**kept, "PYTHONPATH": f"{tree}{os.pathsep}{tree / 'python'}", **selection.environment}
-    # An interpreter's files of the sound source may bear the same second as the faulty one.
+    # The .pyc of the original source may have the same timestamp as the mutated one.
     environment["PYTHONDONTWRITEBYTECODE"] = "1"
     output = ""
     for command in [*selection.compile, *selection.commands]:
@@ -161,17 +161,17 @@ def run_selection(selection: Selection, tree: Path) -> tuple[int, str]:
                 words, cwd=tree, env=environment, capture_output=True, text=True, timeout=TEST_LIMIT
             )
         except subprocess.TimeoutExpired:
-            return 1, f"hangs: no end after {TEST_LIMIT} s"
+            return 1, f"hangs: timeout after {TEST_LIMIT} s"
         output += done.stdout + done.stderr
         if done.returncode and command in selection.compile:
-            raise BuildFailed(f"{words[0]} fails:\n{output[-3000:]}")
+            raise BuildFailed(f"{words[0]} failed:\n{output[-3000:]}")
         if done.returncode:
             return done.returncode, output
     return 0, output
 
 
 def failed_test(output: str) -> str:
-    """The first test or case that failed."""
+    """The first failed test or case in the output."""
     for pattern in (r"^(?:FAILED|ERROR) (\S+)", r"^(hangs: .*)", r"(data race)", r"^(.*FAULT.*|.*failed.*)$"):
         if match := re.search(pattern, output, re.MULTILINE):
             return match.group(1)[:90]

@@ -1,9 +1,7 @@
-"""Faults for tools/mutation_check.py: each an exact text of one file, what takes its place, and the tests
-that have to catch it.
+"""Faults for tools/mutation_check.py: a text of one file, its replacement, and the tests that must catch it.
 
-To add one, pick the cheapest selection that could; `python tools/mutation_check.py --only NAME` tries it.
-QUICK lists those that `make mutation` plants: one or more of each kind of code and test.
-"""
+To add a fault, choose the fastest selection that catches it, and run `python tools/mutation_check.py --only
+NAME`. `make mutation` plants the faults in QUICK, which cover each kind of code and test."""
 
 from __future__ import annotations
 
@@ -14,9 +12,8 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Selection:
-    """Tests that are quick enough to run once for each fault: with one of them they have to end with exit
-    status 1, or by a signal. `library`: the CPU library is built before; `compile`: commands that have to
-    succeed before."""
+    """Tests that run once per fault. A fault is caught if they exit with status 1 or by a signal.
+    library: the CPU library is built first. compile: commands that run first and must succeed."""
 
     commands: Sequence[Sequence[str]]
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -38,7 +35,7 @@ def pytest(*arguments: str) -> list[str]:
 
 
 def interpreted(name: str) -> Selection:
-    """Tests of one op on its Triton kernel, run by the interpreter."""
+    """Tests of one op on its Triton kernel, in the interpreter."""
     environment = {"TRITON_INTERPRET": "1", "ADACACHE_TEST_BACKEND": "triton", "CUDA_VISIBLE_DEVICES": ""}
     return Selection([pytest("-W", "ignore::RuntimeWarning", f"tests/ops/test_{name}.py")], environment)
 
@@ -49,12 +46,12 @@ def library(name: str) -> Selection:
 
 
 def bodies(sanitize: str = "", cases: int = 12) -> Selection:
-    """The CUDA bodies on the host, against plain loops."""
+    """Tests of the CUDA bodies on the host, against plain loops."""
     folder = f"build/host{sanitize}"
     compile = ["make", "-s", "-j2", "-f", "tools/host_bodies.mk", f"OUT={folder}", f"SANITIZE={sanitize}"]
     compile.append("WERROR=")  # a planted fault may leave a variable unused
     run = [f"{folder}/kernels_on_host", "--cases", str(cases)]
-    # Old ThreadSanitizers and new kernels disagree on how far addresses are randomised.
+    # Old ThreadSanitizers do not support the address randomization of new kernels.
     prefix = ["setarch", "-R"] if sanitize and shutil.which("setarch") else []
     return Selection([[*prefix, *run]], {"TSAN_OPTIONS": "exitcode=1"}, compile=[compile])
 
@@ -88,49 +85,49 @@ SELECTIONS = {
 MUTATIONS = [
     # The CPU library.
     Mutation(
-        "out is written with the strides of x",
+        "out uses the strides of x",
         "csrc/cpu/isa/gated_residual.h",
         "        out(token_of<T>(p.out, p.out_strides, row, token)),",
         "        out(token_of<T>(p.out, p.x_strides, row, token)),",
         "cpu gated_residual_meter",
     ),
     Mutation(
-        "the last frame is left out",
+        "the last frame is skipped",
         "csrc/cpu/isa/meter.h",
         "  for (int64_t frame = 0; frame < shape.frames; ++frame) {",
         "  for (int64_t frame = 0; frame + 1 < shape.frames; ++frame) {",
         "cpu gated_residual_meter",
     ),
     Mutation(
-        "a last channel that is alone is left out",
+        "a single tail channel is skipped",
         "csrc/cpu/isa/tokens.h",
         "  if (channel < channels) body(channel, channels - channel);",
         "  if (channel + 1 < channels) body(channel, channels - channel);",
         "cpu gated_residual_meter",
     ),
     Mutation(
-        "x_rows is not looked at",
+        "x_rows is ignored",
         "csrc/cpu/isa/gated_residual_meter.h",
         "  const int64_t x_row = row_of(p.x_rows, unit.row);",
         "  const int64_t x_row = unit.row;",
         "cpu gated_residual_meter",
     ),
     Mutation(
-        "the gate is skipped after the first sixteen channels",
+        "the gate is skipped after 16 channels",
         "csrc/cpu/isa/gated_residual.h",
         "    if (gate) r =",
         "    if (gate && c < lane_count) r =",
         "cpu gated_residual_meter",
     ),
     Mutation(
-        "every frame takes the gate of the first",
+        "every frame uses the gate of frame 0",
         "csrc/cpu/isa/tokens.h",
         "row * modulator.batch + frame * modulator.frame +",
         "row * modulator.batch + 0 * frame +",
         "cpu gated_residual_meter",
     ),
     Mutation(
-        "gate * y is not rounded before it is added",
+        "gate * y is not rounded before the sum",
         "csrc/cpu/isa/gated_residual.h",
         "round<T>(multiply(widen(load_part(gate + c, count)), r.value));",
         "RoundedLanes<T>{round<T>(multiply(widen(load_part(gate + c, count)), r.value)).stored,\n"
@@ -138,91 +135,91 @@ MUTATIONS = [
         "cpu gated_residual_meter",
     ),
     Mutation(
-        "motion is measured one frame off",
+        "motion uses the wrong frame",
         "csrc/cpu/isa/meter.h",
         "residual_of(frame - stride, place, n - stride * shape.places), shape.channels);",
         "residual_of(frame - stride + 1, place, n - (stride - 1) * shape.places), shape.channels);",
         "cpu gated_residual_meter",
     ),
     Mutation(
-        "the new residual is not kept",
+        "the new residual is not stored",
         "csrc/cpu/isa/meter.h",
         "    store_part(token_ + c, r.stored, count);\n",
         "",
         "cpu gated_residual_meter",
     ),
     Mutation(
-        "the scale of a float8 token is not kept",
+        "the scale of a float8 token is not stored",
         "csrc/cpu/isa/meter.h",
         "    *scale_ = float8_scale(largest);\n",
         "",
         "cpu gated_residual_meter",
     ),
     Mutation(
-        "all sums go to the first row's video",
+        "all sums are added to the video of row 0",
         "csrc/cpu/parallel.h",
         "? result.video_of_row[unit / units_per_row] : 0;",
         "? result.video_of_row[0] : 0;",
         "cpu gated_residual_meter",
     ),
     Mutation(
-        "the norm's bias is left out",
+        "the bias of the norm is ignored",
         "csrc/cpu/isa/norm.h",
         "      if (bias) offset = factor * widen(load_part(bias + c, count));\n",
         "",
         "cpu gated_residual_norm",
     ),
     Mutation(
-        "eps stands outside of the root",
+        "eps is added after the square root",
         "csrc/cpu/isa/norm.h",
         "1 / __builtin_sqrtf(variance + norm_->eps)",
         "1 / (__builtin_sqrtf(variance) + norm_->eps)",
         "cpu gated_residual_norm",
     ),
     Mutation(
-        "the variance counts what lies past the last channel",
+        "the variance includes the padding",
         "csrc/cpu/isa/norm.h",
         "c % lane_count != 0; ++c) values_[c] = mean;",
         "c % lane_count != 0; ++c) values_[c] = 0;",
         "cpu gated_residual_norm",
     ),
     Mutation(
-        "rows swap their residuals",
+        "residual rows are reversed",
         "csrc/cpu/isa/reuse_residual.h",
         "  const int64_t residual_row = row_of(p.residual.rows, unit.row);",
         "  const int64_t residual_row = row_of(p.residual.rows, p.rows - 1 - unit.row);",
         "cpu reuse_residual",
     ),
     Mutation(
-        "a video that computes gets its residual too",
+        "the residual is added to a computed video",
         "csrc/cpu/reuse_residual.cpp",
         "    if (reuse || p.out != p.x) chosen.reuse_residual(p, reuse, unit);",
         "    if (reuse || p.out != p.x) chosen.reuse_residual(p, true, unit);",
         "cpu reuse_residual",
     ),
     Mutation(
-        "the stack's residual has the wrong sign",
+        "the stack residual has the wrong sign",
         "csrc/cpu/isa/stack_residual_meter.h",
         "round<T>(widen(later) - widen(load_part(x_in, c, count)));",
         "round<T>(widen(load_part(x_in, c, count)) - widen(later));",
         "cpu stack_residual_meter",
     ),
     Mutation(
-        "the last factor is left out",
+        "the last factor is ignored",
         "csrc/cpu/isa/extrapolate_residual.h",
         "      for (int i = 1; i < p.factors; ++i)\n        sum",
         "      for (int i = 1; i + 1 < p.factors; ++i)\n        sum",
         "cpu extrapolate_residual",
     ),
     Mutation(
-        "a distance that is no number is reused",
+        "a non-finite distance does not force computation",
         "csrc/core/decide.h",
         "    state[state_nonfinite] = 1;\n    state[state_rate] = 1;",
         "    state[state_nonfinite] = 1;\n    state[state_rate] = rule.rates[0];",
         "cpu decide",
     ),
     Mutation(
-        "attention leaves out the last frame's key",
+        "attention ignores the key of the last frame",
         "csrc/cpu/isa/temporal_attention.h",
         "    softmax(scratch.scores, frames, p.scale, inverse_sums);",
         "    softmax(scratch.scores, frames - 1, p.scale, inverse_sums);",
@@ -230,70 +227,70 @@ MUTATIONS = [
     ),
     # The bodies of the CUDA kernels.
     Mutation(
-        "a segment takes its first frame for the video's first",
+        "a segment starts at frame 0",
         "csrc/cuda/bodies/meter_walk.h",
         "sums.measure_motion(first + i, 0, r,",
         "sums.measure_motion(i, 0, r,",
         "bodies",
     ),
     Mutation(
-        "r of the frames before a segment is not worked out",
+        "the history of a segment is not computed",
         "csrc/cuda/bodies/meter_walk.h",
         "      sums.remember(0, source.residual_at(-before, 0, width));\n",
         "",
         "bodies",
     ),
     Mutation(
-        "the motion of a stride is weighted as that of another",
+        "motion weights use the wrong stride",
         "csrc/cuda/bodies/block.h",
         "if (const int weight = motion_weight(frame, frames_, motion_.stride[i]))",
         "if (const int weight = motion_weight(frame, frames_, motion_.stride[0]))",
         "bodies",
     ),
     Mutation(
-        "vectors at the end of a row are taken for whole",
+        "partial vectors are treated as whole",
         "csrc/cuda/bodies/token_walk.h",
         "body(0, offset, rest < width ? static_cast<int>(rest) : width);",
         "body(0, offset, width);",
         "bodies",
     ),
     Mutation(
-        "the scale of a float8 token is not kept on a GPU",
+        "the scale of a float8 token is not stored on CUDA",
         "csrc/cuda/bodies/token_walk.h",
         "  ADACACHE_HD void store_scale(float scale) const { *scale_.at(0) = scale; }",
         "  ADACACHE_HD void store_scale(float) const {}",
         "bodies",
     ),
     Mutation(
-        "eps stands outside of the root on a GPU",
+        "eps is added after the square root on CUDA",
         "csrc/cuda/bodies/token_walk.h",
         "reciprocal_root(reduction.sum(squares) * of_channels + norm.eps);",
         "reciprocal_root(reduction.sum(squares) * of_channels) + norm.eps;",
         "bodies",
     ),
     Mutation(
-        "residual_rows is not looked at on a GPU",
+        "residual_rows is ignored on CUDA",
         "csrc/cuda/bodies/reuse_residual.h",
         "  const int64_t residual_row = row_of(p.residual.rows, of_row);",
         "  const int64_t residual_row = of_row;",
         "bodies",
     ),
     Mutation(
-        "sums of all videos go to each on a GPU",
+        "the sums of a video include all videos on CUDA",
         "csrc/cuda/bodies/block.h",
         "partial[i] = id[i] == video ? *from[i] : 0.0;",
         "partial[i] = id[i] >= 0 ? *from[i] : 0.0;",
         "bodies",
     ),
     Mutation(
-        "no barrier before the warps' sums are added",
+        "no barrier before the reduction over warps",
         "csrc/cuda/bodies/block.h",
         "    block_.barrier();\n    const int column = block_.thread();",
         "    const int column = block_.thread();",
         "bodies, races",
     ),
     Mutation(
-        "a reduction uses the place that its predecessor is still read from",
+        "reductions are not double-buffered",
         "csrc/cuda/bodies/block.h",
         "    second_ = !second_;\n",
         "",
@@ -308,49 +305,49 @@ MUTATIONS = [
         "triton gated_residual_meter",
     ),
     Mutation(
-        "the first motion pair is left out in Triton",
+        "the first motion pair is skipped in Triton",
         "adacache_kernels/triton/meter.py",
         "                paired = frame >= STRIDES[index]",
         "                paired = frame > STRIDES[index]",
         "triton gated_residual_meter",
     ),
     Mutation(
-        "x_rows is not looked at in Triton",
+        "x_rows is ignored in Triton",
         "adacache_kernels/triton/meter.py",
         "        x += row_of_x * x_row",
         "        x += row * x_row",
         "triton gated_residual_meter",
     ),
     Mutation(
-        "a token too many in Triton",
+        "one token too many is written in Triton",
         "adacache_kernels/triton/meter.py",
         "    written = place < places",
         "    written = place <= places",
         "triton gated_residual_meter",
     ),
     Mutation(
-        "every video gets all sums in Triton",
+        "the sums of a video include all videos in Triton",
         "adacache_kernels/triton/sums.py",
         "            mine = mine & (owner == video)",
         "            mine = mine & (owner >= 0)",
         "triton gated_residual_meter",
     ),
     Mutation(
-        "the norm's bias is left out in Triton",
+        "the bias of the norm is ignored in Triton",
         "adacache_kernels/triton/norm.py",
         "            normed = normed + load_modulator(bias, 0, 0, token, here, mask, _SHARED)",
         "            normed = normed + 0",
         "triton gated_residual_norm",
     ),
     Mutation(
-        "a row that computes loses the sign of its zeros in Triton",
+        "a computed row loses the sign of zeros in Triton",
         "adacache_kernels/triton/reuse_residual.py",
         "        total = tl.where(reuses | (exists == 0), total, stream)",
         "        total = tl.where(reuses | (exists == 0), total, total)",
         "triton reuse_residual",
     ),
     Mutation(
-        "attention looks past the last frame in Triton",
+        "attention reads past the last frame in Triton",
         "adacache_kernels/triton/temporal_attention.py",
         "        known = first_key + tl.arange(0, BLOCK)[None, :] < frames",
         "        known = first_key + tl.arange(0, BLOCK)[None, :] <= frames",
@@ -358,35 +355,35 @@ MUTATIONS = [
     ),
     # Python.
     Mutation(
-        "one output may lie over the other",
+        "overlapping outputs are accepted",
         "adacache_kernels/_checks.py",
         "        others[name] = tensor\n",
         "",
         "argument checks",
     ),
     Mutation(
-        "the decision is that of the step before",
+        "the decision uses the previous step",
         "python/adacache/policies/adacache.py",
         "            step=step.number,",
         "            step=step.number - 1,",
         "layer",
     ),
     Mutation(
-        "a computing video gets its cached residual on top",
+        "the mask of reused videos is ignored",
         "python/adacache/runtime/store.py",
         "                reuse=None if split is None else split.reuse,",
         "                reuse=None,",
         "layer",
     ),
     Mutation(
-        "computing rows swap their caches",
+        "kept rows are reversed in a mixed step",
         "python/adacache/runtime/meter.py",
         '"residual_rows": None if split is None else split.index}',
         '"residual_rows": None if split is None else split.index.flip(0)}',
         "layer",
     ),
     Mutation(
-        "the second guidance branch reuses the first one's residual",
+        "guidance branches share their residuals",
         "python/adacache/runtime/forward.py",
         "        return self.branch.index, self.segment.site, stream, part",
         "        return 0, self.segment.site, stream, part",
@@ -395,20 +392,20 @@ MUTATIONS = [
 ]
 
 QUICK = (
-    "the last frame is left out",
-    "the gate is skipped after the first sixteen channels",
-    "all sums go to the first row's video",
-    "the variance counts what lies past the last channel",
-    "rows swap their residuals",
-    "the stack's residual has the wrong sign",
-    "a distance that is no number is reused",
-    "a segment takes its first frame for the video's first",
-    "vectors at the end of a row are taken for whole",
-    "sums of all videos go to each on a GPU",
-    "no barrier before the warps' sums are added",
-    "a token too many in Triton",
-    "every video gets all sums in Triton",
-    "a row that computes loses the sign of its zeros in Triton",
-    "one output may lie over the other",
-    "the decision is that of the step before",
+    "the last frame is skipped",
+    "the gate is skipped after 16 channels",
+    "all sums are added to the video of row 0",
+    "the variance includes the padding",
+    "residual rows are reversed",
+    "the stack residual has the wrong sign",
+    "a non-finite distance does not force computation",
+    "a segment starts at frame 0",
+    "partial vectors are treated as whole",
+    "the sums of a video include all videos on CUDA",
+    "no barrier before the reduction over warps",
+    "one token too many is written in Triton",
+    "the sums of a video include all videos in Triton",
+    "a computed row loses the sign of zeros in Triton",
+    "overlapping outputs are accepted",
+    "the decision uses the previous step",
 )

@@ -1,6 +1,6 @@
-"""Runs nvcc and keeps its resource report (-Xptxas -v) beside the object, as OBJECT.ptxas.txt.
+"""Runs nvcc and writes its resource report (-Xptxas -v) to OBJECT.ptxas.txt instead of stderr.
 
-The report of what is shipped then needs no second compilation, and the build's output stays free of it.
+tools/kernel_report.py reads these reports without a second compilation.
 Usage: nvcc_launcher.py [ccache] nvcc ARGUMENTS -o OBJECT
 """
 
@@ -14,7 +14,7 @@ REPORT_LINE = re.compile(r"^(ptxas info|\s+\d+ bytes stack frame)")
 
 def main() -> int:
     command = sys.argv[1:]
-    threads = os.environ.get("ADACACHE_NVCC_THREADS")  # architectures compiled at a time, by one nvcc
+    threads = os.environ.get("ADACACHE_NVCC_THREADS")  # architectures compiled in parallel per nvcc
     done = subprocess.run(
         [*command, f"--threads={threads}"] if threads else command, stderr=subprocess.PIPE, text=True
     )

@@ -1,7 +1,7 @@
-"""Runs compiled code under sanitizers: the CUDA bodies on the host, and the CPU library with the ops' tests.
+"""Runs compiled code under sanitizers: the CUDA bodies on the host, and the CPU library with the op tests.
 
 The CPU library is compiled in copies of the sources, once for the address and undefined-behaviour sanitizers
-and once for ThreadSanitizer. Each first has to report a planted fault. Parts run side by side.
+and once for ThreadSanitizer. Each build must first report a planted fault. Parts run in parallel.
 Usage: python tools/sanitize_check.py [--full] [--only bodies|address|thread]
 """
 
@@ -23,22 +23,22 @@ from built_copy import BuildFailed, build_copy, copy_sources
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "build" / "sanitize"
 BODIES = "bodies"
-#: Without --full: the first of so many cases of each test (a prime, so that all dtypes and layouts come up),
-#: and no tests that run no kernel, or the same kernels again.
+#: Without --full: every SHARE-th case of each test (a prime, so that all dtypes and layouts occur), without
+#: the tests that run no kernel or the same kernels again.
 SHARE = 7
 LEFT_OUT = "bad_input or compile or opcheck or requires_grad"
 
 
 @dataclass(frozen=True)
 class Sanitizer:
-    """How a sanitized library is loaded into Python, and what proves that it is watched."""
+    """Options of a sanitizer, and a control program that proves it is active."""
 
     name: str
     option: str  # of the compiler
     runtime: str
     settings: dict[str, str]
-    control: str  # a program with a fault
-    report: str  # what is then printed
+    control: str  # a Python program with a fault
+    report: str  # a pattern of the expected report
 
 
 SANITIZERS = [
@@ -46,7 +46,7 @@ SANITIZERS = [
         "address",
         "address,undefined",
         "libasan.so",
-        # What Python and torch keep until they end is no leak of ours.
+        # Python and torch do not free all memory at exit.
         {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1"},
         """
 import numpy, torch, adacache_kernels
@@ -60,7 +60,7 @@ adacache_kernels.reuse_residual(torch.zeros(1, 300, 4), past_the_end)
         "thread",
         "thread",
         "libtsan.so",
-        # Only code that was compiled for it is watched: neither Python nor torch.
+        # Python and torch are not instrumented.
         {"TSAN_OPTIONS": "ignore_noninstrumented_modules=1:halt_on_error=1", "OMP_NUM_THREADS": "4"},
         """
 import threading, torch, adacache_kernels
@@ -88,9 +88,7 @@ def main() -> int:
     )
     names = [BODIES, *(sanitizer.name for sanitizer in SANITIZERS)]
     parser.add_argument("--only", choices=names)
-    parser.add_argument(
-        "--full", action="store_true", help="all cases, for which it takes a quarter of an hour"
-    )
+    parser.add_argument("--full", action="store_true", help="all cases; takes about 15 minutes")
     arguments = parser.parse_args()
 
     def check(name: str) -> str:
@@ -102,22 +100,22 @@ def main() -> int:
         print(f"sanitize: {name}: {fault or 'passed'}, {time.monotonic() - started:.0f} s", flush=True)
         return fault
 
-    # The libraries first: they take longest.
+    # The libraries first: they take the longest.
     asked = [arguments.only] if arguments.only else [*reversed(names)]
     with ThreadPoolExecutor(max(2, (os.cpu_count() or 1) // 2)) as jobs:
         return 1 if any(list(jobs.map(check, asked))) else 0
 
 
 def check_bodies(full: bool) -> str:
-    """The CUDA bodies under all three sanitizers, with another seed than `make test`; what is wrong, "" if
-    nothing is."""
+    """Runs the CUDA bodies under all three sanitizers, with a different seed than `make test`. Returns the
+    fault, or ""."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/kernels_on_host"]
     environment = {**os.environ, "ADACACHE_HOST_SEED": "11", "ADACACHE_HOST_FULL": "1" if full else "0"}
     return run_tests([*command, "-o", "timeout=1800"], ROOT, environment)
 
 
 def run_tests(command: list[str], folder: Path, environment: dict[str, str]) -> str:
-    """Prints what pytest says once it has ended; returns what is wrong, "" if nothing is."""
+    """Runs pytest and prints its output. Returns the fault, or ""."""
     done = subprocess.run(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -127,7 +125,7 @@ def run_tests(command: list[str], folder: Path, environment: dict[str, str]) -> 
 
 
 def check_library(sanitizer: Sanitizer, full: bool) -> str:
-    """What is wrong, "" if nothing is."""
+    """Runs the op tests on the sanitized CPU library. Returns the fault, or ""."""
     tree = WORK / sanitizer.name
     copy_sources(ROOT, tree)
     try:
@@ -136,7 +134,7 @@ def check_library(sanitizer: Sanitizer, full: bool) -> str:
         return str(error)
     preloaded = [library(sanitizer.runtime), library("libstdc++.so")]
     if missing := [name for name in preloaded if not Path(name).is_file()]:
-        return f"the compiler has no {missing[0]}"
+        return f"{missing[0]}: not found by the compiler"
     environment = {
         **os.environ,
         **sanitizer.settings,
@@ -144,14 +142,14 @@ def check_library(sanitizer: Sanitizer, full: bool) -> str:
         "PYTHONPATH": os.pathsep.join(str(tree / name) for name in ("", "python", "tests/ops")),
         "CUDA_VISIBLE_DEVICES": "",
     }
-    # Old ThreadSanitizers and new kernels disagree on how far addresses are randomised.
+    # Old ThreadSanitizers do not support the address randomization of new kernels.
     setarch = shutil.which("setarch")
     python = [*([setarch, "-R"] if setarch else []), sys.executable]
     control = subprocess.run(
         [*python, "-c", sanitizer.control], cwd=tree, env=environment, capture_output=True, text=True
     )
     if control.returncode == 0 or not re.search(sanitizer.report, control.stderr):
-        return f"it does not see a planted fault:\n{control.stderr[-2000:]}"
+        return f"the planted fault was not reported:\n{control.stderr[-2000:]}"
     ignored = ["--ignore-glob=*test_triton*", "--ignore-glob=*test_backends*"]
     command = [*python, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *ignored, "tests/ops", "-k"]
     if full:

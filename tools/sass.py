@@ -1,5 +1,5 @@
-"""What the disassembly of a CUDA kernel says of its hot code: the innermost loop that both loads from and
-stores to global memory, else the longest loop that loads, else the whole kernel.
+"""Finds the hot code of a CUDA kernel in its disassembly: the innermost loop that loads from and stores to
+global memory, otherwise the longest loop that loads, otherwise the whole kernel.
 
 Counts are static: both sides of a branch count, and an inner loop counts once.
 """
@@ -26,14 +26,14 @@ class Instruction:
 
     @property
     def bits(self) -> int:
-        """Of an access to memory, by each thread."""
+        """Width of a memory access per thread."""
         return next((WIDTHS[part] for part in self.opcode.split(".") if part in WIDTHS), 32)
 
 
 @dataclass(frozen=True)
 class HotCode:
-    """Instructions in the hot code of a kernel on one architecture, and its accesses to global memory of less
-    than 16 bytes a thread."""
+    """Instructions in the hot code of a kernel on one architecture, and its global memory accesses narrower
+    than 16 bytes per thread."""
 
     kernel: str
     architecture: str
@@ -43,10 +43,10 @@ class HotCode:
 
 
 def disassembler(nvcc: str | None) -> str:
-    """cuobjdump of PATH, beside nvcc, or the one that comes with Triton.
+    """The path of cuobjdump: on PATH, in the folder of nvcc, in CUDA_HOME, or from Triton.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: not found.
     """
     folders = [os.environ.get("PATH", ""), str(Path(nvcc).resolve().parent) if nvcc else ""]
     folders.append(os.path.join(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin"))
@@ -66,12 +66,12 @@ def disassembler(nvcc: str | None) -> str:
 
 
 def hot_code(objects: list[Path], tool: str) -> list[HotCode]:
-    """Of all kernels in these object files, for each architecture they are compiled for."""
+    """The hot code of all kernels in these object files, per architecture."""
 
     def disassembled(file: Path) -> str:
         done = subprocess.run([tool, "-sass", str(file)], capture_output=True, text=True)
         if done.returncode:
-            raise SystemExit(f"{tool} -sass {file} fails: {done.stderr.strip()[-500:]}")
+            raise SystemExit(f"{tool} -sass {file} failed: {done.stderr.strip()[-500:]}")
         return done.stdout
 
     with ThreadPoolExecutor(os.cpu_count()) as jobs:
@@ -79,7 +79,7 @@ def hot_code(objects: list[Path], tool: str) -> list[HotCode]:
 
 
 def parse(text: str) -> list[HotCode]:
-    """cuobjdump's output for one file."""
+    """Parses the output of cuobjdump for one file."""
     found: list[HotCode] = []
     architecture, kernel, code = "", "", list[Instruction]()
 
@@ -107,7 +107,7 @@ def measure(kernel: str, architecture: str, code: list[Instruction]) -> HotCode:
 
 
 def hottest(code: list[Instruction]) -> list[Instruction]:
-    """See above; of several innermost loops, the longest."""
+    """The hot code as defined above; of several innermost loops, the longest."""
     bodies, loading = [], []
     for jump in code:
         target = re.search(r"\b0x([0-9a-f]+)$", jump.operands)
@@ -121,7 +121,7 @@ def hottest(code: list[Instruction]) -> list[Instruction]:
     ]
     if bodies or loading:
         return max(innermost or loading, key=len)
-    # What follows the last way out are calls of slow paths and padding.
+    # Slow paths and padding follow the last EXIT.
     exits = [number for number, i in enumerate(code) if i.opcode == "EXIT"]
     return code[: exits[-1] + 1] if exits else code
 

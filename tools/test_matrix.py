@@ -1,9 +1,9 @@
-"""Runs the everyday op and layer tests under several releases of torch, each with the Triton that it brings,
-and prints one table. The compiled libraries are those of this tree: one build serves every torch.
+"""Runs the op and layer tests under several torch releases, each with its Triton, and prints a table. All
+releases use the compiled libraries of this tree.
 
 python tools/test_matrix.py [--torch torch==2.11.0 ...] [--tests tests/ops tests/layer] [--options="-n 4"]
 
-Each release has a virtual environment in build/matrix, which later runs use again.
+Each release has a virtual environment in build/matrix, which later runs reuse.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "build" / "matrix"
 NEWEST = "newest"
-#: The oldest torch that is served, the one that the figures of generated code are from, and the newest.
+#: The oldest supported torch, the one of the limits on generated code, and the newest.
 RELEASES = ("torch==2.11.0", "torch==2.14.1", NEWEST)
 TESTS = ("tests/ops", "tests/layer")
 PROBE = """
@@ -55,7 +55,7 @@ def main() -> int:
     )
     parser.add_argument("--torch", nargs="+", default=RELEASES, help=f"requirements; default: {RELEASES}")
     parser.add_argument("--tests", nargs="+", default=TESTS, help=f"files or folders; default: {TESTS}")
-    parser.add_argument("--options", default="", help="further options of pytest")
+    parser.add_argument("--options", default="", help="further options for pytest")
     arguments = parser.parse_args()
     outcomes = [run(asked, arguments.tests, shlex.split(arguments.options)) for asked in arguments.torch]
     print("\n" + table(outcomes, arguments.tests))
@@ -89,7 +89,7 @@ def run(asked: str, tests: list[str], options: list[str]) -> Outcome:
 
 
 def environment(asked: str) -> Path:
-    """The Python of a virtual environment with this torch and what the tests need."""
+    """The Python of a virtual environment with this torch and the test requirements."""
     folder = WORK / re.sub(r"[^\w.+-]+", "-", asked.replace("==", "-"))
     python = folder / "bin" / "python"
     if not (folder / "complete").exists():
@@ -102,7 +102,8 @@ def environment(asked: str) -> Path:
 
 
 def requirements() -> list[str]:
-    """What the package and its tests need beside torch, as the installed package declares it."""
+    """The requirements of the package and its tests without torch, from the metadata of the installed
+    package."""
     listed = [Requirement(text) for text in metadata.requires("adacache-kernels") or []]
     wanted = [
         requirement

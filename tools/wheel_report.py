@@ -1,6 +1,6 @@
-"""Prints a wheel's size, what was built into it, and the undefined symbols of its shared libraries.
+"""Prints the size of a wheel, its build info, and the undefined symbols of its shared libraries.
 
-Fails if an op library asks for a symbol of ATen, c10 or Python, which would tie it to one version of them.
+Fails if an op library has an undefined symbol of ATen, c10 or Python, whose ABI is not stable.
 Usage: python tools/wheel_report.py WHEEL [--symbols]
 """
 
@@ -16,7 +16,7 @@ import textwrap
 import zipfile
 from pathlib import Path
 
-# First match names the group. Mangled C++ names are told by their namespace: at::, c10::, torch::.
+# The first match sets the group. Mangled C++ names match by namespace: at::, c10::, torch::.
 GROUPS = (
     ("ATen", re.compile(r"^_Z\w*?2at\d|\bat::")),
     ("c10", re.compile(r"^_Z\w*?3c10\d|\bc10::")),
@@ -37,7 +37,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("wheel", type=Path)
-    parser.add_argument("--symbols", action="store_true", help="list every symbol, not only those of torch")
+    parser.add_argument("--symbols", action="store_true", help="list all symbols, not only those of torch")
     arguments = parser.parse_args()
 
     faults = []
@@ -46,9 +46,7 @@ def main() -> int:
         info = json.loads(wheel.read("adacache_kernels/_build_info.json"))
         cuda = info["cuda"]
         architectures = ", ".join("sm_" + a for a in cuda["architectures"])
-        print(
-            f"built under torch {info['torch']} for torch >= {info['torch_target']} with {info['compiler']}"
-        )
+        print(f"built with torch {info['torch']} and {info['compiler']} for torch >= {info['torch_target']}")
         print(
             f"CUDA: nvcc {cuda['nvcc']} for {architectures}"
             if cuda["built"]
@@ -56,14 +54,14 @@ def main() -> int:
         )
         for entry in sorted(wheel.infolist(), key=lambda e: -e.file_size):
             if entry.file_size > 100_000 or entry.filename.endswith(".so"):
-                sizes = f"{mebibytes(entry.file_size)}, packed {mebibytes(entry.compress_size)}"
+                sizes = f"{mebibytes(entry.file_size)}, compressed {mebibytes(entry.compress_size)}"
                 print(f"  {entry.filename}: {sizes}")
         for name in (n for n in wheel.namelist() if n.endswith(".so")):
             faults += report_library(name, Path(wheel.extract(name, folder)), arguments.symbols)
     for fault in faults:
         print(f"FAULT {fault}")
     if not faults:
-        print("the op libraries ask for no symbol of ATen, c10 or Python")
+        print("the op libraries have no undefined symbols of ATen, c10 or Python")
     return 1 if faults else 0
 
 
@@ -79,11 +77,13 @@ def report_library(name: str, path: Path, every: bool) -> list[str]:
         print(f"  {group}: {len(members)}" + (f" (newest {newest})" if newest else ""))
         if every or ("_ops_" in name and group in LISTED):
             print(textwrap.indent(textwrap.fill(" ".join(members), 106, break_on_hyphens=False), "    "))
-    if "_ops_" not in name:  # the engine is a Python module: Python is what it may ask for, torch is not
+    if "_ops_" not in name:  # the engine is a Python module; it must not use torch
         forbidden: tuple[str, ...] = ("ATen", "c10", "torch C++", "LibTorch stable C ABI")
     else:
         forbidden = FORBIDDEN_IN_OPS
-    return [f"{name} asks for {symbol} ({group})" for group in forbidden for symbol in groups.get(group, [])]
+    return [
+        f"{name}: undefined {symbol} ({group})" for group in forbidden for symbol in groups.get(group, [])
+    ]
 
 
 def undefined_symbols(path: Path) -> list[str]:
@@ -99,7 +99,7 @@ def needed_libraries(path: Path) -> list[str]:
 
 
 def newest_versions(symbols: list[str]) -> str:
-    """The newest version asked of each versioned runtime: it says how old a system may be."""
+    """The newest required version of each versioned runtime library."""
     newest: dict[str, tuple[int, ...]] = {}
     for symbol in symbols:
         if match := re.search(r"@(GLIBCXX|CXXABI|GLIBC|GCC)_([\d.]+)$", symbol):

@@ -1,10 +1,10 @@
-"""From a public function to the backend that runs it.
+"""Dispatches public functions to backends.
 
-All backends take a schema's arguments by position, given outputs last. `torch.ops.adacache.<op>` allocates
-outputs; `<op>_out` writes to those given and returns the sums alone, if it is a meter.
-`torch.ops.adacache_triton` has the same ops, except that ops with outputs exist as `<op>_out` only: outputs
-are allocated here. `reference.<op>` takes the arguments of a meter and those of a norm as one each, the
-outputs as optional ones, and always returns everything.
+All backends take the arguments of the schema by position, followed by given outputs.
+`torch.ops.adacache.<op>` allocates outputs; `<op>_out` writes to given ones, and returns only the sums if it
+is a meter. `torch.ops.adacache_triton` has only `<op>_out` for ops with outputs, which are allocated here.
+`reference.<op>` takes the arguments of a meter and of a norm grouped, outputs as optional arguments, and
+returns all results.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _COMPILED = {
 def call(op: str, *arguments: Any, out: Any = None, norm_out: Any = None) -> Any:
     """Run `op` on the device of its first argument.
 
-    Returns the outputs, given or new, and then the sums, if there are any: a tuple, or the one tensor alone.
+    Returns the outputs, given or allocated, then the sums of a meter; a single result is not a tuple.
     """
     first = arguments[0]
     if not isinstance(first, torch.Tensor):
@@ -45,7 +45,7 @@ def call(op: str, *arguments: Any, out: Any = None, norm_out: Any = None) -> Any
             if not outputs:
                 return _COMPILED[op](*arguments)
             return _results(outputs, _COMPILED[op + "_out"](*arguments, *outputs))
-        except Exception:  # whose type and text depend on the version of torch
+        except Exception:  # type and message depend on the torch version
             _explain_refusal(op, arguments, outputs)
             raise
     check(op, arguments, outputs)
@@ -59,7 +59,7 @@ def call(op: str, *arguments: Any, out: Any = None, norm_out: Any = None) -> Any
 
 
 def _explain_refusal(op: str, arguments: Sequence[Any], outputs: Sequence[torch.Tensor]) -> None:
-    """Raise the error of the checks in Python for what a compiled op refused; they may find nothing."""
+    """Raise the error of the Python checks after a compiled op raised. Returns if they find none."""
     try:
         check(op, arguments, outputs)
     except (TypeError, ValueError) as refusal:
@@ -67,8 +67,7 @@ def _explain_refusal(op: str, arguments: Sequence[Any], outputs: Sequence[torch.
 
 
 def _require_grad(arguments: Sequence[Any]) -> bool:
-    """Whether autograd would have to follow the call. In every schema the tensors that it could follow
-    precede the first number."""
+    """Whether an argument requires grad. In every schema, differentiable tensors precede the first number."""
     for argument in arguments:
         if argument is None:
             continue
@@ -90,14 +89,14 @@ def _given_outputs(op: str, out: Any, norm_out: Any) -> tuple[torch.Tensor, ...]
         return (out,)
     if out is None or norm_out is None:
         absent, present = ("out", "norm_out") if out is None else ("norm_out", "out")
-        raise ValueError(f"{absent}: expected a tensor with {present}, got None; give both or neither")
+        raise ValueError(f"{absent}: expected a tensor with {present}, got None; pass both or neither")
     return out, norm_out
 
 
 def _grouped(op: str, arguments: Sequence[Any]) -> tuple[Any, ...]:
-    """The arguments as the reference takes them."""
+    """The arguments with those of a norm and of a meter grouped, for the reference."""
     grouped = tuple(arguments)
-    for group in (reference.Meter, reference.Norm):  # in a schema a norm precedes a meter
+    for group in (reference.Meter, reference.Norm):  # last group first, so that indices stay valid
         if group._fields[0] in NAMES[op] and group._fields[-1] in NAMES[op]:
             start = NAMES[op].index(group._fields[0])
             end = start + len(group._fields)

@@ -1,4 +1,4 @@
-"""From sums to the next computed step, on the device of the sums, without synchronization."""
+"""The decision rule: computes the next computed step from sums, on their device, without synchronization."""
 
 from __future__ import annotations
 
@@ -30,45 +30,44 @@ def decide(
     divisor: float = 1.0,
     gradient_weight: float = 0.0,
 ) -> None:
-    """Turn the sums of one metric site into a rate and a next computed step, per video, in place in `state`.
+    """Update `state` in place from the sums of one metric site: rate and next computed step per video.
 
     A video is due if `step` is 1, num_steps-1 or num_steps, its next step, or its last step (a further site
-    of the same step); other rows stay as they are. Step 1 has no old residual and always gives rate 1.
+    of the same step); rows of other videos do not change. Step 1 has no old residual, and its rate is 1.
 
-    rule="published", the decisions of the published code: q = distance / rate scheduled before, with distance
+    rule="published", the decisions of the published code: q = distance / previous rate, with distance
     sum|r-old| / sum|old| (l1), sqrt(sum (r-old)^2 / sum old^2) (l2) or 1 - r.old / (|r| |old|) (cosine); the
-    mean of q over the sites so far; with motion regularisation factor = (m / scale)^power / divisor inside
-    the window, else 1, with m = mean over strides of motion_diff / motion_sum; score = mean * (factor +
-    |gradient_weight * (factor - previous factor) / rate scheduled before|).
+    mean of q over the sites of this step; with motion regularization factor = (m / scale)^power / divisor
+    inside the window, otherwise 1, with m = mean over strides of motion_diff / motion_sum;
+    score = mean * (factor + |gradient_weight * (factor - previous factor) / previous rate|).
 
-    rule="paper", the equations: distance mean|r-old|, or the root of its mean square, divided by the steps
-    elapsed; m = mean over strides of mean|r[t+s]-r[t]|; inside the window score = mean * (m + gradient_weight
-    * (m - previous m) / steps elapsed) / scale; `power` and `divisor` are not used.
+    rule="paper", the equations: distance mean|r-old|, or the root of its mean square, divided by the elapsed
+    steps; m = mean over strides of mean|r[t+s]-r[t]|; inside the window score = mean * (m + gradient_weight
+    * (m - previous m) / elapsed steps) / scale; `power` and `divisor` are not used.
 
-    The first threshold above the score gives the rate, past all thresholds the last entry does. A distance,
-    or a motion that is used, which is not finite gives rate 1 and sets "nonfinite".
+    The first threshold above the score selects the rate; above all thresholds, the last entry. A non-finite
+    distance, or a non-finite motion inside the window, gives rate 1 and sets "nonfinite".
 
     Args:
         sums: float64 [num_videos, columns] of `gated_residual_meter` or `residual_meter`.
-        state: float64 [num_videos, 10 + sites] of `initial_state`, changed in place, in memory of its own;
-            columns named by `state_columns(sites)`.
+        state: float64 [num_videos, 10 + sites] of `initial_state`, updated in place; must not overlap other
+            arguments; columns named by `state_columns(sites)`.
         step: number of the denoising step, 1-based.
         num_steps: denoising steps of the request.
-        thresholds: float64 [entries], ascending, on the device of sums. Their order and the rates are not
-            checked.
+        thresholds: float64 [entries], ascending, on the device of sums. Thresholds and rates are not checked.
         rates: float64 [entries], steps from this computed step to the next, at least 1.
-        frames: latent frames the sums were taken over.
-        site: metric site of the step that these sums are from, 0-based.
-        strides: frame strides the sums were taken with.
+        frames: latent frames of the measured residuals.
+        site: metric site of the sums, 0-based.
+        strides: frame strides of the sums.
         metric: "l1", "l2" or "cosine".
         rule: "published" or "paper".
         elements: rows per video * N * C; used only by rule="paper".
-        window: first and last step (1-based, both included) in which motion counts.
-        scale: > 0 turns motion regularisation on.
+        window: first and last step (1-based, inclusive) of motion regularization.
+        scale: > 0 enables motion regularization.
         power, divisor, gradient_weight: see above.
 
     Raises:
-        TypeError, ValueError: an argument does not fit; the message names it.
+        TypeError, ValueError: an argument is invalid; the message names it.
 
     Source: AdaCache (arXiv 2411.02397), and `compute_next_step` of the published code.
     """

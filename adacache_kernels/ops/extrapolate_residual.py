@@ -1,4 +1,4 @@
-"""x + sum of c_i * F_i: a residual forecast from cached factors, added to the stream in one pass."""
+"""x + sum of c_i * F_i: adds a residual forecast from cached factors to the stream in one pass."""
 
 from __future__ import annotations
 
@@ -19,15 +19,14 @@ def extrapolate_residual(
     residual_rows: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Add a forecast residual c_0*F_0 + c_1*F_1 + ... to the stream, with coefficients of each row's video.
+    """Add a residual forecast c_0*F_0 + c_1*F_1 + ... to the stream, with coefficients per video.
 
-    Products and sums are taken in float32 from left to right, x is added last, and the result is rounded once
-    to x's dtype.
+    Computed in float32 from left to right; x is added last, and the result is rounded once to the dtype of x.
 
     Args:
         x: the stream, float32, bfloat16 or float16 [B, N, C]. Contiguous in C, any other strides.
-        factors: 1 to 4 tensors [B, N, C] on the same device, of one dtype of float32, bfloat16 or float16
-            whatever x's dtype; contiguous in C. F_0 is the cached residual, F_i its i-th difference.
+        factors: 1 to 4 tensors [B, N, C] on the same device, all float32, bfloat16 or float16, independent of
+            the dtype of x; contiguous in C. F_0 is the cached residual, F_i its i-th difference.
         coefficients: float32 [num_videos, factors], contiguous. Without video_of_row it has one row for all
             rows, or B rows (row b is video b).
         video_of_row: int32 [B], the video of each row.
@@ -39,8 +38,8 @@ def extrapolate_residual(
         x_out [B, N, C].
 
     Raises:
-        TypeError, ValueError: an argument does not fit; the message names it. Row indices and video ids out
-            of range raise on the CPU. On CUDA they are not checked, because that would synchronize: their
+        TypeError, ValueError: an argument is invalid; the message names it. Out-of-range row indices and
+            video ids raise on the CPU. On CUDA they are not checked, because that would synchronize; their
             rows are NaN.
 
     Source: TaylorSeer (arXiv 2503.06923), equation of the Taylor forecast of features.

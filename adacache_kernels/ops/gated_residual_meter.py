@@ -1,5 +1,4 @@
-"""x + gate*y; the residual gate*y is cached and measured against the last one in the same pass over
-memory."""
+"""x + gate*y; caches the residual gate*y and measures its change in the same pass over memory."""
 
 from __future__ import annotations
 
@@ -29,43 +28,42 @@ def gated_residual_meter(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Add a gated sub-layer output to the stream, cache the gated residual, and measure how much it changed.
 
-    r = gate*y and x_out = x + r are bit for bit what eager PyTorch gives in this dtype: r is rounded to the
-    dtype before it is added and before it is measured. Deterministic: equal inputs give bit-identical sums.
+    r = gate*y and x_out = x + r are bit-identical to eager PyTorch in this dtype: r is rounded before it is
+    added and measured. Deterministic: equal inputs give bit-identical sums.
 
     Args:
         x: the stream, float32, bfloat16 or float16 [B, N, C] with N = frames * places, frame-major.
-            Contiguous in C, any other strides; this holds for all tensors below, which also share x's dtype
-            and device unless stated otherwise.
-        y: the sub-layer's output [B, N, C].
+            Contiguous in C, any other strides; this holds for all tensors below, which also have the dtype
+            and device of x unless stated otherwise.
+        y: the output of the sub-layer [B, N, C].
         gate: [B, 1, C], per frame [B, frames, C] or per token [B, N, C]; other strides may be 0 (expanded).
             None: 1.
-        residual: [B, N, C], holds the residual of the last computed step and is overwritten with r. Of x's
-            dtype, or float8_e4m3fn with `residual_scale`; r itself is measured before it is rounded to
-            float8.
+        residual: [B, N, C], the residual of the last computed step; overwritten with r. In the dtype of x, or
+            float8_e4m3fn with `residual_scale`; r is measured before it is rounded to float8.
         frames: latent frames T; divides N.
         strides: frame distances of the motion term, each in 1..frames-1, at most 8; may be empty.
         video_of_row: int32 [B], the video of each row, 0..num_videos-1. None: all rows are one video.
-        num_videos: number of videos with sums of their own, 1 to 65536.
-        metric: "l1", "l2" or "cosine": the distance that `decide` will use. "l1" skips the squares.
-        residual_scale: float32 [B, N], any strides: the cached value is residual_scale * residual. Given if
-            and only if residual is float8; overwritten with max|r| / 448 of each token (1 where that is
-            nearly 0; unchanged if C is 0).
+        num_videos: number of videos, 1 to 65536. Sums are per video.
+        metric: "l1", "l2" or "cosine": the distance for `decide`. "l1" skips the squares.
+        residual_scale: float32 [B, N], any strides: the cached value is residual_scale * residual. Required
+            for float8 residuals only; overwritten with max|r| / 448 per token (1 if that is nearly 0;
+            unchanged if C is 0).
         x_rows: int32 [B]; row b of the batch is row x_rows[b] of x, which may have any number of rows.
-        residual_rows: int32 [B], no row twice; the same for residual and residual_scale.
+        residual_rows: int32 [B], distinct; the same for residual and residual_scale.
         out: [B, N, C] for x_out, may be x itself (not with x_rows); None allocates.
 
-    Under autocast y and gate of another floating dtype are cast to x's dtype.
+    Under autocast y and gate of another floating dtype are cast to the dtype of x.
 
     Returns:
         x_out [B, N, C], and sums float64 [num_videos, columns], columns named by `sum_columns(strides)`. A
-        video without rows has sums 0. Non-finite input gives non-finite sums, which `decide` takes for
-        "compute".
+        video without rows has sums 0. Non-finite input gives non-finite sums, for which `decide` computes the
+        next step.
 
     Raises:
-        TypeError, ValueError: an argument does not fit; the message names it. Video ids and row indices out
-            of range raise on the CPU. On CUDA they are not checked, because that would synchronize: a wrong
-            id makes all sums NaN; a wrong index writes nothing to the cache and makes x_out of its row and
-            the sums of its video NaN.
+        TypeError, ValueError: an argument is invalid; the message names it. Out-of-range video ids and row
+            indices raise on the CPU. On CUDA they are not checked, because that would synchronize: with an
+            out-of-range id all sums are NaN; with an out-of-range index the cache is not written, and x_out
+            of the row and the sums of its video are NaN.
 
     Source: AdaCache (arXiv 2411.02397), and `compute_next_step` of the published code.
     """

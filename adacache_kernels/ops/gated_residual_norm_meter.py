@@ -32,45 +32,46 @@ def gated_residual_norm_meter(
     out: torch.Tensor | None = None,
     norm_out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Add, cache and measure a gated residual, and normalise and modulate the stream for the next sub-layer.
+    """Add, cache and measure a gated residual, and compute the modulated layer norm of the result.
 
     x_out, residual and sums are those of `gated_residual_meter`; the second result is `layer_norm_modulate`
-    of x_out as it is stored, that is rounded to its dtype.
+    of the rounded x_out.
 
     Args:
         x: the stream, float32, bfloat16 or float16 [B, N, C] with N = frames * places, frame-major.
-            Contiguous in C, any other strides; this holds for all tensors below, which also share x's dtype
-            and device unless stated otherwise.
-        y: the sub-layer's output [B, N, C].
+            Contiguous in C, any other strides; this holds for all tensors below, which also have the dtype
+            and device of x unless stated otherwise.
+        y: the output of the sub-layer [B, N, C].
         gate: of this sub-layer; shift, scale: of the next one. [B, 1, C], per frame [B, frames, C] or per
             token [B, N, C]; other strides may be 0 (expanded). None: a gate of 1, a shift or scale of 0.
-        residual: [B, N, C], holds the residual of the last computed step and is overwritten with r = gate*y.
-            Of x's dtype, or float8_e4m3fn with `residual_scale`.
+        residual: [B, N, C], the residual of the last computed step; overwritten with r = gate*y. In the dtype
+            of x, or float8_e4m3fn with `residual_scale`.
         frames: latent frames T; divides N.
         strides: frame distances of the motion term, each in 1..frames-1, at most 8; may be empty.
         video_of_row: int32 [B], the video of each row, 0..num_videos-1. None: all rows are one video.
-        num_videos: number of videos with sums of their own, 1 to 65536.
-        metric: "l1", "l2" or "cosine": the distance that `decide` will use. "l1" skips the squares.
+        num_videos: number of videos, 1 to 65536. Sums are per video.
+        metric: "l1", "l2" or "cosine": the distance for `decide`. "l1" skips the squares.
         weight, bias: of the norm, [C]. None: 1 and 0.
         eps: added to the variance.
-        residual_scale: float32 [rows of residual, N], any strides; given if and only if residual is float8;
-            see `gated_residual_meter`.
+        residual_scale: float32 [rows of residual, N], any strides; required for float8 residuals only; see
+            `gated_residual_meter`.
         x_rows: int32 [B]; row b of the batch is row x_rows[b] of x, which may have any number of rows.
-        residual_rows: int32 [B], no row twice; the same for residual and residual_scale.
+        residual_rows: int32 [B], distinct; the same for residual and residual_scale.
         out: [B, N, C] for x_out, may be x itself (not with x_rows).
-        norm_out: [B, N, C] for the norm, memory of its own. Given together with out, or neither.
+        norm_out: [B, N, C] for the norm; must not overlap other arguments. Pass both out and norm_out, or
+            neither.
 
-    Under autocast y, gate, shift, scale, weight and bias of another floating dtype are cast to x's dtype.
+    Under autocast y, gate, shift, scale, weight and bias of another floating dtype are cast to that of x.
 
     Returns:
         x_out [B, N, C], normed [B, N, C], and sums float64 [num_videos, columns], columns named by
         `sum_columns(strides)`; see `gated_residual_meter`.
 
     Raises:
-        TypeError, ValueError: an argument does not fit; the message names it. Video ids and row indices out
-            of range raise on the CPU. On CUDA they are not checked, because that would synchronize: a wrong
-            id makes all sums NaN; a wrong index writes nothing to the cache and makes the outputs of its row
-            and the sums of its video NaN.
+        TypeError, ValueError: an argument is invalid; the message names it. Out-of-range video ids and row
+            indices raise on the CPU. On CUDA they are not checked, because that would synchronize: with an
+            out-of-range id all sums are NaN; with an out-of-range index the cache is not written, and the
+            outputs of the row and the sums of its video are NaN.
 
     Source: AdaCache (arXiv 2411.02397), and the adaptive layer norm of a DiT block (arXiv 2212.09748, section
     3.2).

@@ -1,4 +1,4 @@
-"""LN(x) * (1 + scale) + shift: what a DiT block does before each sub-layer, in one pass."""
+"""LN(x) * (1 + scale) + shift in one pass: the adaptive layer norm before each sub-layer of a DiT block."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ def layer_norm_modulate(
     x_rows: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Normalise each token over its channels and modulate it.
+    """Compute the modulated layer norm of each token.
 
     With mean and population variance over C: n = (x - mean) / sqrt(variance + eps), n = n * weight + bias,
-    y = n * (1 + scale) + shift. All in float32 and rounded once to x's dtype, where eager PyTorch rounds
+    y = n * (1 + scale) + shift. Computed in float32 and rounded once to the dtype of x; eager PyTorch rounds
     after each step.
 
     Args:
         x: the stream, float32, bfloat16 or float16 [B, N, C]. Contiguous in C, any other strides; this holds
-            for all tensors below, which also share x's dtype and device.
+            for all tensors below, which also have the dtype and device of x.
         shift, scale: [B, 1, C], per group of tokens [B, G, C] with G a divisor of N, such as the frames, or
             per token [B, N, C]; both with the same groups, or one of them with 1 or N. Other strides may be 0
             (expanded). None: 0.
@@ -35,14 +35,14 @@ def layer_norm_modulate(
         x_rows: int32 [B]; row b of the batch is row x_rows[b] of x, which may have any number of rows.
         out: [B, N, C] for the result, may be x itself (not with x_rows); None allocates.
 
-    Under autocast shift, scale, weight and bias of another floating dtype are cast to x's dtype.
+    Under autocast shift, scale, weight and bias of another floating dtype are cast to the dtype of x.
 
     Returns:
         y [B, N, C].
 
     Raises:
-        TypeError, ValueError: an argument does not fit; the message names it. Values of x_rows out of range
-            raise on the CPU. On CUDA they are not checked, because that synchronizes: their rows are NaN.
+        TypeError, ValueError: an argument is invalid; the message names it. Out-of-range x_rows raise on the
+            CPU. On CUDA they are not checked, because that would synchronize; their rows are NaN.
 
     Source: the adaptive layer norm of a DiT block (arXiv 2212.09748, section 3.2).
     """

@@ -1,4 +1,4 @@
-"""The sums alone, for callers who have both the new residual and the old one."""
+"""The sums of a given residual and a given old one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def residual_meter(
     num_videos: int = 1,
     metric: str = "l1",
 ) -> torch.Tensor:
-    """Measure how far a residual is from the old one and how much it changes from frame to frame.
+    """Measure the change of a residual against the old one, and its motion between frames.
 
     Args:
         residual: the new residual, float32, bfloat16 or float16 [B, N, C] with N = frames * places,
@@ -29,15 +29,15 @@ def residual_meter(
         frames: latent frames T; divides N.
         strides: frame distances of the motion term, each in 1..frames-1, at most 8; may be empty.
         video_of_row: int32 [B], the video of each row, 0..num_videos-1. None: all rows are one video.
-        num_videos: number of videos with sums of their own, 1 to 65536.
-        metric: "l1", "l2" or "cosine": the distance that `decide` will use. "l1" skips the squares.
+        num_videos: number of videos, 1 to 65536. Sums are per video.
+        metric: "l1", "l2" or "cosine": the distance for `decide`. "l1" skips the squares.
 
     Returns:
         sums float64 [num_videos, columns], columns named by `sum_columns(strides)`; see
         `gated_residual_meter`.
 
     Raises:
-        TypeError, ValueError: an argument does not fit; the message names it.
+        TypeError, ValueError: an argument is invalid; the message names it.
 
     Source: AdaCache (arXiv 2411.02397), and `compute_next_step` of the published code.
     """

@@ -1,4 +1,4 @@
-"""x + residual for the videos that reuse, x for the others: all the work of a reused step."""
+"""x + residual for the videos that reuse, x for the others: the only op of a reused step."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ def reuse_residual(
     residual_rows: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Add a cached residual to the rows whose video reuses it, and copy the other rows.
+    """Add a cached residual to the rows of videos that reuse, and copy the other rows.
 
-    The sum is taken in float32 and rounded once to x's dtype, as eager PyTorch does for x + residual of one
-    dtype.
+    The sum is computed in float32 and rounded once to the dtype of x. Bit-identical to x + residual in eager
+    PyTorch if both have the same dtype.
 
     Args:
         x: the stream, float32, bfloat16 or float16 [B, N, C]. Contiguous in C, any other strides.
-        residual: [B, N, C] on the same device, float32, bfloat16 or float16 whatever x's dtype, or
+        residual: [B, N, C] on the same device, float32, bfloat16 or float16 independent of the dtype of x, or
             float8_e4m3fn with `residual_scale`. Contiguous in C.
         video_of_row: int32 [B], the video of each row.
-        reuse: bool [num_videos] on x's device, the videos that reuse; None: all. Without video_of_row it has
-            one entry for all rows, or B entries (row b is video b).
-        residual_scale: float32 [B, N], any strides: what is added is residual_scale * residual. Given if and
-            only if residual is float8.
+        reuse: bool [num_videos] on the device of x, the videos that reuse; None: all. Without video_of_row it
+            has one entry for all rows, or B entries (row b is video b).
+        residual_scale: float32 [B, N], any strides: the op adds residual_scale * residual. Required for
+            float8 residuals only.
         x_rows: int32 [B]; row b of the batch is row x_rows[b] of x, which may have any number of rows.
         residual_rows: int32 [B]; the same for residual and residual_scale.
         out: [B, N, C] for the result, may be x itself (not with x_rows); None allocates.
@@ -40,12 +40,12 @@ def reuse_residual(
         x_out [B, N, C].
 
     Raises:
-        TypeError, ValueError: an argument does not fit; the message names it. Row indices and video ids out
-            of range raise on the CPU. On CUDA they are not checked, because that would synchronize: their
+        TypeError, ValueError: an argument is invalid; the message names it. Out-of-range row indices and
+            video ids raise on the CPU. On CUDA they are not checked, because that would synchronize; their
             rows are NaN.
 
-    Source: AdaCache (arXiv 2411.02397); one tensor holds the residuals of a whole stack, since all blocks
-    share one schedule.
+    Source: AdaCache (arXiv 2411.02397). All blocks share one schedule, so one tensor keeps the residual of
+    the whole stack.
     """
     cache, rows = (residual, residual_scale), (x_rows, residual_rows)
     return call("reuse_residual", x, *cache, *rows, video_of_row, reuse, out=out)

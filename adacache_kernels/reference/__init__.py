@@ -1,5 +1,4 @@
-"""The ops in plain PyTorch: the specification that the other backends are tested against. Sums are float64
-throughout."""
+"""The ops in plain PyTorch: the specification for the tests of the other backends. Sums are float64."""
 
 from .arguments import Meter, Norm
 from .decide import decide

@@ -1,4 +1,4 @@
-"""Arguments that several ops share, in the order of their schemas."""
+"""Groups of arguments shared by several ops, in the order of the schemas."""
 
 from __future__ import annotations
 

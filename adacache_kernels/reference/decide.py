@@ -1,8 +1,5 @@
-"""From the sums of one metric site to the rate until the next computed step, for each video; see
-`ops/decide.py` for the terms.
-
-Everything is a tensor over videos: no synchronization.
-"""
+"""The decision rule; see `ops/decide.py` for the terms. All values are tensors over videos, so that nothing
+synchronizes."""
 
 from __future__ import annotations
 
@@ -41,14 +38,14 @@ def decide(
     due = (next_step == step) | ~first_site
     if step == 1 or step >= num_steps - 1:
         due = torch.ones_like(due)
-    # The divisor of the distance: published, the scheduled rate; in the paper, the steps elapsed.
+    # The divisor of the distance: the previous rate (published) or the elapsed steps (paper).
     gap = torch.where(first_site, rate if published else step - was_step, gap)
     count = torch.where(first_site, 0.0, count)
     mean = torch.where(first_site, 0.0, mean)
     nonfinite = torch.where(first_site, 0.0, nonfinite)
     stepped = torch.full_like(was_step, step)
 
-    if step == 1:  # no old residual yet
+    if step == 1:  # no old residual
         one = torch.ones_like(rate)
         _store(
             state,
@@ -75,8 +72,8 @@ def decide(
 
     below = score[:, None] < thresholds
     entry = torch.where(below.any(1), below.int().argmax(1), thresholds.shape[0] - 1)
-    # A score that is not finite means compute next. The mean stays NaN, so that no later site of this step
-    # decides otherwise.
+    # After a non-finite score the next step is computed. The mean stays NaN, so that later sites of this step
+    # decide the same.
     bad = ~score.isfinite()
     rate = torch.where(bad, 1.0, rates[entry])
     mean = torch.where(bad, torch.nan, mean)

@@ -1,4 +1,4 @@
-"""x + the sum of kept factors, each times its video's coefficient."""
+"""x + sum of c_i * F_i, with coefficients per video."""
 
 from __future__ import annotations
 

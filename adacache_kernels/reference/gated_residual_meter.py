@@ -1,4 +1,4 @@
-"""x + gate*y, gate*y written over the old residual, and the sums of the two residuals."""
+"""x + gate*y; stores gate*y over the old residual; sums of both residuals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""x + gate*y, and its layer norm, modulated, for the next sub-layer."""
+"""x + gate*y, and the modulated layer norm of the result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`gated_residual_meter`, and the layer norm of x_out, modulated, for the next sub-layer."""
+"""`gated_residual_meter`, and the modulated layer norm of x_out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shared by the attention ops: norm and rotation of queries and keys, in float32."""
+"""Shared by the attention ops: norm and rotation of q and k, in float32."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def norm_and_rope(
     interleaved: bool,
     eps: float,
 ) -> torch.Tensor:
-    """RMS norm over the last dimension of x [B, N, heads, dim], then the rotation; gives float32."""
+    """RMS norm over the last dimension of x [B, N, heads, dim], then rotation. Returns float32."""
     x = x.float()
     if weight is not None:
         x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight.float()
@@ -27,7 +27,7 @@ def norm_and_rope(
 
 
 def by_token(angles: torch.Tensor, tokens: int) -> torch.Tensor:
-    """Spread [L, dim / 2] to [N, 1, dim / 2]: neighbouring tokens share a row."""
+    """Repeat rows of [L, dim / 2] to [N, 1, dim / 2], for N / L consecutive tokens each."""
     if angles.shape[0] != tokens:
         angles = angles.repeat_interleave(tokens // angles.shape[0], 0)
     return angles[:, None]

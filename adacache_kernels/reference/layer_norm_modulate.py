@@ -1,4 +1,4 @@
-"""The layer norm of each token, modulated: LN(x) * (1 + scale) + shift."""
+"""The modulated layer norm of each token: LN(x) * (1 + scale) + shift."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sums alone: how far a residual lies from the old one, and how much it changes from frame to frame."""
+"""The sums of a residual and an old one, and of the motion between frames."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def residual_meter(
 ) -> torch.Tensor:
     video_of_row, num_videos, frames, strides, metric = meter
     columns = 7 + 2 * len(strides)
-    # Row by row, since float64 copies of a whole batch would be several times its size.
+    # Per row, to limit the memory of float64 copies.
     rows = [_row_sums(residual[row], old[row], frames, strides) for row in range(residual.shape[0])]
     by_row = torch.stack(rows) if rows else residual.new_empty((0, columns), dtype=torch.float64)
     if video_of_row is None:

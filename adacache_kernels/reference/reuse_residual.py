@@ -1,4 +1,4 @@
-"""x + residual for the rows whose video reuses, x for the others."""
+"""x + residual for the rows of videos that reuse, x for the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""x_out - x_in of a whole stack of blocks, written over the old one, and the sums of the two."""
+"""Stores x_out - x_in over the old residual of a stack of blocks; sums of both residuals."""
 
 from __future__ import annotations
 

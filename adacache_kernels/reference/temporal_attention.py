@@ -1,4 +1,4 @@
-"""Attention over the frames of each place, in float32 and rounded once."""
+"""Attention over the frames of each place, in float32, rounded once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def temporal_attention(
     by_place = (rows, frames, tokens // frames, heads, dim)
     q, k, v = (x.reshape(by_place).permute(0, 2, 3, 1, 4) for x in (q, k, qkv[:, :, 2].float()))
     device = qkv.device.type
-    # Under autocast the products would be rounded to its dtype.
+    # Autocast would round the matrix products to its dtype.
     autocast = device != "meta" and torch.is_autocast_enabled(device)
     with torch.autocast(device, enabled=False) if autocast else nullcontext():
         y = torch.softmax(q @ k.transpose(-1, -2) * scale, -1) @ v

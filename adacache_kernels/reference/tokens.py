@@ -1,17 +1,17 @@
-"""Shared by the ops: modulators per token, rows picked by an index, float8 caches."""
+"""Shared by the ops: modulators, row indices, float8 caches."""
 
 from __future__ import annotations
 
 import torch
 
-#: The largest number of float8 e4m3.
+#: The largest finite value of float8_e4m3fn.
 FLOAT8_LARGEST = 448.0
-#: A token whose largest value is below this has scale 1: 448 / largest would overflow.
+#: A token whose largest magnitude is below this has scale 1, because 448 / largest would overflow.
 FLOAT8_NEGLIGIBLE = 2.0**-100
 
 
 def by_token(modulator: torch.Tensor, tokens: int) -> torch.Tensor:
-    """Spread a modulator per group of tokens to [B, N, C]; one for all tokens broadcasts as it is."""
+    """Repeat a modulator per group of tokens to [B, N, C]; one with a single group broadcasts."""
     groups = modulator.shape[1]
     return modulator if groups in (1, tokens) else modulator.repeat_interleave(tokens // groups, 1)
 
@@ -21,7 +21,7 @@ def gated(y: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
 
 
 def pick_rows(tensor: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
-    """Gather rows; NaN for an index out of range."""
+    """Gather rows; NaN for out-of-range indices."""
     if rows is None:
         return tensor
     total = tensor.shape[0]
@@ -36,7 +36,7 @@ def known_rows(rows: torch.Tensor, total: int) -> torch.Tensor:
 
 
 def kept_rows(rows: torch.Tensor | None, x_rows: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor | None:
-    """The cache rows of a batch: -1 where x_rows is out of range."""
+    """The cache rows of the batch; -1 where x_rows is out of range."""
     if x_rows is None:
         return rows
     if rows is None:
@@ -45,12 +45,12 @@ def kept_rows(rows: torch.Tensor | None, x_rows: torch.Tensor | None, x: torch.T
 
 
 def of_known(values: torch.Tensor, rows: torch.Tensor | None, total: int) -> torch.Tensor:
-    """Set rows of the batch whose index is out of range to NaN."""
+    """Set the rows of the batch with an out-of-range index to NaN."""
     return values if rows is None else torch.where(known_rows(rows, total)[:, None, None], values, torch.nan)
 
 
 def store_rows(tensor: torch.Tensor, rows: torch.Tensor | None, values: torch.Tensor) -> None:
-    """Scatter rows; an index out of range writes nothing. No synchronization."""
+    """Scatter rows; out-of-range indices write nothing. Does not synchronize."""
     if rows is None:
         tensor.copy_(values)
         return
@@ -74,7 +74,7 @@ def store_cache(
     if scale is None:
         store_rows(residual, rows, new)
         return
-    if not new.shape[-1]:  # without channels there is nothing to scale
+    if not new.shape[-1]:  # no channels
         return
     stored, scales = quantized(new)
     store_rows(residual.view(torch.uint8), rows, stored.view(torch.uint8))
@@ -82,13 +82,12 @@ def store_cache(
 
 
 def quantized(new: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Round [B, N, C] to float8 with a scale per token, so that its largest value becomes the largest
-    float8."""
+    """Quantize [B, N, C] to float8 with one scale per token, max|value| / 448."""
     values = new.float()
     largest = values.abs().amax(-1)
     negligible = largest < FLOAT8_NEGLIGIBLE
     one = torch.ones_like(largest)
     scale = torch.where(negligible, one, largest * (1 / FLOAT8_LARGEST))
-    # Not number / tensor, which PyTorch evaluates as number * (1 / tensor), with two roundings.
+    # PyTorch evaluates number / tensor as number * (1 / tensor), with two roundings.
     inverse = torch.where(negligible, one, torch.full_like(largest, FLOAT8_LARGEST) / largest)
     return (values * inverse[:, :, None]).to(torch.float8_e4m3fn), scale

@@ -1,7 +1,7 @@
-"""The ops as Triton kernels: for GPUs without the compiled CUDA library, and for tests without a GPU.
+"""The ops as Triton kernels, for GPUs without the compiled CUDA library and for tests without a GPU.
 
-They are registered as torch.ops.adacache_triton.*, with the schemas of the compiled ops, so that
-torch.compile takes each launch as one opaque op. Outputs are the caller's to allocate.
+They are registered as torch.ops.adacache_triton.* with the schemas of the compiled ops, so that torch.compile
+treats each launch as an opaque op. The caller allocates outputs.
 """
 
 from __future__ import annotations

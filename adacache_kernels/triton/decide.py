@@ -1,4 +1,4 @@
-"""The decision rule for all videos in one program; see `ops/decide.py` for the terms."""
+"""The decision rule; see `ops/decide.py` for the terms."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _L1 = tl.constexpr(METRICS["l1"])
 _L2 = tl.constexpr(METRICS["l2"])
 
 
-# Triton passes floats as float32. Those that a policy fixes are constexpr; `elements` is passed as its bits:
-# a constexpr would be compiled again for each size of the video.
+# Triton passes floats as float32. Constants of a policy are constexpr; `elements` is passed as its bits,
+# because a constexpr would recompile for each video size.
 @triton.jit(
     do_not_specialize=[
         "step",
@@ -43,9 +43,9 @@ def decide_kernel(
     site,
     frames,
     elements_bits,
-    FIRST: tl.constexpr,  # step 1: there is no old residual yet
-    FORCED: tl.constexpr,  # a step that every video computes
-    INSIDE: tl.constexpr,  # the window of motion regularisation
+    FIRST: tl.constexpr,  # step 1: no old residual
+    FORCED: tl.constexpr,  # all videos compute in this step
+    INSIDE: tl.constexpr,  # the step is in the window of motion regularization
     STRIDES: tl.constexpr,
     METRIC: tl.constexpr,
     PUBLISHED: tl.constexpr,
@@ -136,7 +136,7 @@ def decide_kernel(
         tl.store(state + 7, motion, mask=mask)
         tl.store(state + 8, tl.where(bad, 1.0, factor), mask=mask)
         tl.store(state + 10 + site, tl.where(bad, previous, now_previous), mask=mask)
-        # The mean stays NaN, so that no later site of this step decides otherwise.
+        # The mean stays NaN, so that later sites of this step decide the same.
         mean = tl.where(bad, float("nan"), mean)
         nonfinite = tl.where(bad, 1.0, nonfinite)
 

@@ -1,4 +1,4 @@
-"""x + (c0*F0 + c1*F1 + ...), the forecast of a residual from kept factors, in one pass."""
+"""x + (c0*F0 + c1*F1 + ...), a residual forecast from kept factors, in one pass."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def extrapolate_residual_kernel(
         video = row * 0
     known = (video >= 0) & (video < num_videos)
     exists = known & (row_of_x >= 0) & (row_of_residual >= 0)
-    # A limit: the interpreter cannot broadcast a scalar mask.
+    # Not a scalar mask: the interpreter cannot broadcast it.
     mask = (token < tl.where(exists, tokens, 0)) & (channel < channels)
 
     forecast = tl.zeros([BLOCK_TOKENS, BLOCK_CHANNELS], dtype=tl.float32)

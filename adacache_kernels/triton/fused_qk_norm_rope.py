@@ -33,8 +33,7 @@ def fused_qk_norm_rope_kernel(
     SECOND: tl.constexpr,
     SPLIT: tl.constexpr,
 ):
-    # A program takes ROWS pairs of token and head, heads of one token side by side, and of each its query and
-    # its key.
+    # A program processes q and k of ROWS (token, head) pairs, heads of a token first.
     dtype: tl.constexpr = qkv.dtype.element_ty
     first = (tl.program_id(0) % blocks).to(tl.int64) * ROWS
     row = (tl.program_id(0) // blocks).to(tl.int64)
@@ -58,14 +57,14 @@ def fused_qk_norm_rope_kernel(
     ka, kb = norm_and_rope(
         ka, kb, ka_weight, kb_weight, a_cos, b_cos, a_sin, b_sin, eps, DIM, SECOND, NORM, ROPE
     )
-    # Threads may hold copies of an element that another one stores: all are to have read it.
+    # Several threads may load an element that one of them stores; all must have loaded it first.
     tl.debug_barrier()
     store_head(at, mask, round_to(qa, dtype), round_to(qb, dtype), DIM, FIRST, SECOND, SPLIT)
     store_head(at + part, mask, round_to(ka, dtype), round_to(kb, dtype), DIM, FIRST, SECOND, SPLIT)
 
 
 def rows_per_program(first: int, second: int) -> int:
-    """Sixteen elements or so of the queries in each thread, and as many of the keys."""
+    """About 16 elements of q and 16 of k per thread."""
     return max(1, NUM_WARPS * 32 * 16 // triton.next_power_of_2(first + second))
 
 

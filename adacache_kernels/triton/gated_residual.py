@@ -1,5 +1,5 @@
-"""x + gate*y in one pass; and, for `gated_residual_norm` and `layer_norm_modulate`, the layer norm of the
-result (or of x itself) in the same pass."""
+"""x + gate*y in one pass. For `gated_residual_norm` and `layer_norm_modulate` also the layer norm of the
+result (or of x)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .tokens import gated, load_modulator, row_of
 @triton.jit(do_not_specialize=["blocks"])
 def gated_residual_kernel(
     x,
-    y,  # None: x is only normed
+    y,  # None: only the norm of x
     gate,
     x_rows,
     shift,
@@ -50,7 +50,7 @@ def gated_residual_kernel(
     SCALE: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
-    CHUNKS: tl.constexpr,  # a norm needs all channels of a token
+    CHUNKS: tl.constexpr,  # > 1: a norm needs all channels of a token
 ):
     dtype: tl.constexpr = x.dtype.element_ty
     block = tl.program_id(0) % blocks
@@ -65,7 +65,7 @@ def gated_residual_kernel(
     written = token < tokens
     present = written
     if x_rows is not None:
-        # A limit: the interpreter cannot broadcast a scalar mask.
+        # Not a scalar mask: the interpreter cannot broadcast it.
         present = token < tl.where(exists, tokens, 0)
     x_at = row_of_x * x_row + token * x_token + channel
     y_at = row * y_row + token * y_token + channel
@@ -200,5 +200,5 @@ def launch(
             BLOCK_CHANNELS=tile.channels,
             CHUNKS=tile.chunks,
             num_warps=tile.warps,
-            enable_fp_fusion=False,  # eager PyTorch rounds gate*y before it adds
+            enable_fp_fusion=False,  # eager PyTorch rounds gate*y before the addition
         )

@@ -1,4 +1,4 @@
-"""x + gate*y, gate*y over the old residual, and the sums of both residuals, in one pass."""
+"""x + gate*y; stores gate*y over the old residual; sums of both residuals. One pass."""
 
 from __future__ import annotations
 

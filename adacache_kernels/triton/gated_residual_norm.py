@@ -1,4 +1,4 @@
-"""x + gate*y and the layer norm of it, modulated, in one pass."""
+"""x + gate*y and the modulated layer norm of the result, in one pass."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""x + gate*y, gate*y over the old residual, the sums of both residuals and the layer norm of the result,
-modulated, in one pass."""
+"""x + gate*y and the modulated layer norm of the result; stores gate*y over the old residual; sums of both
+residuals. One pass."""
 
 from __future__ import annotations
 

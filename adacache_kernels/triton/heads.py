@@ -1,4 +1,4 @@
-"""What the attention kernels share: heads in tiles that are powers of two wide, their norm and rotation."""
+"""Shared by the attention kernels: heads in tiles with power-of-two widths, their norm and rotation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-#: How pairs of channels are rotated: not at all, (2i, 2i + 1), or (i, i + dim / 2).
+#: Rotated channel pairs: none, (2i, 2i + 1), or (i, i + dim / 2).
 NONE, INTERLEAVED, HALVES = 0, 1, 2
 
 _INTERLEAVED = tl.constexpr(INTERLEAVED)
@@ -17,9 +17,9 @@ _HALVES = tl.constexpr(HALVES)
 
 @dataclass(frozen=True)
 class HeadTiles:
-    """A head of dim channels in one tile or two: channels [0, split) in the first, the others in the second.
+    """A head of dim channels in one or two tiles: channels [0, split) in the first, the others in the second.
 
-    A dim of 72 takes tiles of 64 and 16: next to one of 128, that spares work on what is not there.
+    For dim = 72, tiles of 64 and 16 waste less work than one of 128.
     """
 
     first: int
@@ -28,13 +28,13 @@ class HeadTiles:
 
 
 def head_tiles(dim: int, rope: int, element_size: int) -> HeadTiles:
-    if rope == HALVES:  # whose halves meet element by element
+    if rope == HALVES:  # rotates the halves elementwise
         width = max(16, triton.next_power_of_2(dim // 2))
         return HeadTiles(width, width, dim // 2)
     whole = max(16, triton.next_power_of_2(dim))
     first = whole // 2
     second = max(16, triton.next_power_of_2(dim - first))
-    # Products of float32 hold a tile's whole width in a thread's registers.
+    # float32 products hold the whole width of a tile in the registers of a thread.
     if dim > 16 and (first + second < whole or (element_size == 4 and dim > 64)):
         return HeadTiles(first, second, first)
     return HeadTiles(whole, 0, dim)
@@ -46,14 +46,14 @@ def rope_kind(cos: torch.Tensor | None, interleaved: bool) -> int:
 
 @triton.jit
 def load_head(
-    pointers,  # [rows, 1]: where each row's head begins
+    pointers,  # [rows, 1]: the start of the head of each row
     mask,  # [rows, 1]
     DIM: tl.constexpr,
     FIRST: tl.constexpr,
     SECOND: tl.constexpr,
     SPLIT: tl.constexpr,
 ):
-    """The tiles of a head; the second stands for nothing if SECOND is 0."""
+    """The tiles of a head; the second is unused if SECOND is 0."""
     a_column = tl.arange(0, FIRST)[None, :]
     a = tl.load(pointers + a_column, mask=mask & (a_column < SPLIT), other=0.0)
     b = a
@@ -90,7 +90,7 @@ def load_weight(
     SPLIT: tl.constexpr,
     NORM: tl.constexpr,
 ):
-    """The tiles of a norm's weight, to be spread over rows."""
+    """The tiles of the norm weight; they broadcast over rows."""
     a = 0.0
     b = 0.0
     if NORM:
@@ -104,7 +104,7 @@ def load_weight(
 @triton.jit
 def load_angles(
     table,
-    angle,  # [rows, 1]: each row's row of the table
+    angle,  # [rows, 1]: table row of each row
     mask,
     DIM: tl.constexpr,
     FIRST: tl.constexpr,
@@ -112,7 +112,7 @@ def load_angles(
     SPLIT: tl.constexpr,
     ROPE: tl.constexpr,
 ):
-    """The cosines or sines of each tile's pairs; for halves the first tile's are the second's too."""
+    """The cosines or sines of the pairs of each tile; with HALVES both tiles have the same ones."""
     PAIRS: tl.constexpr = DIM // 2
     a = 0.0
     b = 0.0
@@ -147,7 +147,7 @@ def norm_and_rope(
     NORM: tl.constexpr,
     ROPE: tl.constexpr,
 ):
-    """x * rsqrt(mean(x^2) + eps) * weight over a head, then the rotation; float32."""
+    """x * rsqrt(mean(x^2) + eps) * weight over a head, then rotation, in float32."""
     a = a.to(tl.float32)
     b = b.to(tl.float32)
     if NORM:

@@ -9,16 +9,16 @@ import torch
 import triton
 
 NUM_WARPS = 4
-#: Elements of one tensor that a thread may hold when a program owns whole tokens; more would spill.
+#: Elements of one tensor per thread if a program processes whole tokens; more would spill.
 WHOLE_TOKEN_ELEMENTS = 40
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """One program covers `places` tokens and `chunks` times `channels` channels of each; `blocks` programs
-    cover a row (or a frame of it).
+    """A program covers `places` tokens with `chunks` * `channels` channels each; `blocks` programs cover a
+    row (or a frame of it).
 
-    `vector` neighbouring channels are one thread's; 1: the tile's places are.
+    A thread has `vector` contiguous channels; if 1, it has places instead.
     """
 
     places: int
@@ -32,11 +32,11 @@ class Tiling:
 def tiling(
     places: int, channels: int, element_size: int, *, aligned: bool = True, vectors: int = 1
 ) -> Tiling:
-    """Tile a [places, channels] plane so that each thread has `vectors` times 16 bytes of each tensor."""
+    """Tile [places, channels] so that each thread has `vectors` * 16 bytes of each tensor."""
     vector = 16 // element_size
     elements = NUM_WARPS * 32 * vector * vectors
-    # 256 divides the widths of today's models; narrower models get the next power of two above theirs, unless
-    # accesses are one element wide: then the threads of a program lie side by side along the channels.
+    # 256 divides the widths of common models. Narrower models use the next power of two, except for accesses
+    # of one element, where threads are consecutive along the channels.
     widest = 256 if channels % 256 == 0 else 128
     block_channels = max(min(triton.next_power_of_2(max(channels, 1)), widest), vector) if aligned else widest
     block_places = elements // block_channels
@@ -45,10 +45,10 @@ def tiling(
 
 
 def whole_token_tiling(places: int, channels: int, element_size: int, *, aligned: bool) -> Tiling:
-    """Tile so that a program has all channels of its tokens: for norms, and for float8's scales.
+    """Tile so that a program has all channels of its tokens, for norms and float8 scales.
 
-    Depends on nothing else, so that a norm adds in the same order in each op that takes one. A token's
-    channels stay in one warp while that holds them, since its threads add without a barrier.
+    The channel tiling is the same in every op, so that norms sum in the same order. The channels of a token
+    are in one warp if they fit, because a reduction within a warp needs no barrier.
     """
     vector = 16 // element_size
     channels = max(channels, 1)
@@ -69,7 +69,7 @@ def whole_token_tiling(places: int, channels: int, element_size: int, *, aligned
 
 
 def aligned(*tensors: torch.Tensor | None) -> bool:
-    """Whether every access to these tensors can be as wide as the widest."""
+    """Whether pointers and strides of these tensors allow 16-byte accesses."""
     return all(
         tensor is None
         or (tensor.data_ptr() % 16 == 0 and tensor.stride(0) % 16 == 0 and tensor.stride(1) % 16 == 0)
@@ -77,13 +77,13 @@ def aligned(*tensors: torch.Tensor | None) -> bool:
     )
 
 
-#: What a modulator (gate, shift, scale) is given by.
+#: Granularity of a modulator (gate, shift, scale).
 SHARED, PER_FRAME, PER_TOKEN = 0, 1, 2
 
 
 @dataclass(frozen=True)
 class Modulator:
-    """Layout of a modulator: `per` row, frame or token, and the stride from one to the next."""
+    """Layout of a modulator: granularity, row stride, and stride per frame or token."""
 
     per: int
     row: int
@@ -100,7 +100,7 @@ def modulator(tensor: torch.Tensor | None, frames: int, tokens: int) -> Modulato
 
 
 def frames_of(*modulators: torch.Tensor | None, tokens: int) -> int:
-    """The number of frames (groups of tokens) that the modulators are given for, 1 if none is."""
+    """The number of frames (groups of tokens) of the modulators; 1 if they have none."""
     return max(
         (tensor.shape[1] for tensor in modulators if tensor is not None and tensor.shape[1] < tokens),
         default=1,
@@ -108,5 +108,5 @@ def frames_of(*modulators: torch.Tensor | None, tokens: int) -> int:
 
 
 def on_device(tensor: torch.Tensor) -> contextlib.AbstractContextManager[object]:
-    """Triton launches on the current device, which need not be the tensor's."""
+    """Make the device of the tensor current, because Triton launches on the current device."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()

@@ -1,5 +1,5 @@
-"""The metered ops: the sums of a residual and of the one kept before it and, in the same pass, the new stream
-and its layer norm."""
+"""The metered ops: sums of a residual and the old one and, in the same pass, the new stream and its layer
+norm."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from .numeric import round_to
 from .sums import add_sums, combine_sums, measure, measure_motion, no_sums, store_sums
 from .tokens import gated, kept, load_modulator, row_of, store_float8
 
-#: The residual r. GATED: gate * y, and x + r goes to `out`. STACK: y - x, and y goes to `out`, which may be
-#: None. PAIR: y itself; nothing is written.
+#: The residual r. GATED: r = gate * y, out = x + r. STACK: r = y - x, out = y or None. PAIR: r = y, no
+#: outputs.
 GATED, STACK, PAIR = 0, 1, 2
 
 _SHARED = tl.constexpr(SHARED)
@@ -34,7 +34,7 @@ def meter_kernel(
     gate,
     residual,
     residual_scale,
-    x_rows,  # of STACK: the rows of residual and out too
+    x_rows,  # STACK: also the rows of residual and out
     residual_rows,
     shift,
     scale,
@@ -74,15 +74,14 @@ def meter_kernel(
     GATE: tl.constexpr,
     SHIFT: tl.constexpr,
     SCALE: tl.constexpr,
-    LATE: tl.constexpr,  # x of STACK is needed again before `out` may take its place
+    LATE: tl.constexpr,  # STACK: write `out` after the loop, because it is x, which is read again
     BARRIER: tl.constexpr,
     BLOCK_PLACES: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
-    CHUNKS: tl.constexpr,  # a norm and float8 need all channels of a token
+    CHUNKS: tl.constexpr,  # > 1: a norm and float8 need all channels of a token
     VECTOR: tl.constexpr,
 ):
-    # A program keeps its places and loops over the frames, so that both frames of a motion pair are in its
-    # registers.
+    # A program loops over the frames of its places, so that both frames of a motion pair are in registers.
     dtype: tl.constexpr = y.dtype.element_ty
     INDEXED: tl.constexpr = x_rows is not None or residual_rows is not None
     block = tl.program_id(0) % blocks
@@ -101,7 +100,7 @@ def meter_kernel(
     written = place < places
     present = written
     if INDEXED:
-        # A limit: the interpreter cannot broadcast a scalar mask.
+        # Not a scalar mask: the interpreter cannot broadcast it.
         present = place < tl.where(exists, places, 0)
 
     y_frame = tl.full([], places, tl.int64) * y_token
@@ -134,7 +133,7 @@ def meter_kernel(
         norm_at = place * norm_token + channel
         norm_out += row * norm_row
 
-    # One gate for all frames stays in registers if it is one tile.
+    # A gate per row stays in registers if it fits one tile.
     ONE_FACTOR: tl.constexpr = gate is not None and GATE == _SHARED and CHUNKS == 1
     one_factor = None
     if ONE_FACTOR:
@@ -161,8 +160,8 @@ def meter_kernel(
             if x is not None:
                 xs = xs + (tl.load(x + x_at + start, mask=mask, other=0.0),)
         if BARRIER:
-            # Loads and stores of different widths give an element to different threads: none may write what
-            # another has still to read.
+            # Loads and stores of different widths assign an element to different threads; all loads must
+            # finish before the first store.
             tl.debug_barrier()
         residuals = ()
         streams = ()
@@ -199,8 +198,8 @@ def meter_kernel(
                 if STRIDES[index] == 1:
                     earlier = before[chunk]
                 else:
-                    # y again (mostly from L2) and not the residual: stores of other threads of this program
-                    # may not be visible yet, and float8 has lost some of it.
+                    # Recompute from y (mostly in L2): residual stores of other threads may not be visible
+                    # yet, and float8 is not exact.
                     earlier_y = tl.load(
                         y + y_at + start - STRIDES[index] * y_frame, mask=mask & paired, other=0.0
                     )
@@ -287,7 +286,7 @@ def meter_kernel(
 
 
 class Norm(NamedTuple):
-    """A layer norm and where it goes."""
+    """The arguments and the output of a layer norm."""
 
     out: torch.Tensor | None = None
     shift: torch.Tensor | None = None
@@ -376,16 +375,16 @@ def meter(
                 CHUNKS=tile.chunks,
                 VECTOR=tile.vector,
                 num_warps=warps,
-                enable_fp_fusion=False,  # eager PyTorch rounds gate*y before it adds
+                enable_fp_fusion=False,  # eager PyTorch rounds gate*y before the addition
             )
         return combine_sums(partial, video_of_row, num_videos, squares=squares)
 
 
 def warps_of(tile: Tiling) -> int:
-    """Of programs that hold whole tokens: accesses of one element take more registers for their addresses."""
+    """Warps of programs with whole tokens. Single-element accesses need more registers for addresses."""
     return min(tile.warps * 2, 16) if tile.vector == 1 else tile.warps
 
 
 def row_and_token(tensor: torch.Tensor | None) -> tuple[int, int]:
-    """Strides between rows and between tokens."""
+    """Row and token strides."""
     return (0, 0) if tensor is None else (tensor.stride(0), tensor.stride(1))

@@ -1,4 +1,4 @@
-"""Layer norm and modulation of tokens that one program owns whole."""
+"""Modulated layer norm of tokens whose channels are all in one program."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def store_norm(
     channel,
     channels,
     tokens_mask,
-    exists,  # None, or whether the row does; if not, it gets NaN
+    exists,  # None, or whether the row index is in range; otherwise NaN is stored
     SHIFT: tl.constexpr,
     SCALE: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):
-    """Store (norm(values) * weight + bias) * (1 + scale) + shift, float32 throughout and rounded once."""
+    """Store (norm(values) * weight + bias) * (1 + scale) + shift, in float32, rounded once."""
     count = tl.full([values[0].shape[0], 1], 0.0, tl.float32) + channels
     total = values[0]
     for chunk in tl.static_range(1, len(values)):

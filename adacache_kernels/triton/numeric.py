@@ -1,12 +1,11 @@
-"""Arithmetic that the Triton kernels share: rounding to the stored dtype exactly as eager PyTorch rounds, and
-float8."""
+"""Shared arithmetic of the Triton kernels: rounding like eager PyTorch, and float8."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-#: Whether kernels run in Triton's NumPy interpreter (TRITON_INTERPRET=1), on CPU tensors.
+#: Whether kernels run in the Triton interpreter (TRITON_INTERPRET=1), on CPU tensors.
 INTERPRETED: bool = bool(triton.knobs.runtime.interpret)
 
 _INTERPRETED = tl.constexpr(INTERPRETED)
@@ -14,17 +13,17 @@ _INTERPRETED = tl.constexpr(INTERPRETED)
 
 @triton.jit
 def round_to(value, dtype: tl.constexpr):
-    """Round float32 to the nearest number of `dtype`, ties to even."""
+    """Round float32 to `dtype`, to nearest even."""
     if _INTERPRETED and dtype == tl.bfloat16:
-        # The interpreter cuts bits off where the hardware rounds.
+        # The interpreter truncates instead of rounding.
         bits = value.to(tl.int32, bitcast=True)
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000
         value = tl.where(value == value, rounded.to(tl.float32, bitcast=True), value)
     return value.to(dtype)
 
 
-# float8 e4m3 without infinities: 0x7f is its only NaN, 448 its largest number. In whole numbers, since Triton
-# casts to float8 on sm_89 and later alone; csrc/core/numeric.h has the same arithmetic.
+# float8 e4m3fn: no infinities, 0x7f is NaN, the largest finite value is 448. Integer arithmetic as in
+# csrc/core/numeric.h, because Triton casts to float8 only on sm_89 and later.
 
 
 @triton.jit
@@ -32,8 +31,7 @@ def float_of_float8(bits):
     """Widen the bits (uint8) of float8 e4m3 to float32."""
     bits = bits.to(tl.uint32)
     magnitude = (bits & 0x7F) << 20
-    # The exponent's bias differs by 120. Scaling by 2^120, and not adding to the exponent, is right for
-    # subnormals too.
+    # The exponent bias differs by 120. Multiplying by 2^120 is also correct for subnormals.
     scaled = magnitude.to(tl.float32, bitcast=True) * 1329227995784915872903807060280344576.0
     finite = scaled.to(tl.uint32, bitcast=True)
     special = tl.where(magnitude == 0x07F00000, magnitude | 0x7FC00000, finite)
@@ -42,11 +40,11 @@ def float_of_float8(bits):
 
 @triton.jit
 def float8_of_float(value):
-    """Round float32 to the nearest float8 e4m3, ties to even, and give its bits (uint8)."""
+    """Round float32 to float8 e4m3, to nearest even. Returns the bits (uint8)."""
     bits = value.to(tl.uint32, bitcast=True)
     magnitude = bits & 0x7FFFFFFF
     normal = (magnitude + (((magnitude >> 20) & 1) + 0xC407FFFF)) >> 20
-    # Adding 2^14 lets the float adder itself round to the spacing of float8's subnormals, 2^-9.
+    # Adding 2^14 rounds to the spacing of float8 subnormals, 2^-9.
     shifted = magnitude.to(tl.float32, bitcast=True) + 16384.0
     subnormal = shifted.to(tl.uint32, bitcast=True) - 0x46800000
     finite = tl.where(magnitude < 0x3C800000, subnormal, normal)
@@ -56,15 +54,15 @@ def float8_of_float(value):
 
 @triton.jit
 def largest_magnitude(largest, value):
-    """Of two, as the bits of their magnitude: integers, among which NaN is larger than every number."""
+    """The maximum of magnitudes as integer bits, where NaN orders above all numbers."""
     return tl.maximum(largest, value.to(tl.int32, bitcast=True) & 0x7FFFFFFF)
 
 
 @triton.jit
 def float8_scales(largest_bits):
-    """What a token's values in float8 are multiplied by when read, and before they are rounded.
+    """The scale of a token, and the factor of its values before rounding to float8.
 
-    A token of (nearly) nothing has scale 1, since 448 / largest would overflow; one that holds NaN has scale
+    Below the threshold the scale is 1, because 448 / largest would overflow. A token with a NaN has scale
     NaN.
     """
     largest = largest_bits.to(tl.float32, bitcast=True)

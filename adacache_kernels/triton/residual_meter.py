@@ -1,4 +1,4 @@
-"""The sums of two residuals that the caller holds, in one pass."""
+"""The sums of two given residuals, in one pass."""
 
 from __future__ import annotations
 

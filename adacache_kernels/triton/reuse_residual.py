@@ -1,4 +1,4 @@
-"""x + residual for the rows whose video reuses, x for the others, in one pass."""
+"""x + residual for the rows of videos that reuse, x for the others, in one pass."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def reuse_residual_kernel(
         exists = exists & known
         reuses = tl.load(reuse + video, mask=known, other=1) != 0
     exists = exists & ((row_of_residual >= 0) | (reuses == 0))
-    # Limits: the interpreter cannot broadcast a scalar mask.
+    # Not scalar masks: the interpreter cannot broadcast them.
     present = token < tokens
     reused = present
     if CHECKED:
@@ -91,7 +91,7 @@ def reuse_residual_kernel(
         total = tl.where(exists, total, float("nan"))
     total = round_to(total, out.dtype.element_ty)
     if SOME:
-        # A row that does not reuse keeps its bits: x + 0 would turn -0 into 0.
+        # A row that does not reuse is copied: x + 0 would change -0 to 0.
         total = tl.where(reuses | (exists == 0), total, stream)
     tl.store(out + row * out_row + token * out_token + channel, total, mask=written)
 

@@ -1,4 +1,4 @@
-"""x_out - x_in over the old residual, and the sums of both residuals, in one pass."""
+"""Stores x_out - x_in over the old residual; sums of both residuals. One pass."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What the meters share: the sums of one program, kept in tuples of columns, and how those of all programs
-become the sums of the videos.
+"""Shared by the meters: the sums of one program, as tuples of columns, and their reduction to the sums of the
+videos.
 
-A thread adds the elements it holds of one frame in float32, everything further in float64.
+Elements of one thread and frame are summed in float32, everything else in float64.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def no_sums(
     VECTOR: tl.constexpr,
     PASSES: tl.constexpr = 1,
 ):
-    """Zero in each column that is measured, for tiles of [PLACES, CHANNELS]."""
+    """Zeros for each measured column, for tiles of [PLACES, CHANNELS]."""
     sums = ()
     for column in tl.static_range((7 if SQUARES else 3) + 2 * len(STRIDES)):
         if VECTOR > 1:
@@ -32,8 +32,8 @@ def no_sums(
 
 @triton.jit
 def sum_in_thread(tile, VECTOR: tl.constexpr, PASSES: tl.constexpr = 1):
-    """Add what one thread holds: VECTOR neighbouring channels, in each of the PASSES that the threads make
-    over the tile's places; with VECTOR 1 all places of a channel."""
+    """Sum the elements of each thread: VECTOR contiguous channels in each of PASSES groups of places; with
+    VECTOR 1 all places of a channel."""
     if VECTOR == 1:
         return tl.sum(tile, 0)
     else:
@@ -44,7 +44,7 @@ def sum_in_thread(tile, VECTOR: tl.constexpr, PASSES: tl.constexpr = 1):
 
 @triton.jit
 def measure(new, old, SQUARES: tl.constexpr, VECTOR: tl.constexpr, PASSES: tl.constexpr = 1):
-    """The columns without a motion term, for one tile of one frame."""
+    """The columns without motion, for one tile of one frame."""
     diff = new - old
     sums = (
         sum_in_thread(tl.abs(diff), VECTOR, PASSES),
@@ -63,7 +63,7 @@ def measure(new, old, SQUARES: tl.constexpr, VECTOR: tl.constexpr, PASSES: tl.co
 
 @triton.jit
 def measure_motion(new, earlier, paired, VECTOR: tl.constexpr, PASSES: tl.constexpr = 1):
-    """The two columns of one stride, 0 where no earlier frame is `paired` with this one."""
+    """The two columns of one stride; 0 if not `paired` with an earlier frame."""
     return (
         tl.where(paired, sum_in_thread(tl.abs(new - earlier), VECTOR, PASSES), 0.0),
         tl.where(paired, sum_in_thread(tl.abs(new) + tl.abs(earlier), VECTOR, PASSES), 0.0),
@@ -72,7 +72,7 @@ def measure_motion(new, earlier, paired, VECTOR: tl.constexpr, PASSES: tl.conste
 
 @triton.jit
 def add_sums(sums, more):
-    """Add column by column, in the precision of `sums`."""
+    """Add columns, in the dtype of `sums`."""
     added = ()
     for column in tl.static_range(len(sums)):
         added = added + (sums[column] + more[column].to(sums[column].dtype),)
@@ -81,7 +81,7 @@ def add_sums(sums, more):
 
 @triton.jit
 def store_sums(partial, sums, exists, row, rows, block, blocks, SQUARES: tl.constexpr):
-    """Write one program's sums to [columns, rows, blocks]; NaN if the row does not exist."""
+    """Store the sums of one program to [columns, rows, blocks]; NaN if the row index is out of range."""
     for index in tl.static_range(len(sums)):
         column = index if SQUARES or index < 3 else index + 4
         total = tl.where(exists, tl.sum(sums[index]), float("nan"))
@@ -104,14 +104,14 @@ def combine_sums_kernel(
     video = tl.program_id(0)
     column = tl.program_id(1)
     lane = tl.arange(0, BLOCK)
-    # Columns 3 to 6 are neither measured nor written without SQUARES.
+    # Without SQUARES, columns 3 to 6 of `partial` are not written.
     wrong = 0
     items = rows.to(tl.int64) * blocks
     if not SQUARES:
         wrong += tl.where((column >= 3) & (column < 7), 1, 0)
         items = tl.where(wrong > 0, 0, items)
     if BY_VIDEO:
-        # Reading video_of_row on the host would synchronize, so a video that does not exist gives NaN.
+        # Reading video_of_row on the host would synchronize; out-of-range ids give NaN.
         for row in range(0, rows, BLOCK):
             owner = tl.load(video_of_row + row + lane, mask=row + lane < rows, other=0)
             wrong += tl.sum(tl.where((owner < 0) | (owner >= num_videos), 1, 0))

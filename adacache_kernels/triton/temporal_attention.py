@@ -1,4 +1,4 @@
-"""Attention over the frames of each place, on queries, keys and values in place."""
+"""Attention over the frames of each place, read from the packed qkv tensor."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def temporal_attention_kernel(
     DIM: tl.constexpr,
     NORM: tl.constexpr,
     ROPE: tl.constexpr,
-    BLOCK: tl.constexpr,  # frames of the queries, and of the keys at a time
-    WHOLE: tl.constexpr,  # a block holds all frames
+    BLOCK: tl.constexpr,  # frames per block of queries and of keys
+    WHOLE: tl.constexpr,  # one block has all frames
     FIRST: tl.constexpr,
     SECOND: tl.constexpr,
     SPLIT: tl.constexpr,
 ):
-    # A program attends to one head of one place, from all frames or a block of them. Those of the place's
-    # other heads run beside it and share the lines that it reads.
+    # A program computes one head of one place, for all frames or a block of them. Programs of other heads of
+    # the place are consecutive and share its cache lines.
     dtype: tl.constexpr = out.dtype.element_ty
     head = tl.program_id(0) % heads
     place = (tl.program_id(0) // heads % places).to(tl.int64)
@@ -99,7 +99,7 @@ def temporal_attention_kernel(
             scores = product(qb, tl.trans(round_to(b, dtype)), scores)
         known = first_key + tl.arange(0, BLOCK)[None, :] < frames
         scores = tl.where(known, scores * scale, float("-inf"))
-        if not WHOLE:  # what went before was weighted against another largest score
+        if not WHOLE:  # rescale previous sums to the new maximum
             before = largest
             largest = tl.maximum(before, tl.max(scores, 1))
             rescale = tl.exp(before - largest)
@@ -131,8 +131,8 @@ def temporal_attention_kernel(
 
 @triton.jit
 def product(a, b, total):
-    """total + a @ b, float32 products left whole."""
-    if _INTERPRETED:  # NumPy has no products of bfloat16
+    """total + a @ b, without TF32."""
+    if _INTERPRETED:  # NumPy has no bfloat16 matrix product
         a = a.to(tl.float32)
         b = b.to(tl.float32)
     return tl.dot(a, b, total, input_precision="ieee")
@@ -140,7 +140,7 @@ def product(a, b, total):
 
 @dataclass(frozen=True)
 class Blocks:
-    """Frames that a program holds at a time, whether these are all, and how many warps it has."""
+    """Frames per block, whether one block has all frames, and warps per program."""
 
     frames: int
     whole: bool
@@ -148,10 +148,9 @@ class Blocks:
 
 
 def blocks_of(frames: int, tiles: HeadTiles, element_size: int) -> Blocks:
-    """Tensor cores take sixteen rows at a time, and a warp has registers for sixteen of a narrow head.
+    """Tensor cores need blocks of 16 rows; a warp has registers for 16 rows of a narrow head.
 
-    They do not take float32, whose products threads make one by one, from shared memory: sixteen frames at a
-    time are what fits.
+    float32 products do not use tensor cores and read from shared memory, which fits 16 frames.
     """
     wide = triton.next_power_of_2(triton.cdiv(tiles.first + tiles.second, 96))
     if element_size == 4:

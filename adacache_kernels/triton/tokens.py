@@ -1,4 +1,4 @@
-"""What the Triton kernels load and store by token: rows picked by an index, modulators, float8 caches."""
+"""Loads and stores per token: row indices, modulators, float8 caches."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PER_TOKEN = tl.constexpr(PER_TOKEN)
 
 @triton.jit
 def row_of(rows, row, total):
-    """The row of a tensor with `total` rows that `rows` names for this row of the batch, -1 if none."""
+    """The row of a tensor with `total` rows for this row of the batch; -1 if the index is out of range."""
     if rows is None:
         return row
     else:
@@ -24,8 +24,8 @@ def row_of(rows, row, total):
 
 @triton.jit
 def load_modulator(data, step, frame, token, channel, mask, PER: tl.constexpr):
-    """A row's gate, shift or scale as float32, for each token and channel of `mask`."""
-    # A shared one too is loaded in the tile's shape, so that each thread has the values it needs.
+    """The gate, shift or scale of a row as float32, for each token and channel of `mask`."""
+    # Also loaded in the shape of the tile if shared, so that it has the same thread layout.
     at = tl.broadcast_to(channel, mask.shape)
     if PER == _PER_TOKEN:
         at = at + token * step
@@ -36,7 +36,7 @@ def load_modulator(data, step, frame, token, channel, mask, PER: tl.constexpr):
 
 @triton.jit
 def gated(y, gate, dtype: tl.constexpr):
-    """The residual gate*y, rounded as eager PyTorch rounds it before it adds."""
+    """The residual gate*y, rounded like in eager PyTorch before the addition."""
     if gate is None:
         return y
     else:
@@ -45,7 +45,7 @@ def gated(y, gate, dtype: tl.constexpr):
 
 @triton.jit
 def kept(stored, scale):
-    """The values of a cache as float32; `scale` is that of its tokens in float8, None otherwise."""
+    """Cached values as float32; scale: of the tokens of a float8 cache, otherwise None."""
     if scale is None:
         return stored.to(tl.float32)
     else:
@@ -64,7 +64,7 @@ def store_float8(
     tokens_mask,
     BLOCK_CHANNELS: tl.constexpr,
 ):
-    """Keep a residual in float8, with one scale per token."""
+    """Store a residual as float8, with one scale per token."""
     largest = tl.zeros(residuals[0].shape, dtype=tl.int32)
     for chunk in tl.static_range(len(residuals)):
         largest = largest_magnitude(largest, residuals[chunk].to(tl.float32))

@@ -1,21 +1,21 @@
-// Shared by the attention ops: the layout of queries, keys and values, and the norm and rotation of queries
-// and keys.
+// Parameters shared by the attention ops: the layout of q, k and v, and the norm and rotary embedding of q
+// and k.
 #pragma once
 
 #include "tokens.h"
 
 namespace adacache {
 
-// A token's channels are [3, heads, dim]: its queries, then its keys, then its values.
+// The channels of a token are [3, heads, dim]: q, k, v.
 struct HeadShape {
   int64_t heads;
   int64_t dim;
 };
 
-// q * rsqrt(mean(q^2) + eps) * weight over a head's dim, then a rotation of pairs of channels:
-// (a, b) -> (a cos - b sin, a sin + b cos). Token n takes row n / tokens_per_angle of cos and sin.
+// RMS norm over the head dim, q * rsqrt(mean(q^2) + eps) * weight, then rotation of channel pairs:
+// (a, b) -> (a cos - b sin, a sin + b cos). Token n uses row n / tokens_per_angle of cos and sin.
 struct NormRope {
-  const void* q_weight;  // [dim]; null: no norm, of keys neither
+  const void* q_weight;  // [dim]; null: no norm of q or k
   const void* k_weight;
   const float* cos;  // [rows, dim / 2]; null: no rotation
   const float* sin;

@@ -1,6 +1,5 @@
-// The decision rule of AdaCache: from the sums at a metric site to the step that is computed next.
-// Paper: arXiv 2411.02397. Rule `published` is the authors' code, rule `paper` the equations of the paper.
-// All float64.
+// The decision rule of AdaCache: computes the next step to compute from the sums at a metric site.
+// arXiv 2411.02397. Rule `published` follows the authors' code, rule `paper` the equations. All float64.
 #pragma once
 
 #include <cmath>
@@ -11,19 +10,18 @@ namespace adacache {
 
 enum class Rule : int { published = 0, paper = 1 };
 
-// Columns of a video's state, followed by one previous motion factor per site.
+// Columns of the state of a video, followed by one previous motion factor per site.
 enum StateColumn : int {
-  state_last_step,  // the step that was computed last, 0 before the first
-  state_rate,       // steps from there to the next computed one
+  state_last_step,  // last computed step; 0 before the first
+  state_rate,       // steps from last_step to the next computed step
   state_next_step,  // last_step + rate
-  state_prev_rate,  // what distances are divided by: the rate before this step's (published), the steps
-                    // elapsed (paper)
-  state_count,      // sites measured in this step so far
-  state_mean,       // mean of their quotients distance / prev_rate
-  state_distance,   // distance at the site measured last, undivided
-  state_motion,     // its motion
-  state_factor,     // what the motion made of the mean
-  state_nonfinite,  // 1 if this step met a number that is not finite: it was decided to compute
+  state_prev_rate,  // divisor of distances: the previous rate (published) or the elapsed steps (paper)
+  state_count,      // sites measured in this step
+  state_mean,       // mean of distance / prev_rate over those sites
+  state_distance,   // distance at the last measured site, undivided
+  state_motion,     // motion at the last measured site
+  state_factor,     // motion factor applied to the mean
+  state_nonfinite,  // 1 if this step measured a non-finite value; the next step is then computed
   first_factor_column
 };
 
@@ -35,9 +33,9 @@ struct DecisionRule {
   int64_t entries;
   int64_t num_steps;
   int64_t frames;
-  double elements;                // that one video owns in the measured tensor
-  int64_t first_step, last_step;  // window of motion regularisation
-  double scale;                   // motion regularisation is off if scale <= 0
+  double elements;                // per video in the measured tensor
+  int64_t first_step, last_step;  // window of motion regularization
+  double scale;                   // <= 0: no motion regularization
   double power, divisor, gradient_weight;
   MotionStrides motion;
 };
@@ -63,13 +61,13 @@ ADACACHE_HD void initialise_state(double* state, int64_t sites, Rule rule) {
     state[first_factor_column + site] = rule == Rule::published ? 1 : not_a_number();
 }
 
-// Whether a video is computed in this step (counted from 1): the first and the last two always are.
+// Whether the video is computed in this step (1-based). The first and the last two steps always are.
 ADACACHE_HD bool due(const double* state, int64_t step, int64_t num_steps) {
   return step == 1 || step >= num_steps - 1 || state[state_next_step] == step ||
          state[state_last_step] == step;
 }
 
-// The rate for the steps to come, given the distance and motion that one site has measured in this step.
+// Updates the rate from the distance and motion at one site in this step.
 ADACACHE_HD void choose(double* state, const DecisionRule& rule, int64_t step, int64_t site, double distance,
                         double motion) {
   if (state[state_last_step] != step) {
@@ -82,7 +80,7 @@ ADACACHE_HD void choose(double* state, const DecisionRule& rule, int64_t step, i
     state[state_nonfinite] = 0;
   }
   if (step == 1) {
-    // There is no older residual to measure against.
+    // No old residual to compare with.
     state[state_rate] = 1;
     state[state_next_step] = 2;
     return;
@@ -117,8 +115,8 @@ ADACACHE_HD void choose(double* state, const DecisionRule& rule, int64_t step, i
     while (entry + 1 < rule.entries && !(score < rule.thresholds[entry])) ++entry;
     state[state_rate] = rule.rates[entry];
   } else {
-    // A reused NaN would stay in the video; a computed one has a chance to go away. The mean stays NaN, so
-    // that no later site of this step decides otherwise.
+    // Reuse would keep a NaN in the video, so the next step is computed. The mean stays NaN, so that later
+    // sites of this step decide the same.
     state[state_mean] = not_a_number();
     state[state_factor] = 1;
     state[state_nonfinite] = 1;
@@ -146,7 +144,7 @@ ADACACHE_HD double motion_of(const double* sums, const DecisionRule& rule) {
   return total / rule.motion.count;
 }
 
-// The op `decide` for one video: nothing changes if the video is not due, whatever its sums hold.
+// The op `decide` for one video. If the video is not due, the state does not change and `sums` is ignored.
 ADACACHE_HD void decide(double* state, const double* sums, const DecisionRule& rule, int64_t step,
                         int64_t site) {
   if (!due(state, step, rule.num_steps)) return;

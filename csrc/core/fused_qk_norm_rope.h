@@ -1,4 +1,4 @@
-// RMS norm and rotary embedding of queries and keys, in place: parameters.
+// Parameters of fused_qk_norm_rope: RMS norm and rotary embedding of q and k, in place.
 #pragma once
 
 #include "attention.h"

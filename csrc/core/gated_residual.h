@@ -1,4 +1,4 @@
-// x_out = x + gate * y: parameters.
+// Parameters of gated_residual: x_out = x + gate * y.
 #pragma once
 
 #include "tokens.h"
@@ -8,7 +8,7 @@ namespace adacache {
 struct GatedResidual {
   const void* x;
   const void* y;
-  void* out;  // may be x, if x_rows picks no rows
+  void* out;  // may be x if x_rows is absent
   TokenStrides x_strides, y_strides, out_strides;
   RowIndex x_rows;
   Modulator gate;

@@ -1,4 +1,4 @@
-// x_out = x + gate * y, r = gate * y written over the old r, and the sums between the two: parameters.
+// Parameters of gated_residual_meter: x_out = x + gate * y, r = gate * y stored over the old r, sums of both.
 #pragma once
 
 #include "meter.h"
@@ -9,7 +9,7 @@ namespace adacache {
 struct GatedResidualMeter {
   const void* x;
   const void* y;
-  void* out;  // may be x, if x_rows picks no rows
+  void* out;  // may be x if x_rows is absent
   TokenStrides x_strides, y_strides, out_strides;
   RowIndex x_rows;
   Modulator gate;

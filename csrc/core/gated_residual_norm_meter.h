@@ -1,4 +1,4 @@
-// gated_residual_meter and the layer norm of x_out, modulated, in one pass: parameters.
+// Parameters of gated_residual_norm_meter: gated_residual_meter and the modulated layer norm of x_out.
 #pragma once
 
 #include "gated_residual_meter.h"

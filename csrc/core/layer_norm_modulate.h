@@ -1,4 +1,4 @@
-// (norm(x) * weight + bias) * (1 + scale) + shift: parameters.
+// Parameters of layer_norm_modulate: (norm(x) * weight + bias) * (1 + scale) + shift.
 #pragma once
 
 #include "tokens.h"

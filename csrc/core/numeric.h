@@ -1,6 +1,5 @@
-// Number formats of the tensors and their rounding, for the host, the device and whole vectors of lanes
-// alike. Every conversion rounds to nearest even, as PyTorch does, so that results can be compared bit for
-// bit.
+// Number formats and rounding, for host, device and vector lanes. Conversions round to nearest even like
+// PyTorch, so that results are bit-identical.
 #pragma once
 
 #include <cstdint>
@@ -12,16 +11,16 @@
 #define ADACACHE_HD inline
 #endif
 
-// The CPU kernels are compiled once per instruction set into one library. Each copy lives in a namespace of
-// its own: were they to share names, the linker would keep one copy, and might keep the one that this
-// processor cannot run.
+// The CPU kernels are compiled once per instruction set into one library, each copy in its own namespace.
+// With shared names the linker would keep one copy of each inline function, possibly with unsupported
+// instructions.
 #ifndef ADACACHE_ISA
 #define ADACACHE_ISA portable
 #endif
 
 namespace adacache {
 
-enum class DType : int { float32 = 0, bfloat16 = 1, float16 = 2, float8_e4m3 = 3 };  // float8: caches only
+enum class DType : int { float32 = 0, bfloat16 = 1, float16 = 2, float8_e4m3 = 3 };  // float8: kept residuals
 
 struct bfloat16 {
   uint16_t bits;
@@ -43,15 +42,15 @@ ADACACHE_HD To bit_cast(const From& from) {
   return to;
 }
 
-// F is float or a vector of floats, U the unsigned integers of the same shape; `condition ? a : b` selects
-// lane by lane.
+// F is float or a float vector, U the unsigned integer type of the same shape; `condition ? a : b` selects
+// per lane.
 
 template <class F, class U>
 ADACACHE_HD F float_of_bfloat16_bits(U bits) {
   return bit_cast<F>(bits << 16);
 }
 
-// Rounded to bfloat16 and still a float: the lower half of its bits is to be cut off.
+// Rounded to bfloat16; the caller drops the lower 16 bits.
 template <class F, class U>
 ADACACHE_HD U float_bits_rounded_to_bfloat16(F value) {
   const U bits = bit_cast<U>(value);
@@ -67,8 +66,7 @@ ADACACHE_HD U bfloat16_bits_of_float(F value) {
 template <class F, class U>
 ADACACHE_HD F float_of_float16_bits(U bits) {
   const U magnitude = (bits & 0x7fffu) << 13;
-  // The exponent's bias differs by 112. Scaling by 2^112, and not adding to the exponent, is right for
-  // subnormals too.
+  // The exponent bias differs by 112. Multiplying by 2^112 is also correct for subnormals.
   const F scaled = bit_cast<F>(magnitude) * 5192296858534827628530496329220096.0f;
   const U finite_bits = bit_cast<U>(scaled);
   const U with_special = magnitude >= 0x0f800000u ? magnitude | 0x7f800000u : finite_bits;
@@ -80,7 +78,7 @@ ADACACHE_HD U float16_bits_of_float(F value) {
   const U bits = bit_cast<U>(value);
   const U magnitude = bits & 0x7fffffffu;
   const U normal = (magnitude + (((magnitude >> 13) & 1u) + 0xc8000fffu)) >> 13;
-  // Adding 0.5 lets the float adder itself round to the spacing of half's subnormals, 2^-24.
+  // Adding 0.5 rounds to the spacing of float16 subnormals, 2^-24.
   const F shifted = bit_cast<F>(magnitude) + 0.5f;
   const U subnormal = bit_cast<U>(shifted) - 0x3f000000u;
   const U finite = magnitude < 0x38800000u ? subnormal : normal;
@@ -89,7 +87,7 @@ ADACACHE_HD U float16_bits_of_float(F value) {
   return (magnitude >= 0x47800000u ? infinite : finite) | ((bits >> 16) & 0x8000u);
 }
 
-// float8 e4m3 without infinities: 0x7f is its only NaN, 448 its largest number.
+// float8 e4m3fn: no infinities, 0x7f is NaN, the largest finite value is 448.
 template <class F, class U>
 ADACACHE_HD F float_of_float8_bits(U bits) {
   const U magnitude = (bits & 0x7fu) << 20;
@@ -104,7 +102,7 @@ ADACACHE_HD U float8_bits_of_float(F value) {
   const U bits = bit_cast<U>(value);
   const U magnitude = bits & 0x7fffffffu;
   const U normal = (magnitude + (((magnitude >> 20) & 1u) + 0xc407ffffu)) >> 20;
-  // Adding 2^14 lets the float adder itself round to the spacing of float8's subnormals, 2^-9.
+  // Adding 2^14 rounds to the spacing of float8 subnormals, 2^-9.
   const F shifted = bit_cast<F>(magnitude) + 16384.0f;
   const U subnormal = bit_cast<U>(shifted) - 0x46800000u;
   const U finite = magnitude < 0x3c800000u ? subnormal : normal;
@@ -155,7 +153,7 @@ ADACACHE_HD void from_float(float value, float8_e4m3& result) {
 #endif
 }
 
-// The value as it comes back from memory: rounded to T.
+// The value after a store as T and a load.
 template <class T>
 ADACACHE_HD float rounded(float value) {
   T stored;
@@ -163,8 +161,8 @@ ADACACHE_HD float rounded(float value) {
   return to_float(stored);
 }
 
-// Products and sums that no compiler may fuse: a fused multiply-add skips one rounding, and x + gate * y
-// would no longer be what the framework computes in two operations.
+// Never contracted to a fused multiply-add: it skips one rounding, and x + gate * y would differ from the two
+// operations of PyTorch.
 ADACACHE_HD float multiply(float a, float b) {
 #if defined(__CUDA_ARCH__)
   return __fmul_rn(a, b);
@@ -181,7 +179,7 @@ ADACACHE_HD float add(float a, float b) {
 #endif
 }
 
-// Where one rounding or two does not matter.
+// For results that need not be bit-identical across backends.
 ADACACHE_HD float multiply_add(float a, float b, float c) {
 #if defined(__CUDA_ARCH__)
   return __fmaf_rn(a, b, c);
@@ -192,7 +190,7 @@ ADACACHE_HD float multiply_add(float a, float b, float c) {
 
 ADACACHE_HD float absolute(float value) {
 #if defined(__CUDA_ARCH__)
-  return __builtin_fabsf(value);  // part of the addition that follows
+  return __builtin_fabsf(value);  // an operand modifier of the following add
 #else
   return bit_cast<float>(bit_cast<uint32_t>(value) & 0x7fffffffu);
 #endif
@@ -200,12 +198,12 @@ ADACACHE_HD float absolute(float value) {
 
 }  // namespace ADACACHE_ISA
 
-// Bytes of one element.
+// Bytes per element.
 ADACACHE_HD int64_t bytes_of(DType dtype) {
   return dtype == DType::float32 ? 4 : dtype == DType::float8_e4m3 ? 1 : 2;
 }
 
-// Calls function(T{}) with the element type of a tensor's dtype.
+// Calls function(T{}) with the element type of the dtype.
 template <class Function>
 void dispatch(DType dtype, const Function& function) {
   switch (dtype) {
@@ -216,7 +214,7 @@ void dispatch(DType dtype, const Function& function) {
     case DType::float16:
       return function(float16{});
     case DType::float8_e4m3:
-      return;  // refused by the checks wherever a tensor and not a cache is meant
+      return;  // only kept residuals may be float8; the checks reject it for other tensors
   }
 }
 

@@ -1,4 +1,4 @@
-// The sums between two residuals that the caller holds: parameters.
+// Parameters of residual_meter: the sums of two given residuals.
 #pragma once
 
 #include "meter.h"

@@ -1,4 +1,4 @@
-// x + R for the rows whose video reuses, x for the others: parameters.
+// Parameters of reuse_residual: x + R for the rows of videos that reuse, x for the others.
 #pragma once
 
 #include "tokens.h"
@@ -7,9 +7,9 @@ namespace adacache {
 
 struct ReuseResidual {
   const void* x;
-  void* out;                    // may be x, if x_rows picks no rows
-  const int32_t* video_of_row;  // null: row b belongs to video b, or to the only one
-  const bool* reuse;            // by video; null: all reuse
+  void* out;                    // may be x if x_rows is absent
+  const int32_t* video_of_row;  // null: row b is video b, or video 0 if videos == 1
+  const bool* reuse;            // [videos]; null: all reuse
   int64_t videos;
   TokenStrides x_strides, out_strides;
   RowIndex x_rows;

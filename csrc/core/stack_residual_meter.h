@@ -1,4 +1,4 @@
-// R = x_out - x_in written over the old R, and the sums between the two: parameters.
+// Parameters of stack_residual_meter: R = x_out - x_in stored over the old R, and the sums of both.
 #pragma once
 
 #include "meter.h"
@@ -8,10 +8,10 @@ namespace adacache {
 
 struct StackResidualMeter {
   const void* x_out;  // [rows of the batch]
-  const void* x_in;   // [rows.total], as residual and out
-  void* out;          // null (with strides 0), or where x_out is put: may be x_in
+  const void* x_in;   // [rows.total], like residual and out
+  void* out;          // a copy of x_out, may be x_in; null (with strides 0): no copy
   TokenStrides x_out_strides, x_in_strides, out_strides;
-  RowIndex rows;  // of x_in and out; residual.rows is the same
+  RowIndex rows;  // of x_in and out; equal to residual.rows
   Cache residual;
   TokenShape shape;
   MotionStrides motion;

@@ -1,4 +1,4 @@
-// Attention over the frames of each place, on queries, keys and values in place: parameters.
+// Parameters of temporal_attention: attention over the frames of each place, read from the packed qkv tensor.
 #pragma once
 
 #include "attention.h"

@@ -1,17 +1,17 @@
-// Layouts of the ops' tensors: tokens, modulators, kept residuals, and rows picked by an index.
+// Layouts of the op tensors: tokens, modulators, kept residuals, row indices.
 #pragma once
 
 #include "numeric.h"
 
 namespace adacache {
 
-// Token n of row b starts at b * batch + n * token, counted in elements; its channels are contiguous.
+// Token n of row b starts at element b * batch + n * token. Channels are contiguous.
 struct TokenStrides {
   int64_t batch;
   int64_t token;
 };
 
-// Tokens are frame-major: n = frame * places + place. Ops without a motion term take as frames the groups of
+// Tokens are frame-major: n = frame * places + place. In ops without a motion term, a "frame" is a group of
 // tokens that share a gate, shift or scale.
 struct TokenShape {
   int64_t rows;
@@ -20,20 +20,19 @@ struct TokenShape {
   int64_t channels;
 };
 
-// A gate, shift or scale: one for all tokens of a row, for each frame, or for each token. Strides in
-// elements, 0 where it is shared.
+// A gate, shift or scale per row, frame or token. Strides in elements; 0 for broadcast dimensions.
 struct Modulator {
   const void* data;  // null: absent (a gate of 1, a shift or scale of 0)
   int64_t batch, frame, place;
 };
 
-// Rows of the batch among the rows of a larger tensor.
+// Indexes the rows of a larger tensor by the rows of the batch.
 struct RowIndex {
   const int32_t* row;  // null: row b of the batch is row b of the tensor
   int64_t total;       // rows of the tensor
 };
 
-// A kept residual. In float8 each token has a scale: value = scale * stored.
+// A kept residual. float8 has one scale per token: value = scale * stored.
 struct Cache {
   void* data;
   TokenStrides strides;
@@ -43,7 +42,7 @@ struct Cache {
   RowIndex rows;
 };
 
-// The layer norm after a residual and its modulation: (norm(x) * weight + bias) * (1 + scale) + shift.
+// Modulated layer norm: (norm(x) * weight + bias) * (1 + scale) + shift.
 struct Norm {
   Modulator shift, scale;
   const void* weight;  // [C], null: 1
@@ -55,18 +54,18 @@ struct Norm {
 
 inline namespace ADACACHE_ISA {
 
-// The row of the tensor, or -1 if the index names none that the tensor has.
+// The row of the tensor, or -1 if the index is out of range.
 ADACACHE_HD int64_t row_of(const RowIndex& rows, int64_t row) {
   if (rows.row == nullptr) return row;
   const int64_t picked = rows.row[row];
   return picked >= 0 && picked < rows.total ? picked : -1;
 }
 
-// The largest number of float8 e4m3.
+// The largest finite value of float8 e4m3fn.
 constexpr float float8_largest = 448.0f;
 
-// A token's scale and what its values are multiplied by before they are rounded to float8. A token of
-// (nearly) nothing has scale 1, since 448 / largest would overflow; one that holds NaN has scale NaN.
+// The scale of a token, and the factor of its values before rounding to float8. Below the threshold the scale
+// is 1, because 448 / largest would overflow. A token with a NaN has scale NaN.
 constexpr float float8_negligible = 7.8886090522101181e-31f;  // 2^-100
 
 ADACACHE_HD float float8_scale(float largest) {

@@ -1,11 +1,11 @@
-// Work of the attention ops on several threads, each with memory of its own.
+// Runs the attention ops in parallel, with scratch memory per thread.
 #pragma once
 
 #include "parallel.h"
 
 namespace adacache::cpu {
 
-// Memory for heads of `frames` tokens at a time.
+// Scratch memory for one head over `frames` tokens.
 inline AttentionScratch attention_scratch(int64_t frames, int64_t dim) {
   const auto sixteens = [](int64_t count) { return (count + 15) / 16 * 16; };
   const int64_t padded_frames = sixteens(frames), padded_dim = sixteens(dim);
@@ -29,7 +29,7 @@ inline AttentionScratch attention_scratch(int64_t frames, int64_t dim) {
   return scratch;
 }
 
-// Calls work(AttentionUnit) for `count` tokens or places of each row.
+// Calls work(AttentionUnit) for all of the `count` tokens or places of each row.
 template <class Work>
 void for_each_attention_unit(int64_t rows, int64_t count, int64_t unit_size, int64_t frames, int64_t dim,
                              int64_t bytes, const Work& work) {

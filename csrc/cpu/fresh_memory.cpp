@@ -1,4 +1,4 @@
-// Huge pages for fresh outputs, brought in by all threads.
+// Huge pages for new outputs, faulted in by all threads.
 #include <cstdint>
 
 #include "ops.h"
@@ -17,10 +17,10 @@ void prepare_fresh_memory(void* data, int64_t bytes) {
   const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + huge_page - 1) / huge_page * huge_page;
   const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / huge_page * huge_page;
   if (end <= begin) return;
-  // Refusal (no huge pages on this system, an old kernel) changes the speed and nothing else.
+  // An error (no huge pages, an old kernel) affects only speed.
   (void)madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #if defined(MADV_POPULATE_WRITE)
-  // Asked for page by page, they come in about half the time that faults under the op's stores take.
+  // About twice as fast as page faults at the stores of the op.
   for_each_unit((end - begin) / huge_page, end - begin, [&](int64_t page) {
     (void)madvise(reinterpret_cast<void*>(begin + page * huge_page), huge_page, MADV_POPULATE_WRITE);
   });

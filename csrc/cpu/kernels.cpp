@@ -1,4 +1,4 @@
-// Chooses the CPU kernels for this processor.
+// Selects the CPU kernels for this processor.
 #include "kernels.h"
 
 #include <cstdlib>

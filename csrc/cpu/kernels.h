@@ -1,4 +1,4 @@
-// The CPU kernels and the choice among their copies, one per instruction set.
+// The table of CPU kernels, one per instruction set, and its selection at run time.
 #pragma once
 
 #include "../core/extrapolate_residual.h"
@@ -12,27 +12,27 @@
 
 namespace adacache::cpu {
 
-// A unit of work on single tokens: [first, last) of one row of the batch.
+// Tokens [first, last) of one batch row.
 struct TokenUnit {
   int64_t row, first, last;
-  bool stream_out, stream_norm;  // whether these outputs are written past the caches
-  float* norm_scratch;           // norm_scratch_rows of padded_channels
+  bool stream_out, stream_norm;  // use streaming stores for these outputs
+  float* norm_scratch;           // [norm_scratch_rows, padded_channels]
 };
 
-// A unit of a meter: all frames of some neighbouring places of one row, so that a frame meets the earlier
-// ones in the cache.
+// All frames of places [first_place, end_place) of one batch row, few enough that earlier frames are still
+// cached.
 struct MeterUnit {
   int64_t row, first_place, end_place;
   bool stream_out, stream_norm;
   float* norm_scratch;
-  void* waiting;    // scratch memory for a float8 cache: waiting_frames of r, each token padded
-  double* partial;  // the unit's sums, one per column
+  void* waiting;    // buffer for r if the kept residual is float8: waiting_frames frames, padded channels
+  double* partial;  // [sum_columns], the sums of the unit
 };
 
-// A token's values, and what they are multiplied by and what is added.
+// Values, factor and offset of a token.
 constexpr int norm_scratch_rows = 3;
 
-// Each processes one unit. norm is null for the ops without one.
+// Each function processes one unit. norm is null for ops without a norm.
 struct Kernels {
   const char* name;
   void (*gated_residual)(const GatedResidual&, const Norm* norm, const TokenUnit&);
@@ -52,16 +52,15 @@ extern const Kernels avx2_kernels;
 extern const Kernels avx512_kernels;
 #endif
 
-// The best copy for this processor. ADACACHE_CPU_ISA=baseline|avx2|avx512 in the environment asks for another
-// one.
+// The widest kernels that this processor supports. ADACACHE_CPU_ISA=baseline|avx2|avx512 sets an upper limit.
 const Kernels& kernels();
 
 inline namespace ADACACHE_ISA {
 
-// Channels of a token in scratch memory: a whole number of sixteens.
+// Channels of a token in scratch memory, a multiple of 16.
 inline int64_t padded_channels(int64_t channels) { return (channels + 15) / 16 * 16; }
 
-// Frames of r that the motion looks at: this one and those back to the longest stride.
+// Frames of r that motion reads: this one and earlier ones up to the longest stride.
 inline int64_t waiting_frames(const MotionStrides& motion) {
   int64_t frames = 1;
   for (int i = 0; i < motion.count; ++i)

@@ -1,6 +1,6 @@
 // The CPU kernels for x86-64 with AVX-512 (F, BW, DQ, VL).
 #if defined(__GNUC__) && !defined(__clang__)
-// GCC 12 warns about its own headers' undefined registers, which are meant to be so.
+// GCC 12 warns about intentionally uninitialized registers in its own headers.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #endif

@@ -1,4 +1,4 @@
-// The CPU kernels for any processor of this architecture.
+// The CPU kernels for the baseline instruction set of the architecture.
 #define ADACACHE_ISA baseline
 #define ADACACHE_KERNELS baseline_kernels
 #define ADACACHE_KERNELS_NAME "baseline"

@@ -1,4 +1,4 @@
-// The ops on the CPU, on checked raw pointers.
+// The CPU ops. Parameters are already checked.
 #pragma once
 
 #include "../core/extrapolate_residual.h"
@@ -15,11 +15,11 @@
 
 namespace adacache::cpu {
 
-// Where the sums of a meter go: [num_videos, sum_columns], written as a whole.
+// The output of a meter. All of `sums` is written.
 struct MeterSums {
-  const int32_t* video_of_row;  // null: all rows are video 0's
+  const int32_t* video_of_row;  // null: all rows are video 0
   int64_t num_videos;
-  double* sums;
+  double* sums;  // [num_videos, sum_columns]
 };
 
 void gated_residual(const GatedResidual& parameters);
@@ -34,8 +34,7 @@ void gated_residual_norm_meter(const GatedResidualNormMeter& parameters, const M
 void fused_qk_norm_rope(const FusedQkNormRope& parameters);
 void temporal_attention(const TemporalAttention& parameters);
 
-// Asks for huge pages for memory that has not been touched yet: first touches of small ones cost more than
-// the op.
+// Requests huge pages for newly allocated memory: page faults on small pages take longer than the op.
 void prepare_fresh_memory(void* data, int64_t bytes);
 
 }  // namespace adacache::cpu

@@ -1,5 +1,5 @@
-// Work on several threads, as many as torch.set_num_threads allows, cut into units that depend on the shapes
-// alone, and so do the sums of what the units found.
+// Parallel execution on up to torch.get_num_threads() threads. Units of work depend only on shapes, so that
+// sums are deterministic for any thread count.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -15,14 +15,14 @@
 
 namespace adacache::cpu {
 
-// Which outputs are written past the caches.
+// Which outputs use streaming stores.
 struct Streaming {
   bool out = false;
   bool norm = false;
 };
 
-// Whether an output [B, N, C] is to be written past the caches: it is large, is not read by the op
-// (`replaced` is what it may take the place of), and tokens start at whole cache lines.
+// Whether to use streaming stores for an output [B, N, C]: it is large, does not alias the input `replaced`,
+// and its tokens are aligned to cache lines.
 inline bool worth_streaming(const void* out, const void* replaced, const TokenStrides& strides,
                             const TokenShape& shape, DType dtype) {
   const int64_t elements = shape.rows * shape.frames * shape.places * shape.channels;
@@ -32,12 +32,11 @@ inline bool worth_streaming(const void* out, const void* replaced, const TokenSt
          strides.token * bytes_of(dtype) % 64 == 0;
 }
 
-// Calls work(unit) for every unit. Threads take units as they come, so that a busy core does not hold up the
-// others.
+// Calls work(unit) for every unit. Dynamic scheduling, so that a busy core does not delay the others.
 template <class Work>
 void for_each_unit(int64_t units, int64_t bytes, const Work& work) {
 #if defined(__SANITIZE_THREAD__)
-  constexpr int64_t worthwhile_bytes = 1;  // a race is to show on small tensors too
+  constexpr int64_t worthwhile_bytes = 1;  // detect races on small tensors too
 #else
   constexpr int64_t worthwhile_bytes = 128 * 1024;
 #endif
@@ -48,7 +47,7 @@ void for_each_unit(int64_t units, int64_t bytes, const Work& work) {
     for (int64_t unit = next++; unit < units; unit = next++) work(unit);
   };
 #if defined(__SANITIZE_THREAD__)
-  // ThreadSanitizer does not see by what the threads of torch's pool wait for each other.
+  // ThreadSanitizer does not see the synchronization of the torch thread pool.
   std::vector<std::thread> team;
   for (int64_t worker = 0; worker < workers; ++worker) team.emplace_back(take_units, worker, worker + 1);
   for (std::thread& thread : team) thread.join();
@@ -57,7 +56,7 @@ void for_each_unit(int64_t units, int64_t bytes, const Work& work) {
 #endif
 }
 
-// Memory of this thread, aligned to a cache line, good until its next call.
+// Scratch memory of this thread, aligned to a cache line. Valid until the next call on this thread.
 inline void* thread_scratch(int64_t bytes) {
   constexpr int64_t cache_line = 64;
   thread_local std::vector<char> memory;
@@ -78,8 +77,7 @@ void for_each_token_unit(const TokenShape& shape, DType dtype, const Streaming& 
   const int64_t channels = shape.channels;
   const int64_t row_bytes = tokens * channels * bytes_of(dtype);
   if (rows * row_bytes == 0) return;
-  // As large as a huge page, so that threads seldom touch the same fresh one first; smaller for small
-  // tensors.
+  // The size of a huge page, so that threads rarely fault in the same page; less for small tensors.
   constexpr int64_t unit_bytes = 2 * 1024 * 1024;
   const int64_t tokens_per_unit =
       std::max<int64_t>(1, std::min(unit_bytes / (channels * bytes_of(dtype)), tokens / 8));
@@ -91,12 +89,12 @@ void for_each_token_unit(const TokenShape& shape, DType dtype, const Streaming& 
   });
 }
 
-// Calls work(MeterUnit) for all places of all rows, and sums what it leaves in the order of the units.
+// Calls work(MeterUnit) for all places of all rows, then adds the partial sums in the order of the units.
 template <class Parameters, class Work>
 void meter(const Parameters& p, const Streaming& streaming, const MeterSums& result, const Work& work) {
   const TokenShape& shape = p.shape;
-  // One frame of a unit is to stay in the second-level cache until the next one has met it, and small tensors
-  // are to give every core some units.
+  // One frame of a unit stays in the L2 cache until the next frame is measured; small tensors still give
+  // several units per core.
   constexpr int64_t frame_bytes = 64 * 1024;
   const int64_t token_bytes = shape.channels * bytes_of(p.dtype);
   const int64_t places_per_unit =

@@ -6,7 +6,7 @@ namespace adacache::cpu {
 void temporal_attention(const TemporalAttention& p) {
   const int64_t elements = p.rows * p.frames * p.places * p.shape.heads * p.shape.dim;
   if (elements == 0) return;
-  // A few places, so that what is prepared once for all of them costs little.
+  // Amortizes the weights and angles, which are prepared once per unit.
   constexpr int64_t places_per_unit = 4;
   const Kernels& chosen = kernels();
   for_each_attention_unit(p.rows, p.places, places_per_unit, p.frames, p.shape.dim,

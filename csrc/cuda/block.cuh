@@ -1,4 +1,4 @@
-// The block context of the device for the bodies in bodies/, and what the launches share.
+// The device implementation of Block for the kernel bodies in bodies/, and the launch function.
 #pragma once
 
 #include "bodies/block.h"
@@ -6,10 +6,10 @@
 
 namespace adacache::cuda {
 
-// Of the kernels whose block size does not follow from the channels.
+// The block size of kernels where it does not depend on the channels.
 constexpr int block_threads = 256;
 
-// fixed_threads: of a block, 0 if only known at the launch.
+// fixed_threads: threads per block; 0 if known only at launch.
 template <int fixed_threads>
 struct DeviceBlock {
   __device__ __forceinline__ int thread() const { return threadIdx.x; }
@@ -29,8 +29,8 @@ struct DeviceBlock {
   }
 };
 
-// Launches kernel(arguments...) on plan.blocks blocks, which one dimension of a grid may not hold. The
-// kernels leave blocks whose index is not below plan.blocks alone.
+// Launches kernel(arguments...) on at least plan.blocks blocks, in a 2-D grid because gridDim.x is limited.
+// Kernels return for block indices from plan.blocks on.
 template <class... Parameters, class... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), const Plan& plan, int64_t shared_bytes, cudaStream_t stream,
                    const Arguments&... arguments) {

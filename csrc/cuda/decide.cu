@@ -1,9 +1,9 @@
-// decide on CUDA: one thread for each video.
+// decide on CUDA: one thread per video.
 #include "block.cuh"
 
 namespace adacache::cuda {
 
-// Videos are few: a warp at a time.
+// One warp per block: there are few videos.
 __global__ void __launch_bounds__(warp_threads) decide(const __grid_constant__ DecisionRule rule,
                                                        const double* sums, int64_t sums_columns,
                                                        double* state, int64_t state_columns, int64_t videos,

@@ -4,7 +4,7 @@
 
 namespace adacache::cuda {
 
-// F is the type of the factors.
+// F is the element type of the factors.
 template <class T, class F, int width>
 __global__ void __launch_bounds__(block_threads) extrapolate_residual(
     const __grid_constant__ ExtrapolateResidual p, const __grid_constant__ Plan plan) {

@@ -4,7 +4,7 @@
 
 namespace adacache::cuda {
 
-// Stored: what the residual is kept in.
+// Stored is the type of the kept residual.
 template <class T, class Stored, int vectors>
 __global__ void __launch_bounds__(most_threads_of_token(vectors, vector_width<T>),
                                   token_blocks(vectors, !std::is_same_v<Stored, float> &&

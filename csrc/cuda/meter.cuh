@@ -1,13 +1,12 @@
-// Shared by the launches of the meters.
+// Shared by the meter launches.
 #pragma once
 
 #include "token.cuh"
 
 namespace adacache::cuda {
 
-// Blocks on a multiprocessor that the walk along frames is compiled for: enough warps to hide memory latency,
-// of 64 registers a thread. All columns take a few more registers, and so does Blackwell: less occupancy
-// costs less than spills.
+// Minimum blocks per multiprocessor of meter_walk: 4 blocks hide memory latency with 64 registers per thread.
+// All columns, and Blackwell, need a few more registers: lower occupancy costs less than spills.
 constexpr int walk_blocks(bool all_columns) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
   return all_columns ? 2 : 3;
@@ -16,7 +15,7 @@ constexpr int walk_blocks(bool all_columns) {
 #endif
 }
 
-// The blocks' sums become the videos' sums, after the meter itself; defined in video_sums.cu.
+// Reduces the sums of the blocks to the sums of the videos. Defined in video_sums.cu.
 cudaError_t finish_meter(const TokenShape& shape, const MotionStrides& motion, bool all_columns,
                          const Plan& plan, const MeterSums& sums, cudaStream_t stream);
 

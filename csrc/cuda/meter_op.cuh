@@ -1,5 +1,5 @@
-// The launch of the meters that differ only in what r is and where it is kept. P is GatedResidualMeter,
-// StackResidualMeter or ResidualMeter, whose meter_body() and float8_meter_body() are in bodies/.
+// The launch of the meters without a norm. P is GatedResidualMeter, StackResidualMeter or ResidualMeter,
+// whose meter_body() and float8_meter_body() are in bodies/.
 #pragma once
 
 #include "meter.cuh"
@@ -25,7 +25,7 @@ int64_t workspace_of(const P& p) {
   return plan_of(p, block_threads).blocks * sum_columns(p.motion);
 }
 
-// keeps: whether P has a residual of its own, which may be kept in float8.
+// keeps: whether P has a kept residual, which may be float8.
 template <bool keeps, class P>
 cudaError_t launch_meter(const P& p, const MeterSums& sums, cudaStream_t stream) {
   const Plan plan = plan_of(p, block_threads);
@@ -40,7 +40,7 @@ cudaError_t launch_meter(const P& p, const MeterSums& sums, cudaStream_t stream)
         });
         return;
       }
-    // Single elements are the exception: one kernel for them measures all columns.
+    // The rare unaligned case has one kernel, which measures all columns.
     const auto kernel = plan.width == 1 ? meter<P, T, 1, true>
                         : p.all_columns ? meter<P, T, vector_width<T>, true>
                                         : meter<P, T, vector_width<T>, false>;

@@ -1,4 +1,4 @@
-// The ops on a CUDA device, on checked raw pointers. Each returns the first error of its launches.
+// The CUDA ops. Parameters are already checked. Each function returns the first error of its launches.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -16,15 +16,15 @@
 
 namespace adacache::cuda {
 
-// Where a meter writes its sums, and the video of each row.
+// The outputs of a meter, its workspace, and the video of each row.
 struct MeterSums {
-  const int32_t* video_of_row;  // null: all rows belong to video 0
+  const int32_t* video_of_row;  // null: all rows are video 0
   int64_t num_videos;
-  double* sums;       // [num_videos, sum_columns], written as a whole
-  double* workspace;  // workspace_elements() of it
+  double* sums;       // [num_videos, sum_columns]; all of it is written
+  double* workspace;  // [workspace_elements()]
 };
 
-// Float64 numbers that a meter needs to work.
+// The float64 workspace elements of a meter.
 int64_t workspace_elements(const GatedResidualMeter& parameters);
 int64_t workspace_elements(const StackResidualMeter& parameters);
 int64_t workspace_elements(const ResidualMeter& parameters);

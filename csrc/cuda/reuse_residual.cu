@@ -4,8 +4,8 @@
 
 namespace adacache::cuda {
 
-// Blocks on a multiprocessor: without a number the compiler would rather spill than have fewer than six. A
-// residual wider than the stream takes two accesses a vector.
+// Minimum blocks per multiprocessor. Without it the compiler spills registers to reach six. A residual wider
+// than x needs two accesses per vector.
 template <class Residual, bool flat>
 constexpr int reuse_blocks = flat || sizeof(Residual) > 16 ? 4 : 5;
 

@@ -1,4 +1,4 @@
-// Shared by the launches of kernels whose blocks own a token.
+// Shared by the launches of kernels with one token per block at a time.
 #pragma once
 
 #include <type_traits>
@@ -8,8 +8,8 @@
 
 namespace adacache::cuda {
 
-// Blocks of the largest size on a multiprocessor that they are compiled for, by vectors that a thread holds:
-// as many as do not spill. `crowded`: where a thread needs more registers.
+// Minimum blocks of maximum size per multiprocessor, by vectors per thread: the largest number without
+// spills. crowded: the kernel needs more registers per thread.
 constexpr int token_blocks(int vectors, bool crowded = false) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
   crowded = true;
@@ -18,7 +18,7 @@ constexpr int token_blocks(int vectors, bool crowded = false) {
   return vectors == 2 ? 2 : 1;
 }
 
-// Calls function(std::integral_constant) with the number of vectors that a thread holds of a token.
+// Calls function(std::integral_constant) with plan.vectors_per_thread.
 template <class Function>
 cudaError_t with_vectors(const Plan& plan, const Function& function) {
   switch (plan.vectors_per_thread) {

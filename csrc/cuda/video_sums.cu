@@ -1,4 +1,4 @@
-// The last step of the meters on CUDA: the blocks' sums become the videos' sums.
+// The last kernel of a meter on CUDA: reduces the sums of the blocks to the sums of the videos.
 #include "meter.cuh"
 
 namespace adacache::cuda {

@@ -1,5 +1,5 @@
-// The decision rule for Python: initial states, decisions on NumPy arrays, and schedules simulated from
-// recorded distances for many codebooks at once. No torch.
+// Python bindings of the decision rule for NumPy arrays: initial states, decisions, and schedules simulated
+// from recorded distances for many codebooks. No torch.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -17,7 +17,7 @@ namespace py = pybind11;
 namespace adacache::engine {
 namespace {
 
-// Inputs are converted and copied where needed.
+// Inputs are converted and copied if needed.
 using Doubles = py::array_t<double, py::array::c_style | py::array::forcecast>;
 
 template <class... Parts>
@@ -46,7 +46,7 @@ Metric checked_metric(int64_t metric) {
   return static_cast<Metric>(metric);
 }
 
-// `count` codebooks of `entries` entries each.
+// thresholds and rates: [count, entries].
 void check_codebooks(const double* thresholds, const double* rates, int64_t count, int64_t entries) {
   for (int64_t k = 0; k < count; ++k)
     for (int64_t i = 0; i < entries; ++i) {
@@ -55,7 +55,7 @@ void check_codebooks(const double* thresholds, const double* rates, int64_t coun
       require(!std::isnan(threshold) && (i == 0 || threshold > thresholds[k * entries + i - 1]),
               "thresholds: expected ascending numbers, got ", threshold, " at entry ", i, " of codebook ", k);
       require(rate >= 1 && rate == std::floor(rate) && rate < 2147483648.0,
-              "rates: expected whole numbers from 1, got ", rate, " at entry ", i, " of codebook ", k);
+              "rates: expected integers >= 1, got ", rate, " at entry ", i, " of codebook ", k);
     }
 }
 
@@ -92,7 +92,7 @@ void decide(const Doubles& sums, py::array state, const Doubles& thresholds, con
   require(state.ndim() == 2 && state.shape(0) == videos && state.shape(1) > first_factor_column,
           "state: expected [num_videos, ", +first_factor_column, " + sites] = [", videos, ", more than ",
           +first_factor_column, "], got ", shape(state));
-  // It is written in place, so a converted copy would not do.
+  // Not forcecast: `state` is written in place.
   require(py::isinstance<py::array_t<double, py::array::c_style>>(state) && state.writeable(),
           "state: expected a writeable, contiguous float64 array");
   require(thresholds.ndim() == 1 && thresholds.size() >= 1,
@@ -191,19 +191,18 @@ py::tuple simulate(const Doubles& distances, const Doubles& motion, const Double
 
 PYBIND11_MODULE(_engine, module) {
   using namespace pybind11::literals;
-  module.doc() = "The decision rule of AdaCache on NumPy arrays, and schedules simulated with it.";
+  module.doc() = "The decision rule of AdaCache for NumPy arrays, and simulated schedules.";
   module.def("initial_state", &adacache::engine::initial_state, "num_videos"_a, "sites"_a, "rule"_a = 0,
-             "State [num_videos, 10 + sites] of a fresh request. rule: 0 published, 1 paper.");
-  module.def(
-      "decide", &adacache::engine::decide, "sums"_a, "state"_a, "thresholds"_a, "rates"_a, "step"_a,
-      "num_steps"_a, "site"_a, "frames"_a, "strides"_a, "metric"_a, "rule"_a, "elements"_a, "first_step"_a,
-      "last_step"_a, "scale"_a, "power"_a, "divisor"_a, "gradient_weight"_a,
-      "Updates `state` in place for the videos that are due in `step` (counted from 1). Raises ValueError.");
+             "The initial state [num_videos, 10 + sites] of a request. rule: 0 published, 1 paper.");
+  module.def("decide", &adacache::engine::decide, "sums"_a, "state"_a, "thresholds"_a, "rates"_a, "step"_a,
+             "num_steps"_a, "site"_a, "frames"_a, "strides"_a, "metric"_a, "rule"_a, "elements"_a,
+             "first_step"_a, "last_step"_a, "scale"_a, "power"_a, "divisor"_a, "gradient_weight"_a,
+             "Updates `state` in place for the videos that are due in `step` (1-based). Raises ValueError.");
   module.def(
       "simulate", &adacache::engine::simulate, "distances"_a, "motion"_a, "thresholds"_a, "rates"_a,
       "rule"_a = 0, "motion_on"_a = false, "first_step"_a = 1, "last_step"_a = py::none(), "scale"_a = .385,
       "power"_a = 8.0, "divisor"_a = 1.0, "gradient_weight"_a = 10.0,
-      "Schedules of each codebook and video from distances[v, i, j], the undivided distance between the\n"
-      "residuals of steps i < j (counted from 0), and motion[v, j]. Gives (computed bool, rate int32), both\n"
-      "[codebooks, videos, steps]; rate is the one in force after the step. Raises ValueError.");
+      "Simulates the schedule of each codebook and video from distances[v, i, j], the undivided distance\n"
+      "between the residuals of steps i < j (0-based), and motion[v, j]. Returns (computed bool, rate\n"
+      "int32), both [codebooks, videos, steps]; rate is the rate after the step. Raises ValueError.");
 }

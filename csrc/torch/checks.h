@@ -1,5 +1,5 @@
-// Checks of tensors by their role in an op. They refuse with "<argument>: unexpected <property>";
-// adacache_kernels/_checks.py words what users read. Only the stable ABI of LibTorch is used.
+// Checks of op arguments by role, on the stable ABI of LibTorch. They throw "<argument>: unexpected
+// <property>"; adacache_kernels/_checks.py writes the full message for users.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -49,10 +49,10 @@ inline void require_contiguous_channels(const char* argument, const Tensor& tens
 
 inline TokenStrides token_strides(const Tensor& tensor) { return {tensor.stride(0), tensor.stride(1)}; }
 
-// Whether two elements of one tensor can share an address. Conservative for exotic strides, exact for views
-// made by slicing, chunking, transposing and expanding.
+// Whether two elements of the tensor share an address. Exact for views by slice, chunk, transpose and expand;
+// conservative for other strides.
 inline bool overlaps_itself(const Tensor& tensor) {
-  std::array<std::pair<int64_t, int64_t>, 8> dimensions{};  // stride and size, ascending
+  std::array<std::pair<int64_t, int64_t>, 8> dimensions{};  // (stride, size), sorted
   size_t count = 0;
   if (tensor.dim() > static_cast<int64_t>(dimensions.size())) return true;
   for (int64_t i = 0; i < tensor.dim(); ++i) {
@@ -72,7 +72,7 @@ inline bool overlaps_itself(const Tensor& tensor) {
   return false;
 }
 
-// Addresses from the first to past the last element.
+// Address range of a tensor, end exclusive.
 struct AddressRange {
   uintptr_t begin = 0;
   uintptr_t end = 0;
@@ -92,8 +92,8 @@ struct AddressRange {
   bool meets(const AddressRange& other) const { return begin < other.end && other.begin < end; }
 };
 
-// Whether two tensors whose address ranges cross share memory. Exact for views of one buffer with equal
-// strides, such as the halves that chunk() returns; other views are taken to share.
+// Whether two tensors with overlapping address ranges share memory. Exact for views of one buffer with equal
+// strides, such as the results of chunk(); otherwise true.
 inline bool share_memory(const Tensor& a, const Tensor& b) {
   const int64_t bytes = static_cast<int64_t>(a.element_size());
   const int64_t distance_bytes = static_cast<int64_t>(reinterpret_cast<uintptr_t>(b.const_data_ptr()) -
@@ -102,8 +102,8 @@ inline bool share_memory(const Tensor& a, const Tensor& b) {
                           a.stride(0) == b.stride(0) && a.stride(1) == b.stride(1) &&
                           distance_bytes % bytes == 0;
   if (!comparable) return true;
-  // They meet where distance = i * stride(0) + j * stride(1) + k, with i, j and k an index of a less one of
-  // b.
+  // Elements coincide where distance = i * stride(0) + j * stride(1) + k, where i, j and k are differences
+  // between an index of a and an index of b.
   struct Dimension {
     int64_t stride, size_of_a, size_of_b;
 
@@ -130,21 +130,21 @@ inline bool share_memory(const Tensor& a, const Tensor& b) {
 
 enum class Use { read, written };
 
-// The tensors that an op writes its results to: given by the caller, or allocated by the op's check.
+// The outputs of an op: given by the caller, or allocated by the check of the op.
 template <int count>
 struct Outputs {
   std::array<OptionalTensor, count> tensors{};
   bool given = false;
-  void (*prepare)(Tensor&) = nullptr;  // called for fresh memory
+  void (*prepare)(Tensor&) = nullptr;  // called for each allocated output
 };
 
-// Checks the arguments of one call, each against the lead tensor, whose shape, dtype and device the others
-// follow; and at the end that nothing written shares memory.
+// Checks the arguments of one call against the lead tensor, which sets shape, dtype and device. memory() then
+// checks that written tensors share no memory.
 class Checks {
  public:
   Checks(const char* name, const Tensor& lead, Use use = Use::read) : lead_(lead) { record(name, lead, use); }
 
-  // The lead as [B, N, C].
+  // The lead must be [B, N, C].
   DType stream(const char* name) const {
     require(lead_.dim() == 3, name, "shape");
     require_contiguous_channels(name, lead_);
@@ -162,7 +162,7 @@ class Checks {
     require(tensor.scalar_type() == dtype, argument, "dtype");
   }
 
-  // [rows, N, C] of the lead's N, C and device.
+  // [rows, N, C] with N, C and the device of the lead.
   TokenStrides tokens(const char* argument, const Tensor& tensor, int64_t rows, Use use = Use::read,
                       const Tensor* may_be = nullptr) {
     require(tensor.dim() == 3 && (rows == any_number || tensor.size(0) == rows) &&
@@ -179,7 +179,7 @@ class Checks {
     return tokens(argument, tensor, rows, use, may_be);
   }
 
-  // Contiguous, of one dtype and the lead's device.
+  // Contiguous, with this dtype and the device of the lead.
   template <class T>
   const T* packed(const char* argument, const Tensor& tensor, ScalarType dtype) {
     like(argument, tensor, dtype);
@@ -188,7 +188,7 @@ class Checks {
     return static_cast<const T*>(tensor.const_data_ptr());
   }
 
-  // [size] of the lead's dtype, or absent.
+  // [size] with the dtype of the lead, or absent.
   const void* vector(const char* argument, const OptionalTensor& tensor, int64_t size) {
     if (!tensor) return nullptr;
     require(tensor->dim() == 1 && tensor->size(0) == size, argument, "shape");
@@ -212,7 +212,7 @@ class Checks {
     return {data, tensor->stride(0), stride * batch.places, stride};
   }
 
-  // int32 [rows]. Values are checked where they can be read without synchronizing: on the CPU.
+  // int32 [rows]. Values are checked on the CPU only: on CUDA that would synchronize.
   const int32_t* indices(const char* argument, const Tensor& tensor, int64_t rows, int64_t end) {
     require(tensor.dim() == 1 && (rows == any_number || tensor.size(0) == rows), argument, "shape");
     const auto* values = packed<int32_t>(argument, tensor, ScalarType::Int);
@@ -222,7 +222,7 @@ class Checks {
     return values;
   }
 
-  // The rows of a tensor of `total` rows that the batch takes; each at most once where they are written.
+  // Row indices of the batch in a tensor of `total` rows; distinct if the rows are written.
   RowIndex index(const char* argument, const OptionalTensor& tensor, int64_t rows, int64_t total, Use use) {
     if (!tensor) return {nullptr, total};
     const int32_t* values = indices(argument, *tensor, rows, total);
@@ -240,7 +240,7 @@ class Checks {
     return tensor ? indices("video_of_row", *tensor, rows, videos) : nullptr;
   }
 
-  // A kept residual: of the lead's dtype or float8; one that is only read may be of any floating dtype.
+  // A kept residual, in the dtype of the lead or float8; if it is only read, in any floating dtype.
   Cache cache(const Tensor& residual, const OptionalTensor& scale, const char* rows_name,
               const OptionalTensor& rows, Use use, int64_t batch) {
     Cache c{};
@@ -262,7 +262,7 @@ class Checks {
     return c;
   }
 
-  // Where an op with parameters p writes output `number`: [rows, N, C] like the lead, given or allocated.
+  // Checks or allocates output `number`, [rows, N, C] like the lead, and stores it in the parameters p.
   template <int count, class Parameters>
   void output(Parameters& p, Outputs<count>& outputs, int number, int64_t rows,
               const OptionalTensor& x_rows) {
@@ -281,13 +281,13 @@ class Checks {
     p.out_strides = token_strides(*tensor);
   }
 
-  // `may_be`: the input whose place a written tensor may take, as the very same view.
+  // may_be: the input that a written tensor may alias, with equal data pointer and strides.
   void record(const char* name, const Tensor& tensor, Use use, const Tensor* may_be = nullptr) {
     if (count_ == arguments_.size()) throw std::logic_error("more tensors than an op has");
     arguments_[count_++] = {name, &tensor, may_be, use};
   }
 
-  // What is written has an address for each element, and shares none with anything else.
+  // Written tensors must not overlap themselves or any other tensor.
   void memory() const {
     std::array<AddressRange, max_tensors> ranges;
     for (size_t i = 0; i < count_; ++i) ranges[i] = AddressRange(*arguments_[i].tensor);

@@ -1,5 +1,5 @@
-// One function per op, shared by the backends: from the arguments of its schema to the checked parameters of
-// its kernel. Outputs that are not given are allocated here.
+// One function per op, shared by the backends: converts the arguments of the schema to checked kernel
+// parameters, and allocates outputs that are not given.
 #pragma once
 
 #include "../core/decide.h"
@@ -21,7 +21,7 @@ namespace adacache::torch_checks {
 using Integers = std::vector<int64_t>;
 using Tensors = std::vector<Tensor>;
 
-// The arguments that all meters end with.
+// The last arguments of all meters.
 struct MeterArguments {
   const OptionalTensor& video_of_row;
   int64_t num_videos;
@@ -39,7 +39,7 @@ struct NormArguments {
   double eps;
 };
 
-// The arguments that the attention ops share.
+// The common arguments of the attention ops.
 struct HeadArguments {
   const OptionalTensor& q_weight;
   const OptionalTensor& k_weight;
@@ -49,7 +49,7 @@ struct HeadArguments {
   double eps;
 };
 
-// The parameters of a meter's kernel, and its sums.
+// The parameters of a meter kernel, and the layout of its sums.
 template <class Parameters>
 struct Metered {
   Parameters parameters;
@@ -66,7 +66,7 @@ inline TokenShape frames_of(const Tensor& x, int64_t rows, int64_t frames) {
   return {rows, frames, x.size(1) / frames, x.size(2)};
 }
 
-// For ops without `frames`: the groups of tokens that share a gate, shift or scale take their place.
+// For ops without `frames`: a "frame" is a group of tokens that share a gate, shift or scale.
 inline TokenShape groups_of(const Tensor& x, int64_t rows,
                             std::initializer_list<std::pair<const char*, const OptionalTensor*>> modulators) {
   const int64_t tokens = x.size(1);
@@ -91,7 +91,7 @@ inline Norm norm(Checks& checks, const NormArguments& arguments, const TokenShap
   return n;
 }
 
-// Sets what a meter measures, in `measured`, the part of p that holds it.
+// Sets the metric and the motion strides in `measured`, which is p or a member of p.
 template <class Parameters, class Part>
 Metered<Parameters> metered(Checks& checks, const MeterArguments& meter, Parameters& p, Part& measured) {
   measured.motion = motion_strides(meter.strides, meter.frames);
@@ -101,7 +101,7 @@ Metered<Parameters> metered(Checks& checks, const MeterArguments& meter, Paramet
   return {p, videos, meter.num_videos, sum_columns(measured.motion)};
 }
 
-// x + gate * y; Parameters is GatedResidual or GatedResidualMeter.
+// x + gate * y. Parameters is GatedResidual or GatedResidualMeter.
 template <class Parameters, int count>
 Parameters gated(Checks& checks, Outputs<count>& outputs, const TokenShape& batch, const Tensor& x,
                  const Tensor& y, const OptionalTensor& gate, const OptionalTensor& x_rows) {
@@ -157,7 +157,7 @@ inline Metered<StackResidualMeter> stack_residual_meter(
   p.residual = checks.cache(residual, residual_scale, "rows", rows, Use::written, p.shape.rows);
   p.rows = p.residual.rows;
   require(residual.size(0) == x_in.size(0), "residual", "shape");
-  if (outputs.given) {  // a copy of x_out, made only on demand
+  if (outputs.given) {  // a copy of x_out, only if requested
     const Tensor& out = *outputs.tensors[0];
     p.out_strides = checks.tokens_and_dtype("out", out, x_in.size(0), Use::written, &x_in);
     p.out = out.mutable_data_ptr();
@@ -179,7 +179,7 @@ inline Metered<ResidualMeter> residual_meter(Outputs<0>&, const Tensor& residual
   return metered(checks, {video_of_row, num_videos, frames, strides, metric}, p, p);
 }
 
-// What reuse_residual and extrapolate_residual share.
+// Common parameters of reuse_residual and extrapolate_residual.
 template <class Parameters>
 Parameters stream_parameters(Checks& checks, Outputs<1>& outputs, const Tensor& x,
                              const OptionalTensor& x_rows) {
@@ -353,7 +353,8 @@ inline HeadShape head_shape(const Tensor& qkv) {
   return shape;
 }
 
-// frames: the angles have as many rows, or one for each token; any_number: any divisor of the tokens.
+// The angles have one row per frame or per token. frames = any_number: their row count may be any divisor of
+// the token count.
 inline NormRope norm_rope(Checks& checks, const Tensor& qkv, const HeadArguments& arguments, int64_t frames) {
   const int64_t tokens = qkv.size(1), dim = qkv.size(4);
   require(arguments.q_weight.has_value() == arguments.k_weight.has_value(), "q_weight", "value");

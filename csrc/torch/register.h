@@ -1,5 +1,5 @@
-// From the schema of an op to its kernel, for any backend. The check of an op states its arguments; the op
-// that allocates its outputs and the one that writes to given ones follow from it.
+// Registers ops for any backend. The allocating variant and the out= variant of an op are derived from the
+// signature of its check.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -20,16 +20,16 @@ constexpr bool is_metered = false;
 template <class Parameters>
 constexpr bool is_metered<Metered<Parameters>> = true;
 
-// Backend has
-//   prepare: null, or a function for fresh outputs
+// A Backend has
+//   prepare: null, or a function that is called for each allocated output
 //   run(kernel, parameters, like): runs on the device of `like`
-//   meter(kernel, metered, sums): the same, and writes the sums
+//   meter(kernel, metered, sums): runs and writes the sums
 template <class Backend, auto kernel, auto check, class Check = decltype(check)>
 struct Op;
 
 template <class Backend, auto kernel, auto check, class Parameters, int count, class... Arguments>
 struct Op<Backend, kernel, check, Parameters (*)(Outputs<count>&, Arguments...)> {
-  // Returns the outputs it allocates and the sums, if there are any.
+  // Returns the allocated outputs, and the sums of a meter.
   static auto fresh(std::decay_t<Arguments>... arguments) {
     Outputs<count> outputs{.prepare = Backend::prepare};
     const Parameters p = check(outputs, arguments...);
@@ -51,7 +51,7 @@ struct Op<Backend, kernel, check, Parameters (*)(Outputs<count>&, Arguments...)>
     Outputs<count> outputs{{out, norm_out}, true};
     return unwrapped(run(check(outputs, arguments...), arguments...));
   }
-  // The op whose output is optional: it is a copy of an input.
+  // For stack_residual_meter, whose output is optional.
   static auto without_output(std::decay_t<Arguments>... arguments) {
     Outputs<count> outputs{};
     return unwrapped(run(check(outputs, arguments...), arguments...));
@@ -60,7 +60,7 @@ struct Op<Backend, kernel, check, Parameters (*)(Outputs<count>&, Arguments...)>
  private:
   static std::tuple<Tensor> as_tuple(const std::optional<Tensor>& tensor) { return {*tensor}; }
 
-  // The sums, or nothing.
+  // Returns the sums of a meter, otherwise an empty tuple.
   template <class... Rest>
   static auto run(const Parameters& p, const Tensor& like, const Rest&...) {
     if constexpr (is_metered<Parameters>) {
@@ -98,7 +98,7 @@ struct Op<Backend, kernel, check, Parameters (*)(Outputs<count>&, Arguments...)>
   ADACACHE_OP(name);                    \
   ADACACHE_IMPL(into_both, #name "_out", name)
 
-// The ops that every backend has; `Backend` and the namespace `kernels` are those of the file.
+// The ops of every backend. The including file defines `Backend` and the namespace `kernels`.
 #define ADACACHE_COMMON_OPS                                                    \
   ADACACHE_OP_WITH_OUT(gated_residual);                                        \
   ADACACHE_OP_WITH_OUT(gated_residual_meter);                                  \

@@ -1,7 +1,7 @@
 // Defines the schemas of all ops, and registers the CPU kernels.
 #include "../cpu/ops.h"
 #include "register.h"
-#include "schemas.h"  // made from adacache_kernels/_schemas.py by the build
+#include "schemas.h"  // generated from adacache_kernels/_schemas.py
 
 namespace adacache::cpu_ops {
 namespace {
@@ -9,7 +9,7 @@ namespace {
 using torch::stable::Tensor;
 
 namespace kernels {
-using namespace adacache::cpu;  // NOLINT: the kernels by the names of their ops
+using namespace adacache::cpu;  // NOLINT: kernels have the names of their ops
 
 void decide(const torch_checks::Decide& d) {
   for (int64_t video = 0; video < d.videos; ++video)

@@ -1,6 +1,6 @@
-// Registers the CUDA kernels of the ops, whose schemas the CPU library defines.
+// Registers the CUDA kernels. The CPU library defines the schemas.
 #ifndef USE_CUDA
-#define USE_CUDA  // The stable headers declare the CUDA part of the ABI only then.
+#define USE_CUDA  // required by the stable headers to declare the CUDA part of the ABI
 #endif
 #include <cuda_runtime_api.h>
 #include <torch/csrc/stable/accelerator.h>
@@ -15,7 +15,7 @@ namespace {
 using torch::stable::Tensor;
 
 namespace kernels {
-using namespace adacache::cuda;  // NOLINT: the kernels by the names of their ops
+using namespace adacache::cuda;  // NOLINT: kernels have the names of their ops
 
 cudaError_t decide(const torch_checks::Decide& d, cudaStream_t stream) {
   return cuda::decide(d.rule, d.sums, d.sums_columns, d.state, d.state_columns, d.videos, d.step, d.site,
@@ -23,7 +23,7 @@ cudaError_t decide(const torch_checks::Decide& d, cudaStream_t stream) {
 }
 }  // namespace kernels
 
-// Makes the device of a tensor current; `stream` is PyTorch's current one there.
+// Sets the current device to that of the tensor; `stream` is the current PyTorch stream of that device.
 struct Target {
   explicit Target(const Tensor& tensor) : guard(tensor.get_device_index()) {
     void* current = nullptr;

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from adacache.calibration import Record, Recording, Subject, record, run
+from adacache.calibration.search import codebook_of
 from adacache.commands.demo import describe
 from adacache.commands.options import real_number, whole_number
 from adacache.digits import WEIGHTS, load, sampler
@@ -23,7 +24,7 @@ from adacache.digits.captions import MOTIONS, Prompt
 from adacache.digits.subject import calibration_prompts, subject_of_model
 from adacache.files import check_writable, write_json
 from adacache.models.rectified_flow import RectifiedFlow
-from adacache.policies import AdaCache, MotionRegularization, preset
+from adacache.policies import AdaCache, MotionRegularization
 from adacache.policies.presets import DIGIT_CODEBOOKS
 from torch import Tensor
 
@@ -145,7 +146,7 @@ def find_presets(
 
     chosen = {}
     for name, target in (("fast", fast), ("slow", slow)):
-        published = dict(preset(f"open-sora/{name}", 30).codebook)
+        published = dict(codebook_of(f"open-sora/{name}").codebook)
         chosen[f"digits/{name}"] = tried(f"digits/{name}", fit_codebook(clips, published, target))
     plain_fast, plain_slow = chosen["digits/fast"][0], chosen["digits/slow"][0]
 

@@ -11,6 +11,7 @@ import math
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "digits")]
 
@@ -61,7 +62,7 @@ def start(options: Options) -> State:
 
 
 @torch.no_grad()
-def initialize(model: nn.Module) -> None:
+def initialize(model: Any) -> None:
     """Makes the blocks identities and the output the input, which contains most of the target."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
@@ -85,7 +86,7 @@ def initialize(model: nn.Module) -> None:
 
 
 def _pass_through(
-    embedding: nn.Conv2d | nn.Conv3d,
+    embedding: Any,
     output: nn.Linear,
     positions: Tensor | None = None,
     constant: float = 0.0,
@@ -107,7 +108,7 @@ def _pass_through(
     output.weight.copy_(matrix.mT * (inputs / width) * math.sqrt(square))
 
 
-def _prefer_near_tokens(model: nn.Module, strength: float = 6.0) -> None:
+def _prefer_near_tokens(model: Any, strength: float = 6.0) -> None:
     """Biases that make attention depend on the distance of two tokens from the start.
 
     A bias of query and key on a rotary pair of frequency f adds strength^2 cos(f * distance) to the product.

@@ -11,7 +11,8 @@ from adacache.handle import Handle
 from adacache.integrations.pipelines import ATTRIBUTE as PIPELINE
 from adacache.integrations.pipelines import PipelineHandle, is_pipeline
 from adacache.interpose import STATE, is_interposed
-from adacache.policies import Policy
+from adacache.policies import Named, Policy
+from adacache.policies.base import wraps_of
 
 ATTRIBUTE = f"{STATE}_handle"
 
@@ -22,17 +23,22 @@ def enable(
     *,
     num_steps: int | None = None,
     rows_per_video: int | None = None,
+    budget: int | None = None,
+    speedup: float | None = None,
 ) -> Any:
     """Enables caching; each generation is then one request.
 
     Args:
         model: a video diffusion transformer, or a pipeline that has one or two of them (such as diffusers'):
             of a known class (`adacache.known_models()`), or any that keeps its blocks in `nn.ModuleList`s.
+            With a policy that wraps no block, such as a planned path: any model, also a UNet.
         policy: settings such as `AdaCache(...)`, the name of a preset (`adacache.preset_names()`), or the
             path of a file that `adacache calibrate` wrote.
         num_steps: denoising steps that the sampler runs. None for a pipeline: its scheduler states them.
         rows_per_video: rows of the batch per video, for calls outside `handle.request()` and pipelines: 2
             with guidance in one batch, 1 without; None: 2 if the batch is even.
+        budget, speedup: for a file of planned paths, the number of computed steps; or the number of steps
+            over it, of which the next smaller budget in the file is taken. Exactly one of them.
 
     Pipelines that share a transformer can be enabled with the same settings.
 
@@ -48,22 +54,31 @@ def enable(
             "policy: expected settings such as adacache.AdaCache(...), the name of a preset or a path, "
             f"got {type(policy).__name__}"
         )
-    if is_pipeline(model):
+    if isinstance(policy, str | Path):
+        settings: Policy | Named = Named(policy, budget, speedup)
+    elif budget is None and speedup is None:
+        settings = policy
+    else:
+        raise ValueError("budget, speedup: expected None with settings; they choose from a file of paths")
+    needs_blocks = (
+        wraps_of(settings.policy(num_steps) if isinstance(settings, Named) else settings) == "blocks"
+    )
+    if is_pipeline(model, unets=not needs_blocks):
         if is_interposed(model):
             raise ValueError(
                 "model: AdaCache is enabled on it already; call adacache.disable(pipeline) first"
             )
 
         def enable_part(part: nn.Module) -> Handle:
-            return _enable_model(part, policy, num_steps, rows_per_video, True)
+            return _enable_model(part, settings, num_steps, rows_per_video, True)
 
         return PipelineHandle(model, enable_part, _release)
-    return _enable_model(model, policy, num_steps, rows_per_video, False)
+    return _enable_model(model, settings, num_steps, rows_per_video, False)
 
 
 def _enable_model(
     model: nn.Module,
-    policy: Policy | str | Path,
+    policy: Policy | Named,
     num_steps: int | None,
     rows_per_video: int | None,
     in_pipeline: bool,
@@ -81,6 +96,10 @@ def _enable_model(
         )
     _check_parallel(model)
     handle = Handle(model, policy, num_steps, rows_per_video)
+    if handle.grid is not None and not in_pipeline:
+        raise ValueError(
+            "policy: these are timesteps for a pipeline's scheduler; enable them on the pipeline"
+        )
     handle.install(wrapper)
     handle.users = 1 if in_pipeline else 0
     model.__dict__[ATTRIBUTE] = handle

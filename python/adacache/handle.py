@@ -7,13 +7,14 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from adacache.adapters.registry import spec_for
 from adacache.checks import whole
-from adacache.policies import Policy, preset
+from adacache.interpose import plain_class
+from adacache.policies import Named, PlannedTimesteps, Policy
+from adacache.policies.base import wraps_of
 from adacache.runtime.clock import Clock, CountingClock, TimestepClock
 from adacache.runtime.request import Facts, Request
 from adacache.runtime.runner import Runner
@@ -36,13 +37,15 @@ class Handle:
         rows_per_video: rows of the batch per video, for calls outside `request()`; None: 2 if the batch
             is even.
         known: whether the model's class is declared; if not, its blocks were detected.
+        wraps: what is wrapped, see `policies.base.wraps_of`.
+        grid: the timesteps that a pipeline's scheduler keeps, if not all.
         users: enabled pipelines that use the model.
     """
 
     def __init__(
         self,
         model: Any,
-        policy: Policy | str | Path,
+        policy: Policy | Named,
         num_steps: int | None,
         rows_per_video: int | None,
     ):
@@ -51,8 +54,12 @@ class Handle:
         self.model = model
         self.num_steps = num_steps
         self.rows_per_video = rows_per_video
-        spec, self.known = spec_for(model)
-        self._runner = Runner(self, model, spec)
+        settings = policy.policy(num_steps) if isinstance(policy, Named) else policy
+        self.wraps = wraps_of(settings)
+        self.grid = settings if isinstance(settings, PlannedTimesteps) else None
+        _check_class(settings, model)
+        spec, self.known = spec_for(model, blocks=self.wraps == "blocks")
+        self._runner = Runner(self, model, spec, self.wraps)
         self.users = 0
         self._named_policy = policy
         self._warned: set[str] = set()
@@ -60,8 +67,6 @@ class Handle:
         self._latest: Request | None = None
         if num_steps is not None:
             self.policy: Policy = self.policy_for(num_steps)
-        elif isinstance(policy, str | Path):
-            preset(policy, None)  # raises for an unknown name
 
     # For users.
 
@@ -134,7 +139,11 @@ class Handle:
             "blocks": len(self._runner.sites.blocks),
             "streams": list(spec.streams),
             "watched": self._runner.sites.default_part,
-            "runs": "wrapped blocks" if spec.program is None else type(spec.program).__name__,
+            "runs": "whole model"
+            if self.wraps != "blocks"
+            else "wrapped blocks"
+            if spec.program is None
+            else type(spec.program).__name__,
         }
 
     # For `enable`, pipelines and the runner.
@@ -146,9 +155,7 @@ class Handle:
         self._runner.uninstall()
         self.reset()
 
-    def has_settings(
-        self, policy: Policy | str | Path, num_steps: int | None, rows_per_video: int | None
-    ) -> bool:
+    def has_settings(self, policy: Policy | Named, num_steps: int | None, rows_per_video: int | None) -> bool:
         """Whether `enable` was called with these settings."""
         return (policy, num_steps, rows_per_video) == (
             self._named_policy,
@@ -163,9 +170,9 @@ class Handle:
             ValueError: they do not fit the model or the schedule.
         """
         named = self._named_policy
-        policy = preset(named, num_steps) if isinstance(named, str | Path) else named
+        policy = named.policy(num_steps) if isinstance(named, Named) else named
         policy.check(self._runner.sites, num_steps)
-        if num_steps <= FEW_STEPS:
+        if num_steps <= FEW_STEPS and self.wraps == "blocks":
             self.warn(
                 "few",
                 f"of {num_steps} steps, the first two and the last two are always computed, so that little "
@@ -180,10 +187,18 @@ class Handle:
         video_of_row: Sequence[int] | None = None,
         branches: int = 1,
         may_restart: bool = False,
+        in_pipeline: bool = False,
     ) -> Request:
-        """A new request, which becomes the one of `trace`; see `Request`."""
+        """A new request, which becomes the one of `trace`; see `Request`.
+
+        Args:
+            in_pipeline: the step of a pipeline's scheduler is wrapped.
+        """
+        policy: Any = self.policy_for(num_steps)
+        if wraps_of(policy) == "guided" and not in_pipeline:
+            policy = policy.outside_pipeline()
         request = Request(
-            self.policy_for(num_steps),
+            policy,
             self._runner.sites,
             num_steps=num_steps,
             num_videos=num_videos,
@@ -243,11 +258,32 @@ class Handle:
         with self.request(num_videos=num_videos):
             yield
 
+    def check_call(self, policy: Any, facts: Facts) -> None:
+        origin = getattr(policy, "origin", None)
+        difference = None if origin is None else origin.of_shape(facts.shape)
+        if difference is not None:
+            self.warn("shape", f"the path was calibrated on {difference}; the quality is not known")
+
+    def check_scheduler(self, policy: Any, scheduler: Any) -> None:
+        """Warns if a path was calibrated with another scheduler. Reads its timesteps."""
+        origin = getattr(policy, "origin", None)
+        if origin is not None and self.grid is None:
+            timesteps = [float(one) for one in getattr(scheduler, "timesteps", ())]
+            difference = origin.of_scheduler(plain_class(scheduler).__name__, timesteps)
+            if difference is not None:
+                self.warn("scheduler", f"the path was calibrated with {difference}; the quality is not known")
+
     def warn(self, key: str, message: str) -> None:
         """Warns once."""
         if key not in self._warned:
             self._warned.add(key)
             warnings.warn(f"AdaCache: {message}", stacklevel=4)
+
+
+def _check_class(policy: Any, model: Any) -> None:
+    origin, found = getattr(policy, "origin", None), plain_class(model).__name__
+    if origin is not None and origin.model not in (None, found):
+        raise ValueError(f"policy: the path was calibrated on {origin.model}, got a model of {found}")
 
 
 @contextlib.contextmanager

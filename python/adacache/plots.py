@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import IO, Protocol
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442", "#000000")
+MARKERS = (("o", "-"), ("s", "--"), ("^", ":"), ("D", "-."))
+"""Marker and line of the curves with the first colors, with the same colors again, and so on."""
 
 
 class Drawable(Protocol):
@@ -92,3 +94,24 @@ def draw_traces(
             figure.savefig(path, dpi=110)
         else:
             figure.savefig(path, format="svg", metadata={"Date": None})
+
+
+def draw_curves(
+    curves: Mapping[str, Sequence[tuple[float, float]]], path: str | Path, across: str, up: str
+) -> None:
+    """Plots points (x, y) joined by lines, one line per label; `across` and `up` name the axes."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("plot: matplotlib is missing; pip install 'adacache-kernels[demo]'") from error
+    figure = Figure(figsize=(8.4, 4.6), layout="constrained")
+    axis = figure.subplots()
+    for place, (label, points) in enumerate(curves.items()):
+        style, color = MARKERS[place // len(COLORS) % len(MARKERS)], COLORS[place % len(COLORS)]
+        axis.plot(*zip(*points, strict=True), marker=style[0], linestyle=style[1], color=color, label=label)
+    axis.set_xlabel(across)
+    axis.set_ylabel(up)
+    axis.grid(color="#eeeeee")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    figure.savefig(path, dpi=110)

@@ -1,4 +1,5 @@
-"""Rows of a batch: which of them compute at a step, and how they are gathered and scattered."""
+"""Rows of a batch: which of them compute at a step, and how they are gathered and scattered. Small copies
+between host and device."""
 
 from __future__ import annotations
 
@@ -104,3 +105,22 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda":
         values = values.pin_memory()
     return values.to(device, non_blocking=True)
+
+
+class HostCopy:
+    """An asynchronous host copy of a small device tensor; `read` waits for it if it has not arrived."""
+
+    def __init__(self, tensor: Tensor):
+        if tensor.is_cuda:
+            self._values = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._values.copy_(tensor, non_blocking=True)
+            self._arrived: torch.cuda.Event | None = torch.cuda.Event()
+            self._arrived.record(torch.cuda.current_stream(tensor.device))
+        else:
+            self._values, self._arrived = tensor.clone(), None
+
+    def read(self) -> Tensor:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+            self._arrived = None
+        return self._values

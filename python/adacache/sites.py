@@ -1,4 +1,5 @@
-"""Sites: where a model forms residuals and outputs. Sub-layer < block < range of blocks < stack."""
+"""Sites: where a model forms residuals and outputs. Sub-layer < block < range of blocks < stack < model <
+guided output."""
 
 from __future__ import annotations
 
@@ -16,10 +17,24 @@ class Site:
     first: int
     last: int
     part: str | None = None
+    view: str = ""
+    """Distinguishes several watches of the same range of blocks."""
 
     def holds(self, position: int) -> bool:
         """Whether the block at this position belongs to the site."""
         return self.first <= position < self.last
+
+
+MODEL = Site(0, 0, "model")
+"""The output of the model's own call, per guidance branch."""
+GUIDED = Site(0, 0, "guided")
+"""What a pipeline passes to its scheduler: the guided output of a step."""
+LATENTS = Site(0, 0, "latents")
+"""Signal: the latents that the model gets."""
+TOKENS = Site(0, 0, "tokens")
+"""Signal: the tokens that the first block gets."""
+MODULATED = Site(0, 0, "modulated")
+"""Signal: the input of the first sub-layer of the first block: tokens after its modulated norm."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +45,7 @@ class BlockSites:
         number: index of the block; a spatial and a temporal block that alternate share it.
         kind: distinguishes block lists by name, such as "temporal"; may be empty.
         residuals: sub-layers whose gated residual can be watched.
-        outputs: sub-layers whose output can be kept and reused.
+        outputs: sub-layers whose output can be kept and reused, in the order they run.
     """
 
     number: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-pytest.importorskip("sklearn", reason="the handwritten digits are part of scikit-learn")
+pytest.importorskip("sklearn", reason="scikit-learn, which contains the handwritten digits, is not installed")
 
 from adacache.digits.captions import Prompt, all_prompts
 from clips import (

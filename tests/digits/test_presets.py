@@ -73,7 +73,7 @@ def test_search_meets_its_targets_and_writes_presets(
     model: STDiT3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not adacache_kernels.build_info()["libraries"]["engine"]["loaded"]:
-        pytest.skip("the compiled engine, which simulates schedules, is not loaded")
+        pytest.skip("the compiled engine, which simulates schedules, is not built")
     monkeypatch.setattr(calibrate, "FACTORS", calibrate.FACTORS[::40])
     monkeypatch.setattr(calibrate, "SCALES", calibrate.SCALES[::40])
     flow = sampler(30)

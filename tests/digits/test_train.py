@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-pytest.importorskip("sklearn", reason="the handwritten digits are part of scikit-learn")
+pytest.importorskip("sklearn", reason="scikit-learn, which contains the handwritten digits, is not installed")
 
 from adacache.digits import load, noise, with_null
 from adacache.digits.captions import CHANNELS, TOKENS, encode

@@ -1,4 +1,4 @@
-"""The benchmarks' list of ops serves these tests too: every op, each with inputs and what they must give."""
+"""The tests in this folder reuse the ops, inputs and expected outputs of benchmarks/cases.py."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["one_thread"]
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "layer"))
-# Not for longer than the import: diffusers looks for a package `kernels`, and would find the benchmark.
+# Only during the import: diffusers imports a package `kernels` and would find benchmarks/kernels.py.
 sys.path.insert(0, str(ROOT / "benchmarks"))
-import check  # noqa: E402, F401  (and with it `cases`, for the tests here)
+import check  # noqa: E402, F401  (also makes `cases` importable)
 
 sys.path.remove(str(ROOT / "benchmarks"))
 
@@ -23,4 +23,4 @@ sys.path.remove(str(ROOT / "benchmarks"))
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
-            item.add_marker(pytest.mark.skip(reason="there is no CUDA device"))
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))

@@ -1,4 +1,4 @@
-"""Runs every op once per dtype on small ragged shapes and judges it on the host: short enough for
+"""Runs every op once per dtype on small odd shapes and checks the results on the host. Short enough for
 compute-sanitizer.
 
 python tests/gpu/every_op.py --backend cuda|triton|cpu|reference      (or under compute-sanitizer)
@@ -20,7 +20,7 @@ from check import expect, has_backend, judge
 import adacache_kernels as ak
 from adacache_kernels import _backend
 
-#: A model's width, one that no vector divides, and more frames than one float32 run.
+#: A width of a model; a width that is no multiple of the vector width; more frames than one float32 run.
 SHAPES = [Shape(2, 4, 9, 144), Shape(1, 3, 5, 70), Shape(2, 18, 2, 20)]
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 
@@ -35,7 +35,7 @@ def main() -> int:
     device = torch.device("cpu" if on_cpu else "cuda")
     torch.manual_seed(0)
     torch.set_grad_enabled(False)
-    # Triton compiles each dtype separately; float16 takes the same paths as bfloat16.
+    # Triton compiles each dtype separately; float16 and bfloat16 take the same code paths.
     dtypes = [dtype for dtype in DTYPES if backend != "triton" or dtype != torch.float16]
     faults, count = [], 0
     for case in CASES:
@@ -45,7 +45,7 @@ def main() -> int:
             for dtype in dtypes:
                 if "qkv" in case.inputs and shape.head_dim % 2:
                     continue
-                # Made on the host: on the GPU nothing runs but the op.
+                # Inputs are created on the host, so that only the op runs on the GPU.
                 values = make_inputs(case, shape, dtype, torch.device("cpu"))
                 expected = expect(case, values)
                 with ak.use_backend(backend):

@@ -1,4 +1,4 @@
-"""Every op captured in a CUDA graph: replayed on other values, it gives the bits of a plain call."""
+"""Every op in a CUDA graph: a replay with other values is bit-identical to a plain call."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ SHAPE = Shape(2, 3, 7, 144)
 @pytest.mark.parametrize(
     "case", [case for case in CASES if case.channels is None], ids=lambda case: case.name
 )
-def test_replay_gives_the_bits_of_a_call(case: Case, backend: str) -> None:
+def test_graph_replay_is_bit_identical(case: Case, backend: str) -> None:
     if not has_backend(case.op, backend):
         pytest.skip(f"backend {backend} has no {case.op}")
     device = torch.device("cuda")
     values, others = (make_inputs(case, SHAPE, torch.bfloat16, device) for _ in range(2))
     with ak.use_backend(backend):
-        case.call(ak, copy_inputs(values), {})  # loads and compiles what it needs
+        case.call(ak, copy_inputs(values), {})  # loads and compiles before the capture
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
@@ -38,7 +38,7 @@ def test_replay_gives_the_bits_of_a_call(case: Case, backend: str) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
-def test_decide_is_captured_behind_a_meter(backend: str) -> None:
+def test_meter_and_decide_in_one_graph(backend: str) -> None:
     device = torch.device("cuda")
     case = next(case for case in CASES if case.name == "gated_residual_meter")
     values = make_inputs(case, SHAPE, torch.bfloat16, device)

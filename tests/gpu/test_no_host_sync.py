@@ -1,5 +1,4 @@
-"""A whole denoising loop with AdaCache never waits for the device: decisions come back through pinned
-memory."""
+"""A denoising loop with AdaCache never synchronizes: decisions are copied to pinned memory."""
 
 from __future__ import annotations
 
@@ -33,14 +32,14 @@ WAITING = {
 
 
 class NoWaiting(TorchDispatchMode):
-    """Refuses what would make the host wait, on any device."""
+    """Raises on ops that would synchronize, on any device."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         masks = [a for a in args[1] if a is not None] if func._schema.name.startswith("aten::index") else []
         if func._schema.name in WAITING or any(
             isinstance(mask, torch.Tensor) and mask.dtype in (torch.bool, torch.uint8) for mask in masks
         ):
-            raise RuntimeError(f"{func} makes the host wait")
+            raise RuntimeError(f"{func} synchronizes")
         return func(*args, **(kwargs or {}))
 
 
@@ -58,7 +57,7 @@ def run_loop(model: STDiT3, device: torch.device, videos: int) -> adacache.Handl
     values = {name: value.to(device) for name, value in inputs(videos, seed=1).items()}
     handle = adacache.enable(model, POLICY, num_steps=STEPS)
     try:
-        with handle.request(num_videos=videos):  # the first one loads and compiles
+        with handle.request(num_videos=videos):  # the first request loads and compiles
             denoise(model, values, STEPS)
         guard = no_waiting_on_a_gpu() if device.type == "cuda" else NoWaiting()
         with guard, handle.request(num_videos=videos):
@@ -69,7 +68,7 @@ def run_loop(model: STDiT3, device: torch.device, videos: int) -> adacache.Handl
 
 
 @pytest.mark.parametrize("videos", [1, 2])
-def test_nothing_in_the_loop_is_looked_at_by_the_host(videos: int) -> None:
+def test_loop_has_no_synchronizing_ops(videos: int) -> None:
     handle = run_loop(golden_model(), torch.device("cpu"), videos)
     assert 3 < len(handle.trace.computed_steps) < STEPS or videos > 1
 
@@ -77,21 +76,21 @@ def test_nothing_in_the_loop_is_looked_at_by_the_host(videos: int) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("videos", [1, 2])
 @pytest.mark.parametrize("backend", ["", "triton"])
-def test_loop_on_a_gpu_does_not_wait(backend: str, videos: int) -> None:
+def test_loop_does_not_synchronize_on_cuda(backend: str, videos: int) -> None:
     with use_backend(backend) if backend else nullcontext():
         handle = run_loop(golden_model().cuda(), torch.device("cuda"), videos)
     assert handle.trace.measurements
 
 
-def test_what_waits_is_refused() -> None:
+def test_guard_detects_synchronization() -> None:
     x = torch.arange(3.0)
     for waits in (lambda: x[0].item(), lambda: x[x > 1], lambda: bool((x > 1).any()), lambda: x.nonzero()):
-        with pytest.raises(RuntimeError, match="makes the host wait"), NoWaiting():
+        with pytest.raises(RuntimeError, match="synchronizes"), NoWaiting():
             waits()
 
 
 @pytest.mark.gpu
-def test_what_waits_is_refused_on_a_gpu() -> None:
+def test_guard_detects_synchronization_on_cuda() -> None:
     x = torch.arange(3.0, device="cuda")
     for waits in (lambda: x[0].item(), lambda: x[x > 1], lambda: torch.tensor([1.0], device="cuda")):
         with pytest.raises(RuntimeError, match="synchroniz"), no_waiting_on_a_gpu():

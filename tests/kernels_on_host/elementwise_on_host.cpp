@@ -9,7 +9,7 @@ namespace {
 
 constexpr int threads = 32;
 
-// x and where x_out goes, which may be x.
+// x and the destination of x_out, which may be x.
 template <class T>
 struct Stream {
   HostRows rows;

@@ -1,5 +1,5 @@
-// Fibers, and the waiting of the threads of a block for each other. Compiled without ThreadSanitizer, which
-// is told by hand (ADACACHE_THREAD_SANITIZER) who runs and what orders memory.
+// Fibers and their synchronization. Compiled without ThreadSanitizer; explicit annotations
+// (ADACACHE_THREAD_SANITIZER) declare fiber switches and memory order.
 #include "host_block.h"
 
 #include <ucontext.h>
@@ -18,7 +18,7 @@
 namespace adacache::host {
 namespace {
 
-// What a fiber has written before release() is seen after another one's acquire() of the same object.
+// Writes of a fiber before release() happen before reads of another fiber after acquire() of the same object.
 void release([[maybe_unused]] void* order) {
 #if defined(ADACACHE_THREAD_SANITIZER)
   __tsan_release(order);
@@ -34,13 +34,13 @@ constexpr size_t stack_bytes = 1 << 18;
 
 struct Fiber {
   ucontext_t context = {};
-  std::unique_ptr<char[]> stack;  // null: of the thread of the host that has started the block
+  std::unique_ptr<char[]> stack;  // null: the fiber of the host thread that starts the block
   [[maybe_unused]] void* sanitizer = nullptr;
   [[maybe_unused]] const void* bottom = nullptr;
   [[maybe_unused]] size_t bytes = 0;
 };
 
-Fiber* left = nullptr;  // the fiber that ran before
+Fiber* left = nullptr;  // the previous fiber
 
 void arrive([[maybe_unused]] void* fake_stack) {
 #if defined(__SANITIZE_ADDRESS__)
@@ -75,7 +75,7 @@ void prepare(Fiber& fiber, void (*live)()) {
 #endif
 }
 
-// Where `size` threads wait for each other.
+// A reusable barrier of `size` threads.
 struct Meeting {
   int size = 0, arrived = 0;
   int64_t round = 0;
@@ -99,7 +99,7 @@ class Team {
   void* shared() { return shared_.get(); }
 
   void run(int64_t shared_bytes, const std::function<void(int)>& body) {
-    // Just as many bytes as asked for, so that AddressSanitizer sees one more.
+    // The exact size, rounded up to 16 bytes, so that AddressSanitizer detects accesses beyond it.
     const int64_t sixteens = (shared_bytes + 15) / 16;
     if (sixteens != sixteens_) shared_.reset(new Sixteen[sixteens]);
     sixteens_ = sixteens;
@@ -137,7 +137,7 @@ class Team {
     uint64_t word[2];
   };
 
-  // A fiber's life: once through each block.
+  // The entry point of a fiber: runs the body once per block.
   static void live() {
     arrive(nullptr);
     for (;;) {
@@ -161,7 +161,7 @@ class Team {
     }
   }
 
-  // A thread of the block that need not wait goes on, or after the last one whoever has started the block.
+  // Resumes the next thread that is not waiting; after the last thread, the starter of the block.
   void let_next() {
     Fiber& from = *fibers_[current_];
     bool all_finished = true;
@@ -174,7 +174,7 @@ class Team {
       return switch_fibers(from, *fibers_[candidate]);
     }
     if (!all_finished) {
-      std::printf("FAILED threads of a block wait for others that never come\n");
+      std::printf("FAILED deadlock: not all threads of a block reach the barrier\n");
       std::exit(1);
     }
     switch_fibers(from, starter_);

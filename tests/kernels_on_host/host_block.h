@@ -1,7 +1,6 @@
-// A block of a GPU on the host, for the kernel bodies of csrc/cuda/bodies as they are: each thread of the
-// block is a fiber, which runs until it has to wait for others. To ThreadSanitizer fibers are threads that
-// only barriers order, so that a missing barrier is a data race that it finds every time, and waits cost
-// microseconds.
+// Runs the unmodified kernel bodies of csrc/cuda/bodies on the host: each thread of a GPU block is a fiber,
+// which runs until it waits at a barrier or a shuffle. ThreadSanitizer treats fibers as threads that only
+// barriers synchronize, so it detects every missing barrier as a data race. A wait takes microseconds.
 #pragma once
 
 #include <cstdint>
@@ -13,17 +12,18 @@
 
 namespace adacache::host {
 
-// Set to show that a missing barrier is found.
+// Set by the test that a missing barrier is detected.
 inline bool drop_barriers = false;
 
-// In host_block.cpp, which is compiled without ThreadSanitizer: who runs next is no access of the bodies.
+// Defined in host_block.cpp, which is compiled without ThreadSanitizer: accesses of the fiber scheduler are
+// not accesses of the bodies.
 class Team;
 Team& team_of(int threads);
 void run_team(Team& team, int64_t shared_bytes, const std::function<void(int thread)>& body);
 void* shared_memory(Team& team);
 void barrier_of_team(Team& team);
-// Shows the warp a number; seen[i] becomes that of its thread i. As on a GPU, this orders no accesses to
-// memory.
+// Exchanges one value per thread of a warp; seen[i] is the value of lane i. As on a GPU, this does not order
+// memory accesses.
 void exchange_in_warp(Team& team, int thread, uint64_t shown, uint64_t (&seen)[warp_threads]);
 
 class HostBlock {
@@ -61,8 +61,8 @@ class HostBlock {
   int64_t index_;
 };
 
-// Runs body(block) for blocks of these indices, one after the other. Shared memory starts as NaN, as nobody
-// may rely on it.
+// Runs body(block) sequentially for blocks of these indices. Shared memory is initialized to NaN, because its
+// initial contents are undefined.
 template <class Body>
 void launch(const std::vector<int64_t>& indices, int threads, int64_t shared_bytes, const Body& body) {
   Team& team = team_of(threads);

@@ -1,5 +1,5 @@
-// What the cases of the meters are made of: the tensors of x + gate * y or of a stack's residual, what is
-// expected of them, and their comparison.
+// Test cases of the meters: the tensors of x + gate * y or of a stack's residual, the expected results, and
+// the comparison.
 #pragma once
 
 #include <algorithm>
@@ -15,8 +15,8 @@ double element_sum(double a, double b) {
   return nearest<T>(static_cast<float>(a + b));
 }
 
-// expected(row of the batch, n, c) is what row `row_of_cache(row)` of the cache holds after the op, for rows
-// that known() has.
+// r(row of the batch, n, c) is the expected residual in row `actual.rows.of(row)` of the cache. Rows with
+// known() false are unchanged.
 template <class Stored, class Known, class R>
 void expect_cache(const HostCache<Stored>& actual, const HostCache<Stored>& before, int64_t rows,
                   const Known& known, const R& r) {
@@ -43,7 +43,7 @@ void expect_cache(const HostCache<Stored>& actual, const HostCache<Stored>& befo
   expect_tensor("residual_scale", actual.scale, before.scale, want.scale);
 }
 
-// A number here and there that is not finite, or so small that float8 cannot scale it; a token of zeros.
+// Adds, in some cases, a NaN, an infinity, or a token of zeros and of values too small for a float8 scale.
 template <class T>
 void add_oddities(HostTensor<T>& tensor) {
   if (tensor.rows * tensor.tokens * tensor.channels == 0) return;
@@ -62,7 +62,7 @@ void add_oddities(HostTensor<T>& tensor) {
   }
 }
 
-// x, y, gate and a kept residual of type Stored.
+// x, y, gate and a cached residual of type Stored.
 template <class T, class Stored>
 struct GatedScene {
   MeterCase k;
@@ -139,7 +139,7 @@ struct GatedScene {
   }
 };
 
-// x_out, x_in, perhaps where x_out is put, and a kept residual of type Stored.
+// x_out, x_in, an optional destination of x_out, and a cached residual of type Stored.
 template <class T, class Stored>
 struct StackScene {
   MeterCase k;
@@ -216,14 +216,14 @@ struct StackScene {
   }
 };
 
-// Runs the meter twice, checks it, and compares the bits.
+// Runs the meter twice, checks the results, and compares the sums bitwise.
 template <class Scene, class Run>
 void check_twice(Scene& scene, const Run& run) {
   const Sums sums = run();
   scene.check(sums);
   scene.reset();
   const Sums again = run();
-  expect(std::memcmp(again.data(), sums.data(), sums.size() * 8) == 0, "a second run gives other sums");
+  expect(std::memcmp(again.data(), sums.data(), sums.size() * 8) == 0, "the sums of a second run differ");
 }
 
 }  // namespace adacache::host

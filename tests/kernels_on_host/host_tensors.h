@@ -1,4 +1,4 @@
-// Tensors and random cases for the kernel bodies, and comparison with plain loops in float64.
+// Tensors, random cases and comparison with plain float64 loops for the kernel bodies.
 #pragma once
 
 #include <cmath>
@@ -41,8 +41,8 @@ Value one_of(std::initializer_list<Value> values) {
 
 inline bool once_in(int64_t times) { return pick(1, times) == 1; }
 
-// Rounding by arithmetic, not by bits: the nearest multiple of the spacing that the format has at this
-// magnitude.
+// Rounds arithmetically, independent of the bit-level code under test: the nearest multiple of the format's
+// spacing at this magnitude.
 template <class T>
 double nearest(double value) {
   if constexpr (sizeof(T) == 4) return static_cast<float>(value);
@@ -55,7 +55,7 @@ double nearest(double value) {
   return std::ldexp(std::nearbyint(std::ldexp(value, -spacing)), spacing);
 }
 
-// How a tensor lies in memory: elements before the first one, and between tokens and rows.
+// Memory layout of a tensor: elements before the first one (offset), and between tokens and rows (padding).
 struct Place {
   int64_t offset, padding;
 };
@@ -63,7 +63,7 @@ struct Place {
 inline Place random_place() {
   switch (pick(0, 4)) {
     case 0:
-      return {pick(0, 3), pick(0, 5)};  // hardly ever a vector's
+      return {pick(0, 3), pick(0, 5)};  // rarely aligned to a vector
     case 1:
       return {16 * pick(0, 2), 16 * pick(0, 2)};
     default:
@@ -71,7 +71,7 @@ inline Place random_place() {
   }
 }
 
-// A strided tensor [rows, tokens, channels] within a buffer whose other elements must stay as they are.
+// A strided tensor [rows, tokens, channels] in a buffer; the other elements of the buffer must not change.
 template <class T>
 struct HostTensor {
   int64_t rows, tokens, channels, offset;
@@ -100,7 +100,7 @@ struct HostTensor {
 
 inline bool same(double a, double b) { return a == b || (std::isnan(a) && std::isnan(b)); }
 
-// close(got, want) says whether an element may pass; memory around the tensor has to be as before.
+// close(got, want) is true for an accepted element. Memory around the tensor must be unchanged.
 template <class T, class Expected, class Close>
 void expect_tensor(const char* name, const HostTensor<T>& actual, const HostTensor<T>& before,
                    const Expected& expected, const Close& close) {
@@ -127,16 +127,16 @@ void expect_tensor(const char* name, const HostTensor<T>& actual, const HostTens
 
 template <class T>
 void expect_same_bits(const char* name, const HostTensor<T>& a, const HostTensor<T>& b) {
-  if (a.channels == 0) return;  // there may be no memory to refer to
+  if (a.channels == 0) return;  // the memory may be empty
   for (int64_t row = 0; row < a.rows; ++row)
     for (int64_t n = 0; n < a.tokens; ++n)
       expect(std::memcmp(&a.memory[a.at(row, n, 0)], &b.memory[b.at(row, n, 0)], a.channels * sizeof(T)) == 0,
-             std::string(name) + ": other bits");
+             std::string(name) + ": bits differ");
 }
 
-// Rows of a tensor that a batch picks. Some cases pick one that there is not.
+// Rows of a tensor that a batch selects. Some cases contain an out-of-range index.
 struct HostRows {
-  std::vector<int32_t> index;  // empty: row b is row b
+  std::vector<int32_t> index;  // empty: the identity
   int64_t total;
 
   RowIndex get() const { return {index.empty() ? nullptr : index.data(), total}; }
@@ -159,7 +159,7 @@ inline HostRows random_rows(int64_t rows, bool distinct) {
   return picked;
 }
 
-// A gate, shift or scale: absent, one for a row, by frame, by token, or one for all rows.
+// A gate, shift or scale: absent, per row, per frame, per token, or broadcast to all rows.
 template <class T>
 struct HostModulator {
   enum class Kind { absent, row, frame, token, everywhere } kind;
@@ -208,7 +208,7 @@ HostModulator<T> random_modulator(const TokenShape& shape, Place place) {
           place};
 }
 
-// A kept residual, in float8 with the scale of each token.
+// A cached residual; float8 has one scale per token.
 template <class Stored>
 struct HostCache {
   HostRows rows;
@@ -233,7 +233,7 @@ struct HostCache {
   static constexpr bool scaled = std::is_same_v<Stored, float8_e4m3>;
 };
 
-// What a token r(c) becomes when it is kept: its scale, and the stored element.
+// float8 quantization of one token r(c): its scale and the stored elements.
 struct Quantised {
   float scale, inverse;
 
@@ -256,8 +256,8 @@ struct Quantised {
 
 using Sums = std::vector<double>;
 
-// The sums between r(b, n, c) and old(b, n, c), by the definition. Rows for which known(b) is false have
-// none.
+// The sums of r(b, n, c) and old(b, n, c), by definition. Rows with known(b) false set the sums of their
+// video to NaN.
 template <class Known, class New, class Old>
 Sums expected_sums(const TokenShape& shape, const MotionStrides& motion, bool all_columns, int64_t videos,
                    const std::vector<int32_t>& video_of_row, const Known& known, const New& r,
@@ -296,7 +296,8 @@ Sums expected_sums(const TokenShape& shape, const MotionStrides& motion, bool al
   return sums;
 }
 
-// Float32 sums of a thread err in proportion to what they add up: r, old and, for squares, their products.
+// The error of a thread's float32 sums is proportional to the magnitude of the summands: |r| and |old|, or
+// their squares.
 inline void expect_sums(const Sums& actual, const Sums& expected, const MotionStrides& motion) {
   const int columns = sum_columns(motion);
   for (size_t i = 0; i < expected.size(); ++i) {
@@ -318,14 +319,14 @@ inline std::vector<int64_t> in_order(int64_t count) {
   return indices;
 }
 
-// Blocks of a GPU run in any order, and so may these.
+// The blocks of a GPU run in any order.
 inline std::vector<int64_t> in_any_order(int64_t count) {
   std::vector<int64_t> indices = in_order(count);
   std::shuffle(indices.begin(), indices.end(), generator);
   return indices;
 }
 
-// Runs body(block, partials) as a meter's launch and adds up.
+// Launches body(block, partials) as a meter and sums the partials with video_sums_body.
 template <class Body>
 Sums run_meter(const TokenShape& shape, const MotionStrides& motion, bool all_columns, const Plan& plan,
                int64_t shared_bytes, int64_t videos, const std::vector<int32_t>& video_of_row,
@@ -349,7 +350,7 @@ Sums run_meter(const TokenShape& shape, const MotionStrides& motion, bool all_co
   return sums;
 }
 
-// What the meters' cases have in common.
+// Common parameters of meter cases.
 struct MeterCase {
   TokenShape shape;
   MotionStrides motion = {};
@@ -372,7 +373,7 @@ struct MeterCase {
   }
 };
 
-// Other segments and another history than the shape asks for, since small shapes ask for few kinds.
+// Changes segments and history: the plans of small shapes cover few variants.
 inline void vary(Plan& plan, const TokenShape& shape, const MotionStrides& motion, bool divisible) {
   if (plan.blocks == 0) return;
   if (plan.history > 0 && once_in(2)) plan.history = motion.stride[pick(0, motion.count - 1)];
@@ -383,7 +384,7 @@ inline void vary(Plan& plan, const TokenShape& shape, const MotionStrides& motio
   plan.blocks = shape.rows * plan.blocks_per_row;
 }
 
-// One shape for each dimension that can be 0. Every op runs all of them in every dtype.
+// One shape per dimension that can be 0. Every op runs all of them in every dtype.
 constexpr TokenShape empty_shapes[] = {{0, 3, 4, 16}, {2, 3, 0, 16}, {2, 3, 4, 0}, {0, 1, 0, 0}};
 
 inline TokenShape random_shape(int64_t most_channels) {
@@ -418,7 +419,7 @@ void with_random_dtype(const Function& function) {
   dispatch(one_of({DType::float32, DType::bfloat16, DType::float16}), function);
 }
 
-// How many random cases each op gets.
+// Run `cases` random cases of each op.
 void elementwise_cases(int64_t cases);
 void meter_cases(int64_t cases);
 void token_cases(int64_t cases);

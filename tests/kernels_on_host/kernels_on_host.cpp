@@ -1,5 +1,5 @@
-// Runs the bodies of the CUDA kernels on the host and compares them with plain loops in float64. Exits with 1
-// and says what differs, or prints how many cases passed.
+// Runs the bodies of the CUDA kernels on the host and compares them with plain loops in float64. Prints the
+// first difference and exits with 1, or prints the number of passed cases.
 // Usage: kernels_on_host [--seed N] [--cases N] [--drop-barriers]
 #include <algorithm>
 #include <cinttypes>
@@ -11,7 +11,7 @@ namespace {
 
 template <class T>
 void expect_conversions() {
-  // Every bit pattern survives.
+  // A round trip preserves every bit pattern.
   constexpr uint32_t patterns = 1u << (8 * sizeof(T));
   for (uint32_t bits = 0; bits < patterns; ++bits) {
     const T stored{static_cast<decltype(T::bits)>(bits)};
@@ -20,7 +20,7 @@ void expect_conversions() {
     expect(std::isnan(to_float(stored)) ? std::isnan(to_float(again)) : again.bits == bits,
            "bits " + std::to_string(bits));
   }
-  // Rounding agrees with arithmetic, also where the format is subnormal.
+  // Rounding agrees with arithmetic rounding, also for subnormal values.
   const int last = std::is_same_v<T, float8_e4m3> ? 8 : 14;
   std::uniform_real_distribution<float> mantissa(-1.75f, 1.75f);
   for (int i = 0; i < 50000; ++i) {

@@ -1,5 +1,5 @@
-// gated_residual_meter, stack_residual_meter and residual_meter against plain loops, where the residual is
-// kept in x's dtype.
+// gated_residual_meter, stack_residual_meter and residual_meter against plain loops, with residuals in x's
+// dtype.
 #include "../../csrc/cuda/bodies/residual_meter.h"
 #include "host_meters.h"
 
@@ -8,7 +8,7 @@ namespace {
 
 constexpr int threads = 32;
 
-// As in csrc/cuda: single elements are always measured in full.
+// As in csrc/cuda: bodies of width 1 always measure all columns.
 template <class T, class P>
 Sums run_walk(const P& p, const MeterCase& k, const Plan& plan) {
   constexpr int wide = vector_width<T>;
@@ -57,7 +57,7 @@ void residual_meter_case(const TokenShape& shape) {
               k.motion);
 }
 
-// Few rows of many blocks and many rows of few: rows may outnumber the threads by far.
+// Few rows of many blocks, and many rows of few blocks: rows may exceed the number of threads.
 void video_sums_case(int64_t rows, int64_t blocks_per_row, int64_t videos, bool wrong) {
   current_case = "video_sums of " + std::to_string(rows) + " rows, " + std::to_string(blocks_per_row) +
                  " blocks of each, " + std::to_string(videos) + " videos";

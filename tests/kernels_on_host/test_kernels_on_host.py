@@ -1,7 +1,7 @@
-"""The CUDA kernel bodies, run on the host block by block, against plain loops, under sanitizers.
+"""CUDA kernel bodies, run on the host block by block under sanitizers, against plain loops.
 
 Environment: CXX, the compiler (g++); ADACACHE_HOST_SEED, the seed of the random cases (0);
-ADACACHE_HOST_FULL=1, hundreds of cases of each op instead of a few (minutes instead of seconds).
+ADACACHE_HOST_FULL=1, hundreds of cases per op (minutes instead of seconds).
 """
 
 import fcntl
@@ -20,7 +20,7 @@ CASES = {"address,undefined": 200 if FULL else 10, "thread": 200 if FULL else 4}
 
 
 def build(sanitizers: str, scratch: pathlib.Path) -> pathlib.Path:
-    """In build/, where later runs find the objects again."""
+    """Compiles into build/, so that later runs reuse the objects."""
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None or shutil.which("make") is None:
         pytest.skip("no make, or no C++ compiler: set CXX, or install g++")
@@ -43,7 +43,7 @@ def build(sanitizers: str, scratch: pathlib.Path) -> pathlib.Path:
 def run(program: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [str(program), "--seed", SEED, *arguments]
     result = subprocess.run(command, capture_output=True, text=True, timeout=1800)
-    # Old ThreadSanitizers and new kernels disagree on how far addresses are randomised.
+    # Old ThreadSanitizers do not support the address randomization of new kernels.
     if "unexpected memory mapping" in result.stderr and shutil.which("setarch"):
         result = subprocess.run(["setarch", "-R", *command], capture_output=True, text=True, timeout=1800)
     return result
@@ -56,7 +56,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pathlib.Path
 
 @pytest.fixture(scope="module")
 def results(programs: dict[str, pathlib.Path]) -> dict[str, subprocess.CompletedProcess[str]]:
-    """Of all programs, side by side."""
+    """Results of all programs, which run in parallel."""
     with ThreadPoolExecutor() as jobs:
         waiting = {
             sanitizers: jobs.submit(run, program, "--cases", str(CASES[sanitizers]))
@@ -75,7 +75,7 @@ def test_bodies_agree_with_plain_loops(
     assert f"{CASES[sanitizers]} random cases of each op passed" in result.stdout
 
 
-def test_a_missing_barrier_is_found(programs: dict[str, pathlib.Path]) -> None:
+def test_missing_barrier_is_detected(programs: dict[str, pathlib.Path]) -> None:
     result = run(programs["thread"], "--cases", "2", "--drop-barriers")
     assert result.returncode != 0
     assert "data race" in result.stderr

@@ -1,4 +1,4 @@
-// The ops that look at a token as a whole against plain loops: layer norms, and residuals kept in float8.
+// The ops that reduce over a token, against plain loops: layer norms, and residuals in float8.
 #include "../../csrc/cuda/bodies/gated_residual_norm.h"
 #include "../../csrc/cuda/bodies/gated_residual_norm_meter.h"
 #include "../../csrc/cuda/bodies/layer_norm_modulate.h"
@@ -7,8 +7,8 @@
 namespace adacache::host {
 namespace {
 
-// As for the channels, or few threads that hold many vectors, so that small cases meet all kinds of plans.
-// Plans of ops that are compared bit for bit get the same one.
+// Overrides of a plan: few threads that hold many vectors each, so that small cases cover all kinds of plans.
+// Ops that are compared bitwise use the same override.
 struct Holding {
   int threads = 0, vectors = 0;  // 0: as planned
 
@@ -19,7 +19,7 @@ struct Holding {
     while (vectors < most_vectors_held && (vectors * threads * width < channels || once_in(3))) vectors *= 2;
     if (vectors * threads * width < channels) threads = 0;
   }
-  // A row may always be read again instead of held.
+  // A plan may always read a row again instead of keeping it in registers.
   void change(Plan& plan) const {
     if (threads > 0) {
       plan.threads = threads;
@@ -44,7 +44,7 @@ void with_vectors(const Plan& plan, const Function& function) {
   }
 }
 
-// The weights and modulators of a norm, and where it is put.
+// The weights, modulators and output of a norm.
 template <class T>
 struct NormScene {
   HostModulator<T> shift, scale;
@@ -68,7 +68,7 @@ struct NormScene {
         shift.get(), scale.get(), has_weight ? weight.data() : nullptr, has_bias ? bias.data() : nullptr, eps,
         out.data(),  out.strides};
   }
-  // Of the values v(b, n, c), NaN where there are none.
+  // Checks the norm of the values v(b, n, c); v is NaN in rows with an invalid index.
   template <class V>
   void check(const V& v) const {
     std::vector<double> normed(out.channels);
@@ -112,8 +112,7 @@ void run_layer_norm_modulate(const LayerNormModulate& p, const Holding& holding)
   });
 }
 
-// layer_norm_modulate of x_out must be what the ops that compute x_out leave, bit for bit, wherever x_out
-// lies.
+// layer_norm_modulate of x_out is bit-identical to the norm of the fused ops, for any layout of x_out.
 template <class T>
 void expect_norm_of(const HostTensor<T>& x_out, NormScene<T>& norm, const TokenShape& shape,
                     const Holding& holding) {
@@ -155,7 +154,7 @@ void layer_norm_modulate_case(const TokenShape& shape) {
 template <class T>
 void gated_residual_norm_case(const TokenShape& shape) {
   GatedScene<T, T> scene(shape);
-  scene.cache.rows.index.clear();  // no residual is kept
+  scene.cache.rows.index.clear();  // this op has no residual cache
   const GatedResidualMeter m = scene.parameters();
   NormScene<T> norm(shape);
   GatedResidualNorm p{
@@ -255,7 +254,7 @@ void token_cases(int64_t cases) {
   for (int64_t i = 0; i < cases; ++i)
     with_random_dtype([&](auto element) {
       using T = decltype(element);
-      // Now and then as many channels as models have, or so many that no block holds them.
+      // In some cases the channels of real models, or more channels than a block can keep in registers.
       TokenShape shape = random_shape(300);
       if (once_in(25)) shape = {1, pick(1, 3), pick(1, 2), one_of<int64_t>({1152, 2304, 4224, 5120, 12320})};
       all_ops<T>(i, shape);

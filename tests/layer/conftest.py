@@ -1,4 +1,4 @@
-"""Fixtures of the layer's tests."""
+"""Fixtures of tests/layer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def shared_model() -> STDiT3:
 
 @pytest.fixture
 def model(shared_model: STDiT3) -> Iterator[STDiT3]:
-    """The recorded network, given back without AdaCache whatever a test did."""
+    """The recorded network; AdaCache is disabled after each test."""
     yield shared_model
     if any(name.startswith("_adacache") for name in shared_model.__dict__):
         adacache.disable(shared_model)

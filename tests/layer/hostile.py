@@ -1,4 +1,4 @@
-"""JSON values with one field replaced by something that a reader must refuse or read, but not crash on."""
+"""Invalid variants of JSON values: a reader accepts them or raises its documented error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ VALUES = (
 
 
 def variants(value: Any) -> Iterator[Any]:
-    """Copies of a JSON value, each with one of its fields replaced by one of `VALUES`."""
+    """Copies of a JSON value, each with one field replaced by one of `VALUES`."""
     for path in _paths(value):
         for hostile in VALUES:
             if not path:
@@ -28,7 +28,7 @@ def variants(value: Any) -> Iterator[Any]:
 
 
 def _paths(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
-    """The paths to all values, of lists to the first two items."""
+    """Paths to all values; for lists, to the first two items."""
     yield path
     items: Any = value.items() if isinstance(value, dict) else ()
     if isinstance(value, list):

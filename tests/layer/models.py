@@ -1,4 +1,4 @@
-"""Small networks, inputs and an obvious version of the caching rule for the layer's tests."""
+"""Small networks, inputs and a reference implementation of AdaCache for tests/layer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CODEBOOK = {0.08: 6, 0.16: 5, 0.24: 4, 0.32: 3, 0.4: 2, 1.0: 1}
 
 
 def golden_model() -> STDiT3:
-    """The recorded network: its residuals settle, so that schedules are not trivial."""
+    """The recorded network. Its residuals converge, so its schedules are not trivial."""
     config = STDiT3Config(
         depth=4, hidden_size=96, num_heads=4, caption_channels=32, model_max_length=12, input_sq_size=512
     )
@@ -65,10 +65,11 @@ def denoise(
 def denoise_slowly(
     model: STDiT3, values: dict[str, Tensor], num_steps: int, codebook: dict[float, int], block: int
 ) -> tuple[Tensor, list[int], list[tuple[int, float]]]:
-    """AdaCache written out around the loop: one video, every residual kept apart, measured at the temporal
-    attention of one block.
+    """Reference loop of AdaCache for one video: each residual is cached separately and the distance is
+    measured at the temporal attention of one block.
 
-    Returns the latent, the computed steps and (step, relative distance) of every measurement.
+    Returns:
+        The latent, the computed steps and (step, relative distance) of every measurement.
     """
     z = values["z"]
     kept: list[Tensor] = []
@@ -86,7 +87,7 @@ def denoise_slowly(
             kept, last = residuals.all, step
             computed.append(step)
             if before:
-                # Three residuals a block, the spatial block of a pair first.
+                # Three residuals per block; a spatial block precedes each temporal block.
                 new, old = (some[6 * block + 3].double() for some in (kept, before))
                 distances.append((step, float((new - old).abs().sum() / old.abs().sum())))
                 score = distances[-1][1] / rate
@@ -102,7 +103,7 @@ def denoise_slowly(
 
 
 class _Recorder:
-    """Adds residuals as the plain model does and notes each of them."""
+    """Adds residuals as the plain model does and records them."""
 
     def __init__(self) -> None:
         self.all: list[Tensor] = []

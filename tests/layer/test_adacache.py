@@ -1,4 +1,4 @@
-"""AdaCache on a whole model: against the rule written out, per video, and from one request to the next."""
+"""AdaCache on STDiT3: against a reference implementation of the rule, per video, and across requests."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_schedule_is_that_of_the_rule_written_out(model: STDiT3, cache: str, blo
     assert relative_error(final, expected) < 1e-5
 
 
-def test_off_is_the_plain_model_bit_for_bit(model: STDiT3) -> None:
+def test_computing_every_step_and_disable_are_bit_identical(model: STDiT3) -> None:
     values = inputs(1)
     plain = denoise(model, values, 4)
     handle = adacache.enable(model, adacache.AdaCache(codebook={9.0: 1}), num_steps=4)
@@ -43,7 +43,7 @@ def test_off_is_the_plain_model_bit_for_bit(model: STDiT3) -> None:
     assert torch.equal(denoise(model, values, 4), plain)
 
 
-def test_an_instance_forward_is_called_and_kept(model: STDiT3) -> None:
+def test_instance_forward_is_called_and_restored(model: STDiT3) -> None:
     """Offloading libraries replace `forward` on the instance."""
     values, calls = inputs(1), []
     handle = adacache.enable(model, POLICY, num_steps=STEPS)
@@ -68,7 +68,7 @@ def test_an_instance_forward_is_called_and_kept(model: STDiT3) -> None:
     "part", ["temporal_attention", "spatial_attention", "cross_attention", "mlp", "cross_attention_mlp"]
 )
 @pytest.mark.parametrize("cache", ["stack", "sublayer"])
-def test_computing_always_changes_no_bit_whatever_is_measured(model: STDiT3, part: str, cache: str) -> None:
+def test_computing_every_step_is_bit_identical_for_each_part(model: STDiT3, part: str, cache: str) -> None:
     values = inputs(1)
     plain = denoise(model, values, 3)
     policy = adacache.AdaCache(codebook={9.0: 1}, metric_part=part, cache=cache)
@@ -80,7 +80,7 @@ def test_computing_always_changes_no_bit_whatever_is_measured(model: STDiT3, par
 
 
 def test_a_reused_step_runs_no_block(model: STDiT3) -> None:
-    """The profiler sees one added residual, no attention, and no more waiting for values than plain."""
+    """The profile shows one residual add, no attention, and no synchronization beyond the plain model's."""
     values = inputs(1)
 
     def names(steps: int) -> list[str]:
@@ -123,7 +123,7 @@ def test_videos_of_a_batch_decide_for_themselves(model: STDiT3) -> None:
             singles.append(denoise(model, rows_of(batch, video), STEPS))
         schedules.append(handle.trace.computed_steps)
         adacache.disable(model)
-    assert len({tuple(steps) for steps in schedules}) == 3, "the videos must differ for this to show anything"
+    assert len({tuple(steps) for steps in schedules}) == 3, "the schedules of the videos differ"
 
     for cache in ("stack", "sublayer"):
         handle = adacache.enable(model, replace(POLICY, cache=cache), num_steps=STEPS)
@@ -135,7 +135,7 @@ def test_videos_of_a_batch_decide_for_themselves(model: STDiT3) -> None:
         adacache.disable(model)
 
 
-def test_one_decision_for_the_batch_if_asked(model: STDiT3) -> None:
+def test_one_decision_per_batch(model: STDiT3) -> None:
     batch = inputs(2, seed=1)
     handle = adacache.enable(model, replace(POLICY, per_video=False), num_steps=STEPS)
     with handle.request(num_videos=2):
@@ -144,7 +144,7 @@ def test_one_decision_for_the_batch_if_asked(model: STDiT3) -> None:
 
 
 def test_rows_in_any_order(model: STDiT3) -> None:
-    """Rows of the videos interleaved: the same schedules under `video_of_row`."""
+    """Interleaved rows with `video_of_row` give the same schedules."""
     batch = inputs(2, seed=1)
     batch["z"][1] *= 3.0
     batch["y"][[0, 2]] *= 2.5
@@ -180,7 +180,7 @@ def guided_in_two_calls(model: Any, values: dict[str, torch.Tensor], steps: int)
 
 @pytest.mark.parametrize("explicit", [True, False])
 def test_guidance_in_two_calls(model: STDiT3, explicit: bool) -> None:
-    """The first branch decides, the second follows, and each reuses its own residuals."""
+    """Both guidance branches use the decision of the first branch, and each reuses its own residuals."""
     values = inputs(1, seed=2)
     handle = adacache.enable(model, POLICY, num_steps=STEPS)
     if explicit:
@@ -193,14 +193,14 @@ def test_guidance_in_two_calls(model: STDiT3, explicit: bool) -> None:
     assert len(trace.computed_steps) < STEPS
     adacache.disable(model)
 
-    # The same schedule in one batch gives the same video: so no branch got the other's residuals.
+    # One batch with the same schedule gives the same video, so residuals of the branches are not mixed up.
     handle = adacache.enable(model, adacache.Replay(trace), num_steps=STEPS)
     assert relative_error(final, denoise(model, values, STEPS)) < 1e-5
 
 
 @pytest.mark.parametrize("part", ["temporal_attention", "spatial_attention", "cross_attention_mlp", "block"])
-def test_a_warm_up_call_does_not_join(model: STDiT3, part: str) -> None:
-    """A call of another generation at the first timestep, outside `request()`."""
+def test_warm_up_call_is_not_part_of_the_request(model: STDiT3, part: str) -> None:
+    """A call of another generation at the first timestep, outside `request()`, is not part of the request."""
     values, other = inputs(1, seed=4), inputs(1, seed=5)
     other["z"] *= 3.0
     policy = replace(POLICY, metric_part=part)
@@ -214,34 +214,34 @@ def test_a_warm_up_call_does_not_join(model: STDiT3, part: str) -> None:
     assert handle.trace.measurements == trace.measurements
 
 
-def test_requests_do_not_touch_each_other(model: STDiT3) -> None:
+def test_requests_are_independent(model: STDiT3) -> None:
     first, second = inputs(1, seed=4), inputs(1, seed=5)
     second["z"] *= 2.0
     handle = adacache.enable(model, POLICY, num_steps=STEPS)
     alone = [denoise(model, first, STEPS), denoise(model, second, STEPS)]
     schedule = handle.trace.computed_steps
-    # A second prompt on a used model is what it is on a fresh one.
+    # A second prompt gives the result that a new model gives.
     adacache.disable(model)
     handle = adacache.enable(model, POLICY, num_steps=STEPS)
     assert torch.equal(denoise(model, second, STEPS), alone[1])
     assert handle.trace.computed_steps == schedule
-    # Another shape, then the first again.
+    # Another shape, then the first shape.
     denoise(model, inputs(1, frames=3), STEPS)
     assert torch.equal(denoise(model, first, STEPS), alone[0])
 
 
-def test_an_aborted_run_leaves_nothing_behind(model: STDiT3) -> None:
+def test_aborted_run_leaves_no_state(model: STDiT3) -> None:
     values = inputs(1, seed=4)
     handle = adacache.enable(model, POLICY, num_steps=STEPS)
     expected = denoise(model, values, STEPS)
-    denoise(model, {**values, "z": values["z"] * 3}, 7)  # stops after 7 of its steps
+    denoise(model, {**values, "z": values["z"] * 3}, 7)  # 7 of STEPS steps
     assert torch.equal(denoise(model, values, STEPS), expected)
 
     block = model.temporal_blocks[2]
     original = block.mlp.forward
 
     def fail(x: torch.Tensor) -> torch.Tensor:
-        raise KeyboardInterrupt("stopped by hand")
+        raise KeyboardInterrupt("interrupted")
 
     block.mlp.forward = fail
     with pytest.raises(KeyboardInterrupt):
@@ -271,8 +271,8 @@ def test_more_calls_than_steps(model: STDiT3, explicit: bool) -> None:
     assert handle.trace.computed_steps == [1, 2, 3, 4]
 
 
-def test_two_requests_at_once(model: STDiT3) -> None:
-    """Two loops on one model, step by step in turns, each in a context of its own."""
+def test_interleaved_requests(model: STDiT3) -> None:
+    """Two interleaved loops on one model, each in its own contextvars.Context."""
     import contextvars
 
     values = [inputs(1, seed=4), inputs(1, seed=5)]
@@ -301,7 +301,7 @@ def test_two_requests_at_once(model: STDiT3) -> None:
         context.run(turn.close)
 
 
-def test_bad_input_is_named_and_the_run_goes_on(model: STDiT3) -> None:
+def test_bad_input_raises_and_the_request_continues(model: STDiT3) -> None:
     values = inputs(1)
     handle = adacache.enable(model, POLICY, num_steps=STEPS)
     x, t = torch.cat((values["z"], values["z"])), torch.full((2,), 1000.0)
@@ -340,7 +340,7 @@ def test_bad_captions(model: STDiT3, y: torch.Tensor, mask: Any, message: str) -
     assert torch.isfinite(denoise(model, values, STEPS)).all()
 
 
-def test_gradients_are_refused(model: STDiT3) -> None:
+def test_gradients_raise(model: STDiT3) -> None:
     values = inputs(1)
     adacache.enable(model, POLICY, num_steps=STEPS)
     with pytest.raises(RuntimeError, match=r"inference only: call the model under torch\.no_grad"):
@@ -373,7 +373,7 @@ def test_enable_and_disable_errors(model: STDiT3) -> None:
         denoise(model, inputs(1), STEPS)
 
 
-def test_sites_are_named_in_their_true_order(model: STDiT3) -> None:
+def test_site_names_in_execution_order(model: STDiT3) -> None:
     handle = adacache.enable(model, POLICY, num_steps=STEPS)
     assert len(handle.sites) == 24
     assert handle.sites[:4] == [
@@ -384,7 +384,7 @@ def test_sites_are_named_in_their_true_order(model: STDiT3) -> None:
     ]
 
 
-def test_sampler_opens_a_request_of_its_own(model: STDiT3) -> None:
+def test_sampler_opens_its_own_request(model: STDiT3) -> None:
     values = inputs(2, seed=1)
     handle = adacache.enable(model, POLICY, num_steps=STEPS)
     flow = RectifiedFlow(num_steps=STEPS, guidance_scale=4.0)
@@ -430,8 +430,8 @@ def test_cache_dtype(model: STDiT3, dtype: torch.dtype) -> None:
 
 
 def test_float8_cache(model: STDiT3) -> None:
-    """A byte for each kept element and a scale for each token; a batch decides and reuses as its videos do
-    alone."""
+    """Memory: one byte per element and one scale per token. A batch has the schedules and results of its
+    videos run alone."""
     batch = inputs(2, seed=1)
     batch["z"][1] *= 3.0
     batch["y"][[0, 2]] *= 2.5
@@ -469,7 +469,7 @@ def test_metrics_and_rules_run(model: STDiT3) -> None:
     assert 2 < len(handle.trace.computed_steps) < STEPS
 
 
-def test_a_residual_that_is_not_finite_means_compute(model: STDiT3) -> None:
+def test_nonfinite_residual_forces_compute(model: STDiT3) -> None:
     values = inputs(1, seed=3)
     values["z"][0, 0, 0, 0, 0] = float("nan")
     handle = adacache.enable(model, POLICY, num_steps=8)

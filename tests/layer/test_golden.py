@@ -1,4 +1,4 @@
-"""Recorded runs of the published code: same computed steps, same latent; errors for damaged directories."""
+"""Recorded runs of the published code: equal computed steps and latents; errors of damaged directories."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def test_recorded_case(name: str, backend: str, tmp_path: Path) -> None:
             assert outcome.distance_error <= 1e-4, outcome
 
 
-def test_all_cases_are_here() -> None:
+def test_number_of_recorded_cases() -> None:
     assert len(CASES) == 10
 
 
-def test_command_prints_a_table_and_fails_on_a_miss(
+def test_command_prints_a_table_and_fails_on_a_mismatch(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     directory = one_case(tmp_path, "fast30_tattn")
@@ -61,7 +61,7 @@ def test_command_prints_a_table_and_fails_on_a_miss(
     assert "MISS" in capsys.readouterr().out
 
 
-def test_a_changed_latent_is_a_miss(tmp_path: Path) -> None:
+def test_changed_latent_is_a_mismatch(tmp_path: Path) -> None:
     directory = one_case(tmp_path, "slow30_tattn")
     arrays = dict(np.load(directory / "slow30_tattn.npz"))
     arrays["z_adacache"] = arrays["z_adacache"] * 1.001
@@ -191,8 +191,8 @@ def test_damaged_directory(damage: Callable[[Path], None], message: str, tmp_pat
     assert main(["verify", str(directory), "--backend", "reference"]) == 2
 
 
-def test_any_wrong_field_is_a_golden_error(tmp_path: Path) -> None:
-    """Every field, replaced by every hostile value: the case is read, or the error is a `GoldenError`."""
+def test_invalid_fields_raise_golden_error(tmp_path: Path) -> None:
+    """Each field replaced by each value of hostile.py: the case loads or raises `GoldenError`."""
     path = one_case(tmp_path, "fast30_tattn_moreg_strides") / "fast30_tattn_moreg_strides.json"
     refused: list[str] = []
     for values in hostile.variants(json.loads(path.read_text())):
@@ -205,7 +205,7 @@ def test_any_wrong_field_is_a_golden_error(tmp_path: Path) -> None:
     assert not any("\x1b" in message for message in refused)
 
 
-def test_any_damaged_archive_is_a_golden_error(tmp_path: Path) -> None:
+def test_damaged_archives_raise_golden_error(tmp_path: Path) -> None:
     directory = one_case(tmp_path, "slow30_tattn")
     path, archive = directory / "slow30_tattn.json", directory / "slow30_tattn.npz"
     original = archive.read_bytes()

@@ -1,4 +1,4 @@
-"""Whole requests on the Triton kernels, run by Triton's interpreter in a process of its own."""
+"""Whole requests on the Triton kernels, in Triton's interpreter and a subprocess."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from pathlib import Path
 import pytest
 from test_golden import CASES, one_case
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="the package triton is missing"
-)
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
 
 FOLDER = Path(__file__).resolve().parent

@@ -1,4 +1,4 @@
-"""Files with any wrong field: they are read, or refused with a ValueError that names the file."""
+"""Files with one invalid field load or raise a ValueError that names the file."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CALIBRATION = {
 
 
 def refused(values: Any, path: Path, read: Callable[[], Any]) -> int:
-    """How many variants of `values` are refused; anything but a ValueError passes on."""
+    """Number of variants of `values` that raise ValueError; other exceptions propagate."""
     count = 0
     for variant in hostile.variants(values):
         path.write_text(json.dumps(variant))
@@ -108,7 +108,7 @@ def test_configs(tmp_path: Path) -> None:
 
 
 def test_weights(tmp_path: Path) -> None:
-    """Flipped bytes in the header."""
+    """Flipped bytes in the safetensors header."""
     config = read_case(GOLDEN / "slow30_tattn.json").config
     with torch.device("meta"):
         model = STDiT3(config)

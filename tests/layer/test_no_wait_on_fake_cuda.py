@@ -1,4 +1,4 @@
-"""A denoising loop on fake CUDA tensors: without a GPU, shows copies and reads that would block the host."""
+"""A denoising loop on fake CUDA tensors: detects copies and reads that synchronize, without a GPU."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CONFIG = STDiT3Config(
 POLICY = adacache.AdaCache(
     codebook=CODEBOOK, motion=adacache.MotionRegularization(strides=(1, 2), window=(2, STEPS - 2))
 )
-#: Ops that return a value, or a size that depends on values, to the host.
+#: Ops that return a value or a data-dependent size to the host.
 READS = {
     "aten::_local_scalar_dense",
     "aten::is_nonzero",
@@ -43,7 +43,7 @@ READS = {
 
 
 class BlockingCalls(TorchDispatchMode):
-    """Lists the calls that would make the host wait for a CUDA device, with the line that made each."""
+    """Lists calls that would synchronize with a CUDA device, with file and line."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class BlockingCalls(TorchDispatchMode):
 
 
 class NoCopy:
-    """Stands in for the copy of the decisions to pinned memory, which needs a real stream."""
+    """Replaces the copy of the decisions to pinned memory, which requires a real stream."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         assert tensor.is_cuda
@@ -83,13 +83,13 @@ class NoCopy:
 
 @pytest.fixture
 def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fake tensors with addresses, so that checks of overlapping memory work on them."""
+    """Fake tensors with addresses, as required by the overlap checks."""
 
     def address(tensor: FakeTensor) -> int:
         return int(tensor.untyped_storage()._cdata) * 2**32 + tensor.storage_offset() * tensor.element_size()
 
     monkeypatch.setattr(FakeTensor, "data_ptr", address)
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)  # needs a real device
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)  # requires a real device
     monkeypatch.setattr(adacache_policy, "_HostCopy", NoCopy)
     monkeypatch.setattr(adacache_policy.AdaCacheDecider, "records", lambda self: [])
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -100,9 +100,9 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize(
     "computed",
     [[{1, 2, 5, 11, 12}], [{1, 2, 5, 11, 12}, {1, 2, 3, 7, 11, 12}]],
-    ids=["one_video", "two_videos_apart"],
+    ids=["one_video", "two_separate_videos"],
 )
-def test_no_call_in_the_loop_blocks_the_host(
+def test_loop_does_not_synchronize(
     fake_cuda: None, monkeypatch: pytest.MonkeyPatch, computed: list[set[int]], fps: float | None
 ) -> None:
     def plan(self: Any, step: Step) -> Plan:
@@ -132,7 +132,7 @@ def test_no_call_in_the_loop_blocks_the_host(
         ("aten::index with a mask", lambda x: x[x > 1]),
     ],
 )
-def test_a_blocking_call_is_found(fake_cuda: None, found: str, call: Callable[[torch.Tensor], Any]) -> None:
+def test_blocking_call_is_detected(fake_cuda: None, found: str, call: Callable[[torch.Tensor], Any]) -> None:
     x = torch.ones(3, device="cuda")
     with suppress(DataDependentOutputException, DynamicOutputShapeException), BlockingCalls() as blocking:
         call(x)
@@ -140,7 +140,7 @@ def test_a_blocking_call_is_found(fake_cuda: None, found: str, call: Callable[[t
 
 
 def counted(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[Any]:
-    """The arguments of each call of a method, which still runs."""
+    """Records the arguments of each call of a method; the method still runs."""
     calls: list[Any] = []
     method = getattr(owner, name)
 

@@ -1,4 +1,4 @@
-"""Settings: what is refused, presets by name, windows in steps and fractions, replay."""
+"""Settings: validation, presets by name, windows in steps and fractions, replay."""
 
 from __future__ import annotations
 
@@ -100,8 +100,8 @@ def test_windows_in_steps_and_fractions() -> None:
     assert adacache.MotionRegularization(window=(0.0, 1.0)).steps(10) == (1, 10)
 
 
-def test_motion_is_ignored_where_there_is_none(model: STDiT3) -> None:
-    """One frame has no motion: the schedule is the one without regularisation."""
+def test_single_frame_has_no_motion(model: STDiT3) -> None:
+    """One frame has no motion: the schedule equals the schedule without motion regularization."""
     values = inputs(1, frames=1)
     traces = []
     for motion in (None, adacache.MotionRegularization()):

@@ -1,4 +1,4 @@
-"""The policy protocol on the fused program of STDiT3: tiny policies against loops that are written out."""
+"""The policy protocol on the fused program of STDiT3: minimal policies against reference loops."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def run(model: STDiT3, policy: Any, values: dict[str, Tensor]) -> tuple[Tensor, 
 
 
 def alone(model: STDiT3, values: dict[str, Tensor], video: int, rule: Callable[..., list[Tensor]]) -> Tensor:
-    """One video of the loop written out; every block runs, and `rule` replaces what it returns."""
+    """Reference loop of one video: every block runs, and `rule` replaces its output."""
 
     def block(step: int, number: int, x: Tensor, run: Callable[[], Tensor]) -> Tensor:
         return rule(step + 1, number, [x], [run()])[0]
@@ -55,7 +55,7 @@ def alone(model: STDiT3, values: dict[str, Tensor], video: int, rule: Callable[.
 
 
 @pytest.mark.parametrize("storage", ["stack", "block", "sublayer"])
-def test_videos_that_reuse_beside_videos_that_forecast(model: STDiT3, storage: str) -> None:
+def test_reuse_and_forecast_in_one_step(model: STDiT3, storage: str) -> None:
     values = values_of_videos()
     final, request = run(model, TinyPolicy(lambda sites, videos: Mixed(sites, videos, storage)), values)
     seen = set()
@@ -88,11 +88,11 @@ def test_watched_ranges_of_blocks(model: STDiT3, storage: str, first: int, last:
             [value for _, value in rule.distances], rel=1e-3
         )
         assert relative_error(final[video], expected[0]) < 2e-5
-    assert len(schedules) > 1, "the videos must differ"
+    assert len(schedules) > 1, "the schedules of the videos differ"
 
 
 @pytest.mark.parametrize("storage", ["stack", "block", "sublayer"])
-def test_ranges_that_are_reused_by_turns(model: STDiT3, storage: str) -> None:
+def test_alternating_ranges(model: STDiT3, storage: str) -> None:
     values = values_of_videos()
     final, _ = run(model, TinyPolicy(lambda sites, videos: Delta(sites, videos, storage)), values)
     other, request = run(
@@ -113,7 +113,7 @@ def test_ranges_that_are_reused_by_turns(model: STDiT3, storage: str) -> None:
     assert relative_error(final, other) > 1e-3
 
 
-def test_outputs_beside_residuals_of_single_videos(model: STDiT3) -> None:
+def test_sublayer_outputs_and_residuals_per_video(model: STDiT3) -> None:
     values = inputs(2, seed=3)
     policy = TinyPolicy(lambda sites, videos: OutputsBesideResiduals(sites, videos, "mlp"))
     final, _ = run(model, policy, values)
@@ -152,7 +152,7 @@ class TokenMoves(TorchDispatchMode):
         return op(*args, **(kwargs or {}))
 
 
-def test_mixed_steps_of_the_fused_program_gather_and_scatter_in_its_ops(model: STDiT3) -> None:
+def test_mixed_steps_gather_and_scatter_in_the_fused_ops(model: STDiT3) -> None:
     values = values_of_videos()
     steps = range(1, STEPS + 1)
     computed = [[step in (1, 9) or step % 3 == video for video in range(VIDEOS)] for step in steps]

@@ -1,4 +1,4 @@
-"""STDiT3: strict weights, captions packed or padded, odd sizes, conditioning, and its FLOPs."""
+"""STDiT3: strict weight loading, packed and padded captions, odd sizes, conditioning, FLOPs."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_weight_errors(tmp_path: Path) -> None:
         STDiT3.from_safetensors(CONFIG, tmp_path / "pickle.safetensors")
 
 
-def test_parameter_names_are_those_of_the_release() -> None:
+def test_parameter_names_equal_the_release() -> None:
     with torch.device("meta"):
         model = STDiT3()
     assert len(model.state_dict()) == 2 * 28 * 17 + 21
@@ -79,7 +79,7 @@ def test_packed_captions_equal_padded_ones(model: STDiT3) -> None:
     assert relative_error(velocity(model, mask=None), velocity(model)) > 1e-3
 
 
-def test_masked_tokens_do_not_matter(model: STDiT3) -> None:
+def test_masked_tokens_have_no_effect(model: STDiT3) -> None:
     y = inputs(1)["y"].clone()
     y[:, :, 9:] = 100.0
     assert torch.equal(velocity(model, y=y), velocity(model))
@@ -93,7 +93,7 @@ def test_x_mask_of_all_true_changes_nothing(model: STDiT3) -> None:
     assert relative_error(velocity(model, x_mask=some), everything) > 1e-3
 
 
-def test_conditioning_matters(model: STDiT3) -> None:
+def test_conditioning_has_an_effect(model: STDiT3) -> None:
     base = velocity(model)
     assert not torch.equal(velocity(model, fps=8.0), base)
     assert not torch.equal(velocity(model, height=640, width=960), base)
@@ -107,7 +107,7 @@ def test_sizes_that_are_no_multiple_of_the_patch(model: STDiT3) -> None:
     assert velocity(model, x=x).shape == (2, 8, 5, 7, 11)
 
 
-def test_sampler_places_timesteps(model: STDiT3) -> None:
+def test_timesteps_of_the_sampler(model: STDiT3) -> None:
     even = RectifiedFlow(num_steps=4).timesteps(height=64, width=96, latent_frames=5)
     assert even == [1000, 750, 500, 250]
     moved = RectifiedFlow(num_steps=4, use_timestep_transform=True).timesteps(

@@ -1,4 +1,4 @@
-"""The store: differences beyond the range of their dtype saturate, and what is not finite stays so."""
+"""The store: differences beyond the range of the dtype saturate, and non-finite values stay non-finite."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def streams(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     ],
 )
 @pytest.mark.parametrize("rows", [None, [True, False]])
-def test_a_difference_beyond_float16_saturates(
+def test_difference_beyond_float16_saturates(
     stream: torch.dtype, kept: torch.dtype | None, rows: list[bool] | None
 ) -> None:
     store, (before, after) = Store(), streams(stream)
@@ -49,7 +49,7 @@ def test_a_difference_beyond_float16_saturates(
 
 
 @pytest.mark.parametrize("kept", [torch.float32, torch.bfloat16])
-def test_a_wider_dtype_holds_what_float16_does_not(kept: torch.dtype) -> None:
+def test_wider_dtypes_do_not_saturate(kept: torch.dtype) -> None:
     store, (before, after) = Store(), streams(torch.float16)
     store.keep_difference(KEY, after, before, Keep(dtype=kept), None, [1, 1])
     result = store.apply(KEY, before)

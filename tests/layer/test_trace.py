@@ -93,13 +93,13 @@ def test_wrong_fields_are_named(
 @pytest.mark.parametrize(
     "steps", [[1, 1.9], [1, 2.0], [1, True], [True], ["1"], "123", [], 7, None, [1, None]], ids=str
 )
-def test_replay_takes_whole_steps_only(steps: Any) -> None:
+def test_replay_requires_integer_steps(steps: Any) -> None:
     with pytest.raises(ValueError, match=r"^trace(\[\d\])?: expected "):
         adacache.Replay(steps)
     assert adacache.Replay(np.array([1, 3])).computed == [[1, 3]]
 
 
-def test_series_of_what_was_not_measured(trace: adacache.Trace) -> None:
+def test_series_of_an_unmeasured_quantity(trace: adacache.Trace) -> None:
     for record in trace.measurements:
         del record["motion"]
     assert trace.series("motion") == {}
@@ -107,7 +107,7 @@ def test_series_of_what_was_not_measured(trace: adacache.Trace) -> None:
         trace.series("speed")
 
 
-def test_a_plot_that_fails_leaves_the_old_file(trace: adacache.Trace, tmp_path: Path) -> None:
+def test_failed_plot_keeps_the_old_file(trace: adacache.Trace, tmp_path: Path) -> None:
     (tmp_path / "t.xyz").write_text("old")
     with pytest.raises(ValueError, match="xyz"):
         trace.plot(tmp_path / "t.xyz")

@@ -1,4 +1,4 @@
-"""Fixtures of the tests on other models."""
+"""Fixtures of the model tests."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ __all__ = ["one_thread"]
 
 @pytest.hookimpl(trylast=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Tests that take a `case` run on all that their module names, after their other parameters."""
+    """Parametrizes `case` with CHECKED of the module, after the other parameters."""
     if "case" in metafunc.fixturenames and hasattr(metafunc.module, "CHECKED"):
         metafunc.parametrize("case", metafunc.module.CHECKED, ids=ids)

@@ -1,7 +1,7 @@
-"""Small models of random weights, one per class, with inputs and a plain sampling loop; and AdaCache written
-out.
+"""Small models with random weights, one per class, with inputs and a plain sampling loop; and a reference
+implementation of AdaCache with hooks.
 
-`CASES` holds those of diffusers. All are float32 and run on the CPU in milliseconds.
+`CASES` are the classes of diffusers. All are float32 and run on the CPU in milliseconds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 Values = dict[str, Any]
 CODEBOOK = {0.2: 5, 0.4: 4, 0.6: 3, 0.8: 2, 1.0: 1}
-"""Random networks change more from step to step than trained ones."""
+"""Residuals of random networks change more between steps than those of trained ones."""
 
 
 @dataclass(frozen=True)
@@ -24,32 +24,32 @@ class Case:
     """One model class.
 
     Attributes:
-        name: of the class.
-        build: makes the model (weights come after).
-        inputs: (videos, frames) -> arguments of the model's forward besides the timestep, batch first; those
-            that are not batched are listed in `shared`.
-        lists: names of its block lists, in the order the blocks run (by turns if `alternating`); "name[0::2]"
-            is every other block of one.
+        name: name of the class.
+        build: creates the model; `model` then sets the weights.
+        inputs: (videos, frames) -> arguments of forward without the timestep, batch first; `shared` lists the
+            arguments without a batch dimension.
+        lists: names of the block lists in execution order (interleaved if `alternating`); "name[0::2]" is
+            every second block of a list.
         streams: names of the block arguments that a block returns.
-        after_attention: names of a block's child, per list, whose input is the tokens after the
-            self-attention was added; "" if the block has no further residual.
-        part: what is measured.
-        places_first: whether the residual is measured where tokens lie as [places, frames, C].
-        motion: whether frames can be told in it.
-        latents: the argument that is denoised.
-        schedule: the greatest timestep.
-        depth: blocks (pairs, if alternating).
-        seed: of the weights.
-        codebook: one under which the schedule is not trivial.
-        tolerance: relative, for results whose order of addition differs.
-        fixed_frames: whether the model takes one number of frames only.
-        works_between: whether the model works between its blocks, so that one residual per block is kept.
-        one_video: whether the model takes one video a call only.
-        video_last: whether a block returns its streams in the opposite order.
-        returned: how many of the streams the last block returns; None: all.
-        keeps_float32: whether some modules take float32 only, so that half precision needs autocast.
-        time: the argument that the timestep is.
-        options: other arguments.
+        after_attention: per list, the child of a block whose input is the tokens after the self-attention
+            residual; "" if the block has no further residual.
+        part: the measured part.
+        places_first: whether tokens have the layout [places, frames, C] at the measured site.
+        motion: whether the frames of the measured residual are known.
+        latents: name of the argument that is denoised.
+        schedule: the largest timestep.
+        depth: number of blocks (of pairs, if alternating).
+        seed: seed of the weights.
+        codebook: a codebook that gives a nontrivial schedule.
+        tolerance: relative tolerance for results with a different order of summation.
+        fixed_frames: whether the model supports only one number of frames.
+        works_between: whether the model computes between its blocks, so that a residual per block is kept.
+        one_video: whether the model supports only one video per call.
+        video_last: whether a block returns its streams in reverse order.
+        returned: number of streams that the last block returns; None: all.
+        keeps_float32: whether some modules require float32, so that half precision needs autocast.
+        time: name of the timestep argument.
+        options: further arguments.
     """
 
     name: str
@@ -80,7 +80,7 @@ class Case:
     timestep: Callable[[float, int], Tensor] = lambda t, rows: torch.full((rows,), t)
 
     def model(self, seed: int = 0) -> nn.Module:
-        """The model with weights that make every gate count."""
+        """The model, with weights for which every gate affects the output."""
         torch.manual_seed(self.seed + seed)
         model = self.build().eval().requires_grad_(False)
         with torch.no_grad():
@@ -103,7 +103,7 @@ class Case:
         }
 
     def blocks(self, model: Any) -> list[tuple[str, nn.Module]]:
-        """Blocks in the order they run, each with the name of its list."""
+        """Blocks in execution order, each with the name of its list."""
         lists = []
         for label in self.lists:
             name, _, turn = label.partition("[")
@@ -114,13 +114,13 @@ class Case:
         return [(name, block) for name, blocks in lists for block in blocks]
 
     def predict(self, model: Any, values: Values, z: Tensor, step: int, num_steps: int) -> Tensor:
-        """The model's output for the latents at one step (counted from 0), in their shape."""
+        """The output of the model for the latents at one step (0-based), in their shape."""
         t = self.timestep(self.schedule * (1 - step / num_steps), z.shape[0])
         output = model(**{**values, self.latents: z, self.time: t}, **self.options)
         return fit(output[0] if isinstance(output, tuple) else output, z)
 
     def denoise(self, model: Any, values: Values, num_steps: int) -> Tensor:
-        """A plain loop."""
+        """A plain sampling loop."""
         z = values[self.latents]
         with torch.no_grad():
             for step in range(num_steps):
@@ -130,7 +130,7 @@ class Case:
     def denoise_in_two_calls(
         self, model: Any, values: Values, null: Values, num_steps: int, context: bool
     ) -> Tensor:
-        """A loop with guidance in two calls, inside diffusers' `cache_context` or not."""
+        """A sampling loop with guidance in two calls, with or without `cache_context` of diffusers."""
         import contextlib
 
         z = values[self.latents]
@@ -145,12 +145,12 @@ class Case:
 
 
 def ids(case: Case) -> str:
-    """The case's name in the names of tests."""
+    """The pytest id of a case."""
     return case.name.replace(" ", "_").replace(",", "")
 
 
 def fit(output: Tensor, like: Tensor) -> Tensor:
-    """The part of an output that is of the latents' shape (some predict a variance too, or return frames)."""
+    """The part of an output with the shape of the latents (some models also predict a variance)."""
     if output.ndim == like.ndim - 1:
         output = output.unflatten(0, like.shape[:2])
     return output[tuple(slice(0, size) for size in like.shape)]
@@ -160,10 +160,10 @@ def fit(output: Tensor, like: Tensor) -> Tensor:
 def denoise_slowly(
     case: Case, model: Any, values: Values, num_steps: int, codebook: dict[float, int], block: int
 ) -> tuple[Tensor, list[int], list[tuple[int, float, float]]]:
-    """AdaCache written out with hooks on a plain model, for one video: every block always runs, and on a
-    reused step its output is replaced by its input plus the residual that it had when last computed.
+    """AdaCache implemented with hooks on a plain model, for one video: every block always runs; on a reused
+    step its output is replaced by its input plus its residual of the last computed step.
 
-    Returns the latent, the computed steps and (step, relative distance, motion) of every measurement.
+    Returns the latent, the computed steps, and (step, relative distance, motion) of every measurement.
     """
     blocks = case.blocks(model)
     measured = [
@@ -187,7 +187,7 @@ def denoise_slowly(
 
     def after_attention(child: nn.Module, args: Any, kwargs: Any) -> None:
         tokens = args[0] if args else kwargs["hidden_states"]
-        # Some blocks go on without the tokens of earlier frames, which stand first.
+        # Some blocks drop the tokens of earlier frames, which come first.
         now["residual"] = tokens.double() - now["input"][:, -tokens.shape[1] :]
 
     def after_block(one: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
@@ -235,7 +235,7 @@ def denoise_slowly(
 
 
 def _motion(case: Case, residual: Tensor, frames: int = 3) -> float:
-    """How much the residual of one video changes from frame to frame."""
+    """The motion of the residual of one video."""
     if not case.motion:
         return math.nan
     by_frame = residual.transpose(0, 1) if case.places_first else residual
@@ -574,7 +574,7 @@ SANA = Case(
         "encoder_hidden_states": randn(videos, 5, 8),
     },
     after_attention={"transformer_blocks": "attn2"},
-    seed=1,  # with weights whose linear attention divides by nothing tiny
+    seed=1,  # avoids tiny divisors in the linear attention
 )
 KANDINSKY = Case(
     "Kandinsky5Transformer3DModel",
@@ -601,7 +601,7 @@ KANDINSKY = Case(
         "text_rope_pos": torch.arange(5),
     },
     lists=("visual_transformer_blocks",),
-    tolerance=2e-2,  # queries and keys are rounded to bfloat16 whatever the model's dtype
+    tolerance=2e-2,  # the model rounds q and k to bfloat16
     streams=("visual_embed",),
     after_attention={"visual_transformer_blocks": "cross_attention_norm"},
     shared=("text_rope_pos",),

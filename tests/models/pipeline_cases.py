@@ -1,6 +1,5 @@
-"""Diffusers pipelines assembled from small random parts: prompts are given as embeddings, so no text encoder
-is needed, and latents are returned, so the autoencoders only tell their shapes (those that encode an image
-run)."""
+"""Diffusers pipelines with small random components. Prompts are passed as embeddings, so there is no text
+encoder. Latents are returned, so autoencoders only define shapes (and encode images for image-to-video)."""
 
 from __future__ import annotations
 
@@ -38,11 +37,11 @@ class PipelineCase:
     """One pipeline.
 
     Attributes:
-        name: of its class.
-        parts: makes its components.
-        call: arguments for a number of prompts.
-        title: what tells it from others of its class.
-        needs: a package that it imports.
+        name: name of the class.
+        parts: creates the components.
+        call: number of prompts -> arguments of the call.
+        title: distinguishes cases of the same class.
+        needs: a package that the class imports.
     """
 
     name: str
@@ -147,7 +146,7 @@ def _latte() -> Values:
 
 
 def altered(case: Case, **config: Any) -> Any:
-    """The model of a case with another configuration."""
+    """The model of a case with a changed configuration."""
     model: Any = case.model()
     kind, config = type(model), {**dict(model.config), "_use_default_values": [], **config}
     return replace(case, build=lambda: kind.from_config(config)).model()
@@ -211,7 +210,7 @@ def _cosmos() -> Values:
 
 
 class Unchecked(torch.nn.Module):
-    """In place of the guard, which has to be downloaded: prompts come as embeddings, latents are returned."""
+    """Replaces the safety checker, which would have to be downloaded and is not used here."""
 
     device, dtype = torch.device("cpu"), torch.float32
 
@@ -471,7 +470,7 @@ PIPELINES = [
             "scheduler": unipc(),
             **_image_encoder(),
         },
-        # Its attention tells the image's tokens from the text's by there being 512 of the text.
+        # Its attention splits image and text tokens by a fixed number of 512 text tokens.
         lambda n: {**two_embeddings(n, 512, 12), **SMALL, "image": _image(n)},
     ),
     PipelineCase(

@@ -1,7 +1,7 @@
-"""Model classes that no package index ships, from their own repositories, which have to be on PYTHONPATH.
+"""Model classes that no package index ships, from their repositories on PYTHONPATH.
 
-Several repositories and tags share a package name (`opensora` is both Open-Sora's and Open-Sora-Plan's), so a
-case is known by the file that its class stands in.
+Several repositories and tags share a package name (`opensora` is that of Open-Sora and of Open-Sora-Plan), so
+a case is identified by the file of its class.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ class RealCase(Case):
     """A class of another repository.
 
     Attributes:
-        module: the module that the class stands in.
-        needs: a word in that module's text, where only some tags have what is tested.
+        module: the module of the class.
+        needs: a word in the source of that module, if only some tags have the tested feature.
     """
 
     module: str = ""
     needs: str = ""
 
     def missing(self) -> str | None:
-        """Why the class cannot be had here; None if it can."""
+        """Why the class cannot be imported; None if it can."""
         package, *path = self.module.split(".")
         try:
             found = importlib.util.find_spec(package)
@@ -50,7 +50,7 @@ class RealCase(Case):
             return f"{self.name}: {'/'.join(path)}.py on PYTHONPATH has no {self.needs}"
         try:
             importlib.import_module(self.module)
-        except Exception as error:  # whatever its dependencies raise
+        except Exception as error:  # from any dependency
             return f"{self.name}: importing {self.module} failed ({type(error).__name__}: {error})"
         return None
 
@@ -95,7 +95,7 @@ def _stdit3_inputs(videos: int, frames: int) -> Values:
 
 
 def _captions_of_a_length(videos: int, frames: int) -> Values:
-    """As videosys takes them without flash-attn."""
+    """As required by videosys without flash-attn."""
     return {
         **_stdit3_inputs(videos, frames),
         "mask": (torch.arange(5)[None] < 4).expand(videos, -1).long(),
@@ -108,7 +108,7 @@ def _whole_captions(videos: int, frames: int) -> Values:
 
 
 def _with_timesteps(inputs: Callable[[int, int], Values]) -> Callable[[int, int], Values]:
-    """As videosys' pipelines give them, here as many as a block of three videos has rows."""
+    """As passed by the pipelines of videosys; here as many as a block of three videos has rows."""
     return lambda videos, frames: {**inputs(videos, frames), "all_timesteps": torch.arange(9.0)}
 
 
@@ -311,8 +311,8 @@ WINDOWS = _stdit3_case(
     use_spatial_rope=True,
 )
 IMAGES_GIVEN = replace(WINDOWS, inputs=_images_given)
-"""As Open-Sora 1.3 extends a video. A block gives its frames to the cross-attention in two parts, so that
-tests cannot look at all tokens after the self-attention."""
+"""As in video extension of Open-Sora 1.3. A block calls cross-attention on two parts of its frames, so tests
+cannot hook all tokens after the self-attention."""
 
 COGVIDEOX_OF_VIDEOSYS = RealCase(
     "CogVideoXTransformer3DModel of videosys",
@@ -400,8 +400,8 @@ class RealPipeline(PipelineCase):
 
     Attributes:
         of: the case of its transformer.
-        module: the module that the pipeline's class stands in.
-        output: what its result calls the video, and what it calls latents.
+        module: the module of the pipeline class.
+        output: the field of the video in the result, and the output type for latents.
     """
 
     of: RealCase = LATTE_OF_ONE_LIST
@@ -432,7 +432,7 @@ class RealPipeline(PipelineCase):
 
 
 class Absent(nn.Module):
-    """In place of text encoder and autoencoder: captions come as embeddings, and latents are returned."""
+    """Replaces text encoder and autoencoder: captions are passed as embeddings, latents are returned."""
 
     device, dtype = torch.device("cpu"), torch.float32
     vae_scale_factor = (4, 8, 8)

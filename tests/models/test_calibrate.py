@@ -1,4 +1,5 @@
-"""`adacache calibrate`: recordings match runs, and the codebook is better than the published one."""
+"""`adacache calibrate`: recordings equal runs, and the codebook has a smaller error than the published
+one."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ from adacache.calibration import (
     subject_of,
     write,
 )
-from adacache.commands.cli import SUBJECTS, main
+from adacache.commands.calibrate import SUBJECTS
+from adacache.commands.cli import main
 from adacache.policies.presets import preset
 from model_cases import COGVIDEOX, LATTE, Case
 from pipeline_cases import PIPELINES
@@ -36,8 +38,8 @@ PUBLISHED = dict(preset("open-sora/fast", 30).codebook)
 
 
 def subject(case: Case) -> Subject:
-    """A random network with timesteps that converge, so that its residuals change less and less, as those of
-    trained networks do."""
+    """A random network with converging timesteps, so that the change of its residuals decreases as in trained
+    networks."""
     model = case.model()
 
     @torch.no_grad()
@@ -65,8 +67,8 @@ def assert_better(held_out: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("case", [LATTE, COGVIDEOX], ids=lambda case: case.name)
 def test_better_than_the_published_codebook(case: Case) -> None:
-    """On held-out prompts, the error is smaller than that of Open-Sora's codebook, scaled to as many
-    computed steps."""
+    """On held-out prompts the error is smaller than that of the Open-Sora codebook scaled to the same number
+    of computed steps."""
     pytest.importorskip("diffusers")
     found = calibrate_small(case)
     assert_better(found["held_out"])
@@ -76,7 +78,7 @@ def test_better_than_the_published_codebook(case: Case) -> None:
     assert chosen["error"] == pytest.approx(chosen["predicted_error"], rel=0.25)
 
 
-def test_recorded_distances_are_those_of_a_run() -> None:
+def test_recorded_distances_match_a_run() -> None:
     pytest.importorskip("diffusers")
     one = subject(LATTE)
     recording, _ = record(one, [1], [0], Record(tokens=1 << 20))
@@ -89,7 +91,7 @@ def test_recorded_distances_are_those_of_a_run() -> None:
     assert recording.computed(adacache.AdaCache(codebook={99.0: 3}))[0].nonzero()[0].tolist() == [
         step - 1 for step in trace.computed_steps
     ]
-    # The first distance is between steps that the recording computed too.
+    # The first distance is between steps that are consecutive in the recording.
     ((_, measured),) = trace.series("distance").items()
     assert measured[0][1] == pytest.approx(recording.distances[0, 0, 1], rel=1e-5)
     ((_, motion),) = trace.series("motion").items()
@@ -97,7 +99,7 @@ def test_recorded_distances_are_those_of_a_run() -> None:
 
 
 def synthetic(videos: int = 3, steps: int = 12) -> Recording:
-    """Residuals on a line: far apart in the middle of the schedule."""
+    """One-dimensional residuals, which change most in the middle of the schedule."""
     speed = 0.1 + np.exp(-((np.arange(steps) - steps / 2) ** 2) / 4)
     place = np.cumsum(speed)[None] * np.linspace(0.5, 1.5, videos)[:, None]
     distances = np.full((videos, steps, steps), np.nan)
@@ -122,7 +124,7 @@ def test_error_of_a_schedule() -> None:
 
 
 def test_errors_may_cancel() -> None:
-    """Residuals that go back and forth."""
+    """Residuals that change back and forth."""
     place = np.array([0.0, 1.0, 2.0, 0.0, 1.0])
     recording = Recording(np.zeros((1, 5, 5)), np.zeros((1, 5)), np.outer(place, place)[None])
     assert recording.errors(np.array([[True, True, False, True, True]])) == pytest.approx(1 / 5)
@@ -135,8 +137,8 @@ def test_even_schedules() -> None:
     assert even_schedule(8, 1).tolist() == [True] + 7 * [False]
 
 
-def test_sensitivity_is_that_of_the_output() -> None:
-    """A subject whose output is a sum of its residuals, in which the last steps count more."""
+def test_sensitivity_matches_the_output() -> None:
+    """A subject whose output is a weighted sum of its residuals, with larger weights for the last steps."""
     weights = np.array([1.0] * 6 + [3.0] * 6)
     recording = synthetic(videos=1)
     place = np.sqrt(recording.products[0, range(12), range(12)])
@@ -246,7 +248,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ],
     ids=str,
 )
-def test_wrong_arguments_are_named_before_any_run(wrong: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_raise_before_any_run(wrong: dict[str, Any], message: str) -> None:
     one = Subject(None, lambda *_: pytest.fail("work began"), STEPS, "none")
     with pytest.raises(ValueError, match=message):
         calibrate(one, **{"prompts": [1], "held_out": [2], **wrong})
@@ -265,7 +267,7 @@ def test_subjects_that_do_not_run_the_model() -> None:
 
 
 def encode_prompt(prompt: str, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-    """Stands in for a text encoder: embeddings that depend on the prompt."""
+    """Replaces the text encoder: returns embeddings that depend on the prompt."""
     generator = torch.Generator().manual_seed(sum(prompt.encode()))
     embeddings = torch.randn(2, 1, 5, 12, generator=generator)
     return embeddings[0], 0.5 * embeddings[1]

@@ -1,4 +1,4 @@
-"""Which request, step and branch a call belongs to: situations of public bug reports with small networks."""
+"""The assignment of calls to request, step and branch, in situations from public bug reports."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from model_cases import CASES, COGVIDEOX, LATTE, LTX, WAN, Case, ids
 from torch import Tensor
 
-pytest.importorskip("diffusers", reason="the models' classes come from diffusers")
+pytest.importorskip("diffusers", reason="diffusers is not installed")
 
 STEPS = 12
 P3 = adacache.AdaCache(codebook={99.0: 3})
@@ -22,14 +22,14 @@ DUE = [1, 2, 5, 8, 11, 12]
 
 
 def computes(case: Case, model: Any) -> list[int]:
-    """A list that grows by one whenever the second block of the model runs."""
+    """A list with one entry per call of the second block."""
     ran: list[int] = []
     case.blocks(model)[1][1].register_forward_hook(lambda *_: ran.append(1))
     return ran
 
 
 class Calls:
-    """Runs calls of a model and notes which of them ran blocks: C for computed, r for reused."""
+    """Calls a model and records which calls ran blocks: C for computed, r for reused."""
 
     def __init__(self, case: Case, model: Any):
         self.case, self.model = case, model
@@ -50,7 +50,7 @@ def pattern(steps: int, computed: list[int], calls: int) -> str:
 
 @pytest.mark.parametrize("explicit", [True, False])
 def test_calls_of_one_step_may_differ_in_rows(explicit: bool) -> None:
-    """Guidance in a batch of two, then a call with one row, in every step."""
+    """Each step: guidance in a batch of two, then a call with one row."""
     model, pair, one = WAN.model(), WAN.values(2, seed=1), WAN.values(1, seed=2)
     handle = adacache.enable(model, P3, num_steps=STEPS, rows_per_video=2)
     calls = Calls(WAN, model)
@@ -70,8 +70,8 @@ def test_calls_of_one_step_may_differ_in_rows(explicit: bool) -> None:
     assert len(handle.trace.computed) == STEPS
 
 
-def test_windows_of_one_step_under_the_same_name_keep_their_own_residuals() -> None:
-    """A long clip in two windows: each is called twice per step, under the same two names."""
+def test_windows_of_one_step_have_separate_residuals() -> None:
+    """A long clip in two windows: two calls per window and step, with the same two names."""
     model = WAN.model()
     windows = [WAN.values(seed=1), WAN.values(seed=2)]
     alone = []
@@ -92,8 +92,8 @@ def test_windows_of_one_step_under_the_same_name_keep_their_own_residuals() -> N
     assert handle.trace.computed_steps == DUE
 
 
-def test_rows_that_change_half_way_go_on_in_one_request() -> None:
-    """Guidance is switched off at step 6: the unconditional rows are dropped."""
+def test_row_count_changes_within_one_request() -> None:
+    """Guidance is disabled at step 6: the unconditional rows are dropped."""
     model, pair = WAN.model(), WAN.values(2, seed=1)
     handle = adacache.enable(model, P3, num_steps=STEPS, rows_per_video=2)
     calls = Calls(WAN, model)
@@ -101,7 +101,7 @@ def test_rows_that_change_half_way_go_on_in_one_request() -> None:
     for step in range(STEPS):
         values = pair if step < 5 else one
         calls(values, values["hidden_states"], step)
-    # The first call of the new shape computes; what follows counts from there.
+    # The first call with the new shape computes; later decisions count from there.
     assert calls.pattern[5] == "C"
     assert calls.pattern.endswith("CC")
     assert calls.pattern.count("r") >= 4
@@ -110,7 +110,7 @@ def test_rows_that_change_half_way_go_on_in_one_request() -> None:
 
 
 @pytest.mark.parametrize("case", [WAN, COGVIDEOX], ids=ids)
-def test_another_shape_within_an_explicit_request_computes(case: Case) -> None:
+def test_shape_change_in_an_explicit_request_forces_compute(case: Case) -> None:
     model, first, second = case.model(), case.values(seed=1), case.values(seed=2, frames=2)
     handle = adacache.enable(model, P3, num_steps=STEPS)
     calls = Calls(case, model)
@@ -119,12 +119,12 @@ def test_another_shape_within_an_explicit_request_computes(case: Case) -> None:
             values = first if step < 6 else second
             calls(values, values[case.latents], step)
     assert calls.pattern[:6] == "CCrrCr"
-    assert calls.pattern[6:8] == "CC"  # nothing to compare with: compute, and compute next
+    assert calls.pattern[6:8] == "CC"  # no old residual: this step and the next are computed
     assert calls.pattern.endswith("CC")
 
 
-def test_a_prompt_of_another_length_computes_that_step() -> None:
-    """Two-stream models keep a residual of the text too."""
+def test_prompt_length_change_forces_compute() -> None:
+    """Two-stream models also keep a residual of the text."""
     model, values = COGVIDEOX.model(), COGVIDEOX.values(seed=1)
     longer = dict(values)
     text = values["encoder_hidden_states"]
@@ -141,7 +141,9 @@ def test_a_prompt_of_another_length_computes_that_step() -> None:
 
 @pytest.mark.parametrize("part", [None, "block"])
 @pytest.mark.parametrize("calls_before", [1, 2])
-def test_a_warm_up_call_at_the_first_timestep_does_not_join(calls_before: int, part: str | None) -> None:
+def test_warm_up_call_at_the_first_timestep_is_not_part_of_the_request(
+    calls_before: int, part: str | None
+) -> None:
     model, values, other = WAN.model(), WAN.values(seed=1), WAN.values(seed=3)
     policy = adacache.AdaCache(codebook=WAN.codebook, metric_part=part)
     handle = adacache.enable(model, policy, num_steps=STEPS, rows_per_video=1)
@@ -157,7 +159,7 @@ def test_a_warm_up_call_at_the_first_timestep_does_not_join(calls_before: int, p
     assert handle.trace.measurements == trace.measurements
 
 
-def test_timesteps_may_rise() -> None:
+def test_rising_timesteps() -> None:
     model, values = WAN.model(), WAN.values()
     adacache.enable(model, P3, num_steps=STEPS, rows_per_video=1)
     calls = Calls(WAN, model)
@@ -167,8 +169,8 @@ def test_timesteps_may_rise() -> None:
     assert calls.pattern == 2 * pattern(STEPS, DUE, 1)
 
 
-def test_the_metric_block_may_be_skipped_by_the_model() -> None:
-    """Layer skipping: without a measurement every step is computed, and that is said."""
+def test_model_may_skip_the_metric_block() -> None:
+    """Layer skipping: without a measurement every step is computed, with a warning."""
     model, values = WAN.model(), WAN.values()
     kept = [block for i, block in enumerate(model.blocks) if i != 1]
     handle = adacache.enable(model, P3, num_steps=STEPS, rows_per_video=1)
@@ -194,7 +196,7 @@ def run_threads(count: int, work: Any) -> list[Any]:
     def run(k: int) -> None:
         try:
             results[k] = work(k)
-        except BaseException as error:  # shown by the assertion on the results
+        except BaseException as error:  # reported by the assertion on the results
             results[k] = error
 
     threads = [threading.Thread(target=run, args=(k,)) for k in range(count)]
@@ -230,7 +232,7 @@ def test_threads_on_one_model(case: Case, explicit: bool) -> None:
 
 
 def test_a_request_in_a_generator_that_ends_in_another_context() -> None:
-    """Generators may be resumed, and closed, in another context than the one in which they began."""
+    """A generator may be resumed and closed in another context than that of its start."""
     model, values = WAN.model(), WAN.values()
     handle = adacache.enable(model, P3, num_steps=STEPS, rows_per_video=1)
     opened = []
@@ -265,7 +267,7 @@ def test_inference_mode_and_no_grad_in_one_request() -> None:
                 assert torch.isfinite(LATTE.predict(model, values, z, step, STEPS)).all()
 
 
-def test_latents_that_require_gradients_are_refused_by_name() -> None:
+def test_latents_that_require_gradients_raise() -> None:
     model, values = WAN.model(), WAN.values()
     adacache.enable(model, P3, num_steps=STEPS, rows_per_video=1)
     z = values["hidden_states"].clone().requires_grad_()
@@ -274,7 +276,7 @@ def test_latents_that_require_gradients_are_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize("case", [WAN, LTX], ids=ids)
-def test_a_call_that_writes_a_cache_of_its_own_is_never_skipped(case: Case) -> None:
+def test_call_that_writes_its_own_cache_is_never_skipped(case: Case) -> None:
     model, values = case.model(), case.values()
     handle = adacache.enable(model, P3, num_steps=STEPS)
     kind = type(model)
@@ -289,5 +291,5 @@ def test_a_call_that_writes_a_cache_of_its_own_is_never_skipped(case: Case) -> N
         assert not runner._facts({**given, name: None}).must_compute
 
 
-def test_all_cases_are_named_once() -> None:
+def test_case_names_are_unique() -> None:
     assert len({case.name for case in CASES}) == len(CASES)

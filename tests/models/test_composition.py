@@ -1,4 +1,4 @@
-"""AdaCache with what else is done to a model: offloading, LoRA, torch.compile, and hooks of others."""
+"""AdaCache with offloading, LoRA, torch.compile, and hooks of other libraries."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from model_cases import CODEBOOK, COGVIDEOX, LATTE, WAN, Case, relative_error
 from pipeline_cases import PIPELINES
 from test_models import STEPS, enabled
 
-pytest.importorskip("diffusers", reason="the models' classes come from diffusers")
+pytest.importorskip("diffusers", reason="diffusers is not installed")
 
 POLICY = adacache.AdaCache(codebook=CODEBOOK)
 WAN_PIPELINE = next(case for case in PIPELINES if case.name == "WanPipeline")
@@ -20,7 +20,7 @@ WAN_PIPELINE = next(case for case in PIPELINES if case.name == "WanPipeline")
 
 @pytest.mark.parametrize("first", ["offload", "adacache"])
 def test_model_offload(first: str) -> None:
-    """Its hooks are taken off and put on again at the end of each call: AdaCache stays on, in either
+    """Offloading removes and adds its hooks at the end of each call. AdaCache stays enabled, in either
     order."""
     accelerate = pytest.importorskip("accelerate")
     assert accelerate
@@ -48,7 +48,7 @@ def test_model_offload(first: str) -> None:
 @pytest.mark.parametrize("case", [LATTE, WAN, COGVIDEOX], ids=lambda case: case.name)
 @pytest.mark.parametrize("first", ["offload", "adacache"])
 def test_sequential_offload(case: Case, first: str) -> None:
-    """Each module's weights come and go with its call; blocks that are reused never load theirs."""
+    """Weights are loaded per module call; reused blocks do not load theirs."""
     accelerate = pytest.importorskip("accelerate")
     model, values = case.model(), case.values()
     with enabled(model, POLICY):
@@ -116,7 +116,7 @@ def _compile_wrapped(model: Any) -> Any:
 )
 @pytest.mark.parametrize("first", ["compile", "adacache"])
 def test_compile(first: str, compile_model: Callable[[Any], Any]) -> None:
-    """Of the repeated blocks, and of the whole transformer, before and after AdaCache is enabled."""
+    """Compiled blocks and compiled transformers, before and after AdaCache is enabled."""
     torch._dynamo.reset()
     case, model = WAN, WAN.model()
     values = case.values()
@@ -136,8 +136,8 @@ def test_compile(first: str, compile_model: Callable[[Any], Any]) -> None:
     assert relative_error(case.denoise(compiled, values, STEPS), plain) < 1e-4
 
 
-def test_blocks_compiled_do_run_compiled() -> None:
-    """All but the measured one, of whose children the outputs are looked at."""
+def test_compiled_blocks_run_compiled() -> None:
+    """All except the measured block, whose child outputs are hooked."""
     torch._dynamo.reset()
     model, values = WAN.model(), WAN.values()
     graphs = []
@@ -153,7 +153,7 @@ def test_blocks_compiled_do_run_compiled() -> None:
     assert graphs
 
 
-def test_one_graph_of_the_whole_model_is_refused_by_name() -> None:
+def test_whole_model_graph_raises() -> None:
     torch._dynamo.reset()
     model, values = WAN.model(), WAN.values()
     with enabled(model, POLICY):
@@ -163,7 +163,7 @@ def test_one_graph_of_the_whole_model_is_refused_by_name() -> None:
     torch._dynamo.reset()
 
 
-def test_hooks_of_others_see_the_computed_steps() -> None:
+def test_foreign_hooks_run_on_computed_steps() -> None:
     model, values = WAN.model(), WAN.values()
     calls = []
     with enabled(model, adacache.AdaCache(codebook={99.0: 3})) as handle:
@@ -173,8 +173,8 @@ def test_hooks_of_others_see_the_computed_steps() -> None:
     hook.remove()
 
 
-def test_two_requests_at_once() -> None:
-    """Two loops on one model, step by step in turns, each in a context of its own."""
+def test_interleaved_requests() -> None:
+    """Two interleaved loops on one model, each in its own context."""
     import contextvars
 
     case, model = LATTE, LATTE.model()
@@ -200,7 +200,7 @@ def test_two_requests_at_once() -> None:
 
 
 def test_disable_after_the_class_was_changed() -> None:
-    """As `fully_shard` does: the class stays, AdaCache does not, and `enable` works again."""
+    """As by `fully_shard`: `disable` keeps the new class, and `enable` works again."""
     model, values = WAN.model(), WAN.values()
     plain = WAN.denoise(model, values, STEPS)
     adacache.enable(model, POLICY, num_steps=STEPS)
@@ -214,7 +214,7 @@ def test_disable_after_the_class_was_changed() -> None:
     assert torch.equal(WAN.denoise(model, values, STEPS), plain)
 
 
-def test_gradients_are_refused() -> None:
+def test_gradients_raise() -> None:
     model, values = WAN.model().requires_grad_(True), WAN.values()
     adacache.enable(model, POLICY, num_steps=STEPS)
     with pytest.raises(RuntimeError, match=r"inference only: call the model under torch\.no_grad"):

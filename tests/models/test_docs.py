@@ -1,4 +1,4 @@
-"""docs/models.md names the declared models; docs/models_tests.md is current."""
+"""docs/models.md lists all declared models; docs/models_tests.md is up to date."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Silent faults that were measured in other caching libraries: each is shown not to be here."""
+"""Regression tests for silent faults of other caching libraries."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from test_models import STEPS, enabled
 from torch import Tensor, nn
 from unknown import Flat, Unknown
 
-pytest.importorskip("diffusers", reason="the models' classes come from diffusers")
+pytest.importorskip("diffusers", reason="diffusers is not installed")
 
 REUSING = adacache.Replay([1, 11, 12])
 
 
-def test_1_the_second_guidance_call_reuses_its_own_tensors() -> None:
-    """Two calls a step, with names that change their order, against each branch run alone."""
+def test_1_guidance_calls_reuse_separate_tensors() -> None:
+    """Two named calls per step in changing order, against separate runs of each branch."""
     model, values, null = WAN.model(), WAN.values(seed=1), WAN.values(seed=2)
     z = values["hidden_states"]
 
@@ -39,22 +39,22 @@ def test_1_the_second_guidance_call_reuses_its_own_tensors() -> None:
                     assert torch.equal(WAN.predict(model, some, z, step, STEPS), expected[name][step])
 
 
-def test_2_a_model_of_which_nothing_matches_is_refused() -> None:
+def test_2_model_without_blocks_raises() -> None:
     with pytest.raises(ValueError, match=r"model: found no list of blocks in unknown.Flat"):
         adacache.enable(Flat(), REUSING, num_steps=STEPS)
-    # A known class whose block changed: what is not found is said, at the first step.
+    # A known class with a changed block: a missing child raises at the first step.
     model, values = ALLEGRO.model(), ALLEGRO.values()
     adacache.enable(model, adacache.AdaCache(codebook=CODEBOOK), num_steps=STEPS, rows_per_video=1)
     block = model.transformer_blocks[1]
     block.attn1 = Wrapped(block.attn1)
-    assert torch.isfinite(ALLEGRO.denoise(model, values, STEPS)).all(), "a child that was replaced is found"
+    assert torch.isfinite(ALLEGRO.denoise(model, values, STEPS)).all(), "a replaced child is found"
     del block._modules["attn1"]
     with pytest.raises(AttributeError, match="attn1"):
         ALLEGRO.denoise(model, values, STEPS)
 
 
 class Wrapped(nn.Module):
-    """What an adapter library may put in the place of a module."""
+    """Replaces a module, as adapter libraries do."""
 
     def __init__(self, attention: nn.Module):
         super().__init__()
@@ -80,8 +80,8 @@ def test_2_blocks_that_do_not_run_are_an_error() -> None:
         model(torch.randn(1, 4, 8), torch.ones(1))
 
 
-def test_3_latte_runs_by_turns() -> None:
-    """No reuse, no error: the blocks run spatial, temporal, spatial ... as they do in the plain model."""
+def test_3_latte_blocks_run_in_interleaved_order() -> None:
+    """Blocks run in the interleaved order of the plain model: spatial, temporal, spatial ..."""
     model, values = LATTE.model(), LATTE.values()
     plain = LATTE.denoise(model, values, STEPS)
     order: list[str] = []
@@ -92,7 +92,7 @@ def test_3_latte_runs_by_turns() -> None:
         assert torch.equal(LATTE.denoise(model, values, STEPS), plain)
         assert [site.split(".")[0] for site in handle.sites][::2] == ["spatial_blocks", "temporal_blocks"] * 4
     assert order == [*LATTE.lists] * 4 * STEPS
-    # One reused step with the very latents of the computed one changes nothing but rounding.
+    # A reused step with the latents of the computed step differs only by rounding.
     z = values["hidden_states"]
     with torch.no_grad(), enabled(model, REUSING) as handle, handle.request():
         computed, reused = (LATTE.predict(model, values, z, 0, STEPS) for _ in range(2))
@@ -100,7 +100,7 @@ def test_3_latte_runs_by_turns() -> None:
 
 
 @pytest.mark.parametrize("case", [LATTE, WAN, COGVIDEOX], ids=lambda case: case.name)
-def test_4_the_second_prompt_starts_afresh(case: Case) -> None:
+def test_4_second_prompt_is_independent_of_the_first(case: Case) -> None:
     first, second = case.values(seed=1), case.values(seed=2)
     model = case.model()
     with enabled(model, adacache.AdaCache(codebook=CODEBOOK)) as handle:
@@ -112,8 +112,8 @@ def test_4_the_second_prompt_starts_afresh(case: Case) -> None:
         assert handle.trace.computed_steps[:2] == [1, 2]
 
 
-def test_5_the_order_of_lists_is_that_of_the_model() -> None:
-    """Whatever the hash seed: names whose order in a set would depend on it."""
+def test_5_block_lists_are_in_model_order() -> None:
+    """For any hash seed; the order of a set of these names would depend on it."""
     script = (
         "import warnings; warnings.simplefilter('ignore')\n"
         "import torch, adacache\n"
@@ -132,8 +132,8 @@ def test_5_the_order_of_lists_is_that_of_the_model() -> None:
 
 
 @pytest.mark.parametrize("case", [LATTE, WAN, COGVIDEOX], ids=lambda case: case.name)
-def test_6_the_metric_sees_the_video_and_not_only_the_timestep(case: Case) -> None:
-    """Other latents or another prompt at the same timesteps give other distances."""
+def test_6_metric_depends_on_the_video(case: Case) -> None:
+    """Other latents or another prompt with the same timesteps give different distances."""
     model, values, other = case.model(), case.values(seed=1), case.values(seed=2)
     curves = []
     for some in (
@@ -149,7 +149,7 @@ def test_6_the_metric_sees_the_video_and_not_only_the_timestep(case: Case) -> No
 
 
 @pytest.mark.parametrize("case", [ALLEGRO, SKYREELS], ids=lambda case: case.name)
-def test_7_classes_that_are_in_no_registry_are_cached(case: Case) -> None:
+def test_7_unregistered_classes_are_cached(case: Case) -> None:
     model = case.model()
     with enabled(model, adacache.AdaCache(codebook=case.codebook)) as handle:
         case.denoise(model, case.values(), STEPS)
@@ -157,7 +157,7 @@ def test_7_classes_that_are_in_no_registry_are_cached(case: Case) -> None:
     assert 4 < len(handle.trace.computed_steps) < STEPS
 
 
-def test_7_a_class_that_nobody_knows_is_cached() -> None:
+def test_7_unknown_class_is_cached() -> None:
     model = Unknown().requires_grad_(False)
     x = torch.randn(1, 4, 8)
 

@@ -1,5 +1,5 @@
-"""Loops of pipelines: several calls per step, several loops per call, schedulers that are not the
-pipeline's."""
+"""Loops of pipelines: several calls per step, several loops per call, other schedulers than that of the
+pipeline."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from model_cases import WAN, Case
 from test_calls import DUE, Calls, pattern, run_threads
 from torch import Tensor
 
-pytest.importorskip("diffusers", reason="the models' classes come from diffusers")
+pytest.importorskip("diffusers", reason="diffusers is not installed")
 
 STEPS = 12
 P3 = adacache.AdaCache(codebook={99.0: 3})
 
 
 class Pipeline:
-    """A pipeline of a transformer and a scheduler, whose loop is given."""
+    """A pipeline with a transformer, a scheduler and the given loop."""
 
     def __init__(self, loop: Callable[[Any], Tensor], case: Case = WAN):
         from diffusers import FlowMatchEulerDiscreteScheduler
@@ -58,7 +58,7 @@ def step_through(pipeline: Any, z: Tensor, predict: Callable[[Tensor, Tensor], T
 
 
 def test_calls_of_several_batch_sizes_per_step() -> None:
-    """As LTX-2 guides by default: two rows, then one, then one."""
+    """Like the default guidance of LTX-2: calls with two rows, one row, one row."""
     (pair,), (one, other) = values_of(1, rows=2), values_of(2, 3)
 
     def loop(pipeline: Any) -> Tensor:
@@ -76,7 +76,7 @@ def test_calls_of_several_batch_sizes_per_step() -> None:
 
 
 def test_windows_under_one_name() -> None:
-    """Parts of a clip are called one after the other in each step, all inside `cache_context("cond")`."""
+    """Each step calls the parts of a clip in sequence, all in `cache_context("cond")`."""
     windows = values_of(1, 2, 3)
 
     def loop(pipeline: Any) -> Tensor:
@@ -97,7 +97,7 @@ def test_windows_under_one_name() -> None:
 @pytest.mark.parametrize("stated", [None, 7])
 @pytest.mark.parametrize("lengths", [(7, 7, 7), (7, 12), (12, 9)])
 def test_several_loops_in_one_call(lengths: tuple[int, ...], stated: int | None) -> None:
-    """Each loop that the scheduler begins is a request of its own, of the loop's length."""
+    """Each loop that the scheduler starts is a separate request with the length of the loop."""
     (values,) = values_of(1)
 
     def loop(pipeline: Any) -> Tensor:
@@ -116,7 +116,7 @@ def test_several_loops_in_one_call(lengths: tuple[int, ...], stated: int | None)
 
 @pytest.mark.parametrize("announced", [True, False])
 def test_a_shortened_loop(announced: bool) -> None:
-    """Image-to-video with a strength below 1 runs the last timesteps only."""
+    """Image-to-video with strength < 1 runs only the last timesteps."""
     (values,) = values_of(1)
 
     def loop(pipeline: Any) -> Tensor:
@@ -134,11 +134,11 @@ def test_a_shortened_loop(announced: bool) -> None:
     if announced:
         assert pipeline.calls.pattern == "CCrrCrrCrrCC"
         assert handle.trace.num_steps == 12
-    else:  # the last two steps of the loop cannot be known
+    else:  # the end of the loop is unknown
         assert pipeline.calls.pattern[:8] == "CCrrCrrC"
 
 
-def test_guidance_that_ends_half_way() -> None:
+def test_guidance_ends_before_the_last_step() -> None:
     (pair,), (one,) = values_of(1, rows=2), values_of(2)
 
     def loop(pipeline: Any) -> Tensor:
@@ -155,12 +155,12 @@ def test_guidance_that_ends_half_way() -> None:
 
     pipeline, handle = run(loop)
     assert len(handle.trace.computed) == STEPS
-    assert pipeline.calls.pattern == "CCrrCCrCrrCC"  # the first call of the new shape computes
+    assert pipeline.calls.pattern == "CCrrCCrCrrCC"  # the first call with the new shape computes
     assert handle.trace.num_steps == STEPS
 
 
 def test_a_scheduler_made_inside_the_call() -> None:
-    """Its steps are not seen; timesteps are read instead, and that is said."""
+    """Its steps are not observed; timesteps are used instead, with a warning."""
     (values,) = values_of(1)
     sizes = []
 
@@ -187,8 +187,7 @@ def test_a_scheduler_made_inside_the_call() -> None:
 
 @pytest.mark.parametrize("named", [True, False])
 def test_videos_of_a_pipeline_without_prepare_latents(named: bool) -> None:
-    """Modular pipelines: rows of a call in a named guidance branch are one per video; others are not
-    known."""
+    """Modular pipelines: in a named guidance branch there is one row per video; otherwise it is unknown."""
     (pair,) = values_of(1, rows=2)
 
     def loop(pipeline: Any) -> Tensor:
@@ -210,7 +209,7 @@ def test_videos_of_a_pipeline_without_prepare_latents(named: bool) -> None:
 
 
 def test_pipelines_that_share_a_transformer() -> None:
-    """Each with a scheduler of its own; one after the other, and in threads."""
+    """Each has its own scheduler; they run in sequence and in threads."""
     runs = values_of(1, 2, 3, 4)
 
     def make(transformer: Any, values: dict[str, Any]) -> Any:
@@ -246,6 +245,6 @@ def test_pipelines_that_share_a_transformer() -> None:
         adacache.enable(make(transformer, runs[0]), P3)
     for pipeline in pipelines[:3]:
         adacache.disable(pipeline)
-    assert torch.equal(pipelines[3](), alone[3]), "enabled until the last pipeline is disabled"
+    assert torch.equal(pipelines[3](), alone[3]), "must stay enabled until the last pipeline is disabled"
     adacache.disable(pipelines[3])
     assert all(torch.equal(pipeline(), out) for pipeline, out in zip(pipelines, plain, strict=True))

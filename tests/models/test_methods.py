@@ -1,4 +1,4 @@
-"""PAB, FirstBlock and TaylorSeer on models of diffusers, against their rules written out with hooks on a
+"""PAB, FirstBlock and TaylorSeer on models of diffusers, against reference implementations with hooks on a
 plain model, and against the hooks of diffusers."""
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from model_cases import COGVIDEOX, HUNYUAN, LATTE, LTX, WAN, Case, ids, relative
 from test_models import enabled
 from torch import Tensor, nn
 
-pytest.importorskip("diffusers", reason="the models' classes come from diffusers")
+pytest.importorskip("diffusers", reason="diffusers is not installed")
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
@@ -42,11 +42,11 @@ CHILDREN: dict[str, dict[str, str]] = {
         "mlp": r"transformer_blocks\.\d+\.ff",
     },
 }
-"""Per model and sub-layer, the children whose output is kept."""
+"""Per model and sub-layer, a pattern of the children whose output is kept."""
 THRESHOLDS = {WAN.name: 0.3, COGVIDEOX.name: 0.9, LATTE.name: 0.5, HUNYUAN.name: 0.5, LTX.name: 0.4}
-"""Under which the schedules of FirstBlock are not trivial."""
+"""Thresholds that give nontrivial schedules of FirstBlock."""
 CHECKED = [WAN, COGVIDEOX, LATTE, HUNYUAN]
-"""What the tests with a `case` run on (conftest.py)."""
+"""The cases of tests with a `case` argument, see conftest.py."""
 
 
 def children(case: Case, model: nn.Module, part: str) -> list[nn.Module]:
@@ -57,7 +57,7 @@ def children(case: Case, model: nn.Module, part: str) -> list[nn.Module]:
 
 @contextlib.contextmanager
 def replaced(outputs: dict[nn.Module, Callable[[Any], Any]]) -> Iterator[None]:
-    """Replaces outputs of modules of a plain model, which run all the same."""
+    """Replaces outputs of modules of a plain model; the modules still run."""
     hooks = [
         module.register_forward_hook(lambda _, args, output, change=change: change(output))
         for module, change in outputs.items()
@@ -71,7 +71,7 @@ def replaced(outputs: dict[nn.Module, Callable[[Any], Any]]) -> Iterator[None]:
 
 @dataclass
 class Clock:
-    """The step (from 1) and the timestep of a loop on a plain model."""
+    """The step (1-based) and the timestep of a loop on a plain model."""
 
     step: int = 0
     time: float = 0.0
@@ -91,18 +91,18 @@ def tensors(value: Any) -> tuple[Tensor | None, ...]:
 
 
 def like(value: Any, changed: Sequence[Any]) -> Any:
-    """`changed` in the form of `value`."""
+    """`changed` as a tensor or a tuple, like `value`."""
     return changed[0] if isinstance(value, Tensor) else tuple(changed)
 
 
 @dataclass
 class Forecast:
-    """A feature at the computed steps, and its forecast by Newton's divided differences of a table."""
+    """A feature at the computed steps, and its forecast by Newton's divided differences."""
 
     order: int
     steps: list[int] = field(default_factory=list)
     table: list[list[Tensor]] = field(default_factory=list)
-    """Per computed step, the factors."""
+    """The factors of each computed step."""
 
     def add(self, step: int, feature: Tensor) -> None:
         factors = [feature.double()]
@@ -128,7 +128,7 @@ def streams_of(case: Case, block: nn.Module, args: Any, kwargs: Any) -> list[Ten
 def blocks_replaced(
     case: Case, model: nn.Module, rule: Callable[[int, list[Tensor], list[Tensor]], list[Tensor]]
 ) -> Iterator[None]:
-    """Replaces what blocks return: rule(position, streams before, streams after)."""
+    """Replaces the outputs of blocks by rule(position, streams before, streams after)."""
 
     def after(position: int) -> Callable[..., Any]:
         def hook(block: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
@@ -181,7 +181,7 @@ def test_pab_follows_its_rule(case: Case, mlp: bool) -> None:
     with replaced(changes):
         expected = run_slowly(case, model, values, clock)
     assert reused > 0
-    assert not torch.equal(run_slowly(case, model, values, clock), expected), "reuse must show"
+    assert not torch.equal(run_slowly(case, model, values, clock), expected), "reuse must affect the result"
     with enabled(model, adacache.PAB(ranges, window=(low, high)), STEPS) as handle:
         final = case.denoise(model, values, STEPS)
     assert torch.equal(final, expected)
@@ -212,7 +212,7 @@ def test_pab_runs_no_child_that_it_reuses(case: Case) -> None:
 
 
 def test_pab_in_two_calls(case: Case) -> None:
-    """Each guidance branch keeps its own outputs: the same as in one batch."""
+    """Outputs are kept per guidance branch, so the result equals that of guidance in one batch."""
     model, values, null = case.model(), case.values(seed=1), case.values(seed=2)
     policy = adacache.PAB({**adacache.PAB.FAST, "mlp": 3}, window=(100, 900))
     with enabled(model, policy, STEPS):
@@ -238,7 +238,7 @@ def denoise_in_one_batch(case: Case, model: nn.Module, values: Any, null: Any) -
 
 
 @pytest.mark.parametrize("model_case", [WAN, LATTE, COGVIDEOX], ids=ids)
-def test_pab_gives_what_diffusers_gives(model_case: Case) -> None:
+def test_pab_matches_diffusers(model_case: Case) -> None:
     from diffusers.hooks import PyramidAttentionBroadcastConfig, apply_pyramid_attention_broadcast
 
     case = model_case
@@ -257,7 +257,7 @@ def test_pab_gives_what_diffusers_gives(model_case: Case) -> None:
             current_timestep_callback=lambda: clock.time,
         ),
     )
-    if case is LATTE:  # diffusers takes attention that has "transformer_blocks" in its name for spatial
+    if case is LATTE:  # diffusers treats all attention in "transformer_blocks" as spatial
         ranges["temporal_attention"] = 2
     expected = run_slowly(case, model, values, clock)
     model = case.model()
@@ -267,7 +267,7 @@ def test_pab_gives_what_diffusers_gives(model_case: Case) -> None:
 
 
 def test_pab_warns_if_no_timestep_is_in_the_window() -> None:
-    """Such as with timesteps in 0..1."""
+    """For example with timesteps in 0..1."""
     model, values = WAN.model(), WAN.values()
     with (
         enabled(model, adacache.PAB(window=(0.45, 0.93)), STEPS),
@@ -277,7 +277,7 @@ def test_pab_warns_if_no_timestep_is_in_the_window() -> None:
 
 
 class InPlace(nn.Module):
-    """A model of two blocks that may scale the output of their sub-layer in place."""
+    """A model with two blocks that scale the output of a sub-layer, optionally in place."""
 
     def __init__(self, in_place: bool):
         super().__init__()
@@ -302,10 +302,10 @@ class InPlaceBlock(nn.Module):
 
 
 def test_outputs_that_a_model_modifies_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kept output that was modified when it was reused is computed anew once, and then copied."""
+    """If a reused output was modified in place, it is recomputed once, and copied from then on."""
     lists = (BlockList("transformer_blocks", outputs={"attention": "attn"}),)
     spec = ModelSpec(("InPlace",), lists)
-    monkeypatch.setattr("adacache.handle.spec_for", lambda model: (spec, True))
+    monkeypatch.setattr("adacache.handle.spec_for", lambda model, blocks=True: (spec, True))
     torch.manual_seed(0)
     in_place, plain = InPlace(True).requires_grad_(False), InPlace(False).requires_grad_(False)
     plain.load_state_dict(in_place.state_dict())
@@ -365,7 +365,7 @@ def test_taylorseer_forecasts_residuals(case: Case, cache: str, settings: dict[s
 
     with blocks_replaced(case, model, rule):
         expected = run_slowly(case, model, values, clock)
-    assert relative_error(run_slowly(case, model, values, clock), expected) > 1e-3, "forecasts must show"
+    assert relative_error(run_slowly(case, model, values, clock), expected) > 1e-3, "no effect of forecasts"
     with enabled(model, policy, STEPS) as handle:
         final = case.denoise(model, values, STEPS)
     assert relative_error(final, expected) < case.tolerance
@@ -396,7 +396,7 @@ def test_taylorseer_forecasts_outputs(case: Case, settings: dict[str, Any]) -> N
 
     with replaced({child: forecast() for part in parts for child in children(case, model, part)}):
         expected = run_slowly(case, model, values, clock)
-    assert relative_error(run_slowly(case, model, values, clock), expected) > 1e-3, "forecasts must show"
+    assert relative_error(run_slowly(case, model, values, clock), expected) > 1e-3, "no effect of forecasts"
     with enabled(model, policy, STEPS):
         final = case.denoise(model, values, STEPS)
     assert relative_error(final, expected) < case.tolerance
@@ -405,7 +405,7 @@ def test_taylorseer_forecasts_outputs(case: Case, settings: dict[str, Any]) -> N
 @pytest.mark.parametrize(
     ("interval", "before", "order"), [(5, 3, 1), (3, 2, 2), (4, 4, 3), (2, 3, 1), (1, 3, 1)]
 )
-def test_taylorseer_gives_what_diffusers_gives(case: Case, interval: int, before: int, order: int) -> None:
+def test_taylorseer_matches_diffusers(case: Case, interval: int, before: int, order: int) -> None:
     from diffusers.hooks import TaylorSeerCacheConfig, apply_taylorseer_cache
 
     model, values, clock = case.model(), case.values(), Clock()
@@ -433,7 +433,7 @@ def test_taylorseer_gives_what_diffusers_gives(case: Case, interval: int, before
 
 
 def steps_of(module: Any, attribute: str, clock: Clock) -> list[int]:
-    """The steps at which a module that diffusers hooked runs, from now on."""
+    """Records the steps at which a module hooked by diffusers runs."""
     steps: list[int] = []
     registry = module._diffusers_hook
     for name in registry._hook_order:
@@ -480,14 +480,14 @@ def first_block_slowly(
 
 
 def mixed_values(case: Case) -> dict[str, Any]:
-    """Inputs of three videos whose schedules differ."""
+    """Inputs of three videos with different schedules."""
     values = case.values(3, seed=1)
     scale = torch.tensor([1.0, 4.0, 0.25]).view(3, *[1] * (values[case.latents].ndim - 1))
     return {**values, case.latents: values[case.latents] * scale}
 
 
 def test_first_block_follows_its_rule(case: Case) -> None:
-    """Each video of a batch as if it were alone."""
+    """Each video of a batch has the schedule and result of a separate run."""
     model, values = case.model(), mixed_values(case)
     threshold = THRESHOLDS[case.name]
     with enabled(model, adacache.FirstBlock(threshold), STEPS) as handle:
@@ -506,7 +506,7 @@ def test_first_block_follows_its_rule(case: Case) -> None:
 
 
 def test_first_block_in_two_calls(case: Case) -> None:
-    """The second call follows the decision of the first, with residuals of its own."""
+    """The second call uses the decision of the first and its own residuals."""
     model, values, null = case.model(), case.values(seed=1), case.values(seed=2)
     policy = adacache.FirstBlock(THRESHOLDS[case.name])
     with enabled(model, policy, STEPS) as handle:
@@ -541,7 +541,7 @@ def test_first_block_in_two_calls(case: Case) -> None:
 
 @pytest.mark.parametrize("model_case", [WAN, COGVIDEOX, HUNYUAN, LTX], ids=ids)
 @pytest.mark.parametrize("factor", [0.9, 1.0, 1.2])
-def test_first_block_gives_what_diffusers_gives(model_case: Case, factor: float) -> None:
+def test_first_block_matches_diffusers(model_case: Case, factor: float) -> None:
     from diffusers.hooks import FirstBlockCacheConfig, apply_first_block_cache
 
     case = model_case
@@ -559,7 +559,7 @@ def test_first_block_gives_what_diffusers_gives(model_case: Case, factor: float)
     assert relative_error(final, expected) < 1e-5
 
 
-# All of them.
+# All methods.
 
 
 def policies(case: Case) -> list[Any]:
@@ -584,7 +584,7 @@ def test_disable_restores_the_model(case: Case) -> None:
         assert torch.equal(case.denoise(model, values, STEPS), plain)
 
 
-def test_requests_do_not_share_anything(case: Case) -> None:
+def test_requests_are_independent(case: Case) -> None:
     model, values, other = case.model(), case.values(), case.values(2, seed=5)
     for policy in policies(case):
         with enabled(model, policy, STEPS) as handle:
@@ -599,7 +599,7 @@ def test_requests_do_not_share_anything(case: Case) -> None:
                 nonlocal calls
                 calls += 1
                 if calls == 3:
-                    raise KeyboardInterrupt("stopped by hand")
+                    raise KeyboardInterrupt("interrupted")
 
             hook = case.blocks(model)[0][1].register_forward_pre_hook(fail)
             with pytest.raises(KeyboardInterrupt), handle.request():
@@ -624,7 +624,7 @@ def test_half_precision(case: Case) -> None:
         assert 0 < relative_error(final, plain) < 1.0
 
 
-def test_always_computing_changes_no_bit(case: Case) -> None:
+def test_computing_every_step_is_bit_identical(case: Case) -> None:
     model, values = case.model(), case.values(2)
     plain = case.denoise(model, values, STEPS)
     ones = dict.fromkeys(CHILDREN[case.name], 1)
@@ -639,9 +639,9 @@ def test_always_computing_changes_no_bit(case: Case) -> None:
 
 @pytest.mark.parametrize("cache", ["stack", "output"])
 @pytest.mark.parametrize("change", ["prompt", "rows"])
-def test_forecasts_after_a_step_that_was_computed_off_plan(change: str, cache: str) -> None:
-    """A prompt of another length, or guidance switched off, makes a step compute; until the next planned one,
-    its feature is reused. Differences do not reach across a change of shape."""
+def test_forecasts_after_an_unplanned_computed_step(change: str, cache: str) -> None:
+    """A change of prompt length, or disabled guidance, makes a step compute; its feature is reused until the
+    next planned step. Differences are not taken across a change of shape."""
     case, changed_at = COGVIDEOX, 5
     model, values, clock = case.model(), case.values(2), Clock()
     policy = adacache.TaylorSeer(
@@ -654,7 +654,7 @@ def test_forecasts_after_a_step_that_was_computed_off_plan(change: str, cache: s
     forecasts: dict[Any, Forecast] = {}
 
     def feature(key: Any, new: Tensor) -> Tensor:
-        """A feature as it is used at this step; one of another shape has another history."""
+        """The feature of this step. Each shape has a separate history."""
         forecast = forecasts.setdefault((key, new.shape), Forecast(policy.order))
         if clock.step in planned or clock.step == changed_at:
             forecast.add(clock.step, new)
@@ -683,7 +683,7 @@ def test_forecasts_after_a_step_that_was_computed_off_plan(change: str, cache: s
     attention = {one: attend(i) for i, one in enumerate(children(case, model, "attention"))}
     with blocks_replaced(case, model, rule) if cache == "stack" else replaced(attention):
         expected = denoise()
-    assert relative_error(denoise(), expected) > 1e-3, "forecasts must show"
+    assert relative_error(denoise(), expected) > 1e-3, "no effect of forecasts"
     with enabled(model, policy, STEPS) as handle, handle.request(num_videos=1):
         final = denoise()
     if cache == "stack":

@@ -1,5 +1,5 @@
-"""What the runtime does on every model class: rows of mixed steps, kept dtypes, storage, outputs of sub-
-layers."""
+"""The runtime on every model class: rows of mixed steps, dtypes of kept residuals, storage, sub-layer
+outputs."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from test_models import STEPS, enabled
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-diffusers = pytest.importorskip("diffusers", reason="the models' classes come from diffusers")
+diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
 CHECKED = [*CASES, *TWINS]
-"""What the tests with a `case` run on (conftest.py)."""
+"""The cases of tests with a `case` argument, see conftest.py."""
 SCHEDULES = [[1, 4, 8, 12], [1, 2, 7, 12], [1, 3, 4, 5]]
-"""Computed steps of three videos. All kinds of mixed steps occur: one, two, no neighbors."""
+"""Computed steps of three videos, with all kinds of mixed steps: one video, two, non-adjacent ones."""
 
 
 def schedule_of(videos: int) -> adacache.Replay:
-    """Replays a schedule of its own for each video."""
+    """Replays a different schedule for each video."""
     computed = [[step in SCHEDULES[video] for video in range(videos)] for step in range(1, STEPS + 1)]
     return adacache.Replay(adacache.Trace(STEPS, videos, {}, computed))
 
@@ -39,7 +39,7 @@ def with_storage(policy: adacache.Replay, cache: str, dtype: torch.dtype | None 
 
 
 class CountOps(TorchDispatchMode):
-    """Counts the ops that take a tensor of one shape first."""
+    """Counts the ops whose first argument is a tensor of this shape."""
 
     def __init__(self, shape: tuple[int, ...]):
         super().__init__()
@@ -76,8 +76,8 @@ def test_mixed_steps_gather_once_and_scatter_once(blocks: int) -> None:
 
 
 def kept_streams(case: Case, model: nn.Module, values: dict[str, Any]) -> list[Tensor]:
-    """The streams that a step keeps: what the last block returns, or all blocks if each has its own
-    residual."""
+    """The streams that a step keeps: the outputs of the last block, or of all blocks if a residual per block
+    is kept."""
     found: list[list[Tensor]] = []
 
     def note(_: nn.Module, args: Any, output: Any) -> None:
@@ -97,7 +97,7 @@ def kept_streams(case: Case, model: nn.Module, values: dict[str, Any]) -> list[T
     ("dtype", "bound"), [(torch.bfloat16, 0.02), (torch.float16, 0.003), (torch.float8_e4m3fn, 0.1)]
 )
 def test_kept_residuals_of_other_dtypes(case: Case, dtype: torch.dtype, bound: float) -> None:
-    """Whole and mixed steps give what float32 gives, within the rounding of what is kept; of the bytes
+    """Whole and mixed steps equal float32 within the rounding of the kept dtype; cache_bytes is as
     expected."""
     videos = 1 if case.one_video else 3
     model, values = case.model(), case.values(videos, seed=1)
@@ -116,9 +116,9 @@ def test_kept_residuals_of_other_dtypes(case: Case, dtype: torch.dtype, bound: f
         assert 0 < relative_error(final[video], exact[video]) < bound
 
 
-def test_videos_decide_for_themselves_with_float8(case: Case) -> None:
+def test_per_video_decisions_with_float8(case: Case) -> None:
     if case.one_video:
-        pytest.skip("the model takes one video a call")
+        pytest.skip("the model supports one video per call")
     model, batch = case.model(), case.values(2, seed=1)
     scale = torch.tensor([1.0, 4.0]).view(2, *[1] * (batch[case.latents].ndim - 1))
     batch[case.latents] = batch[case.latents] * scale
@@ -134,7 +134,7 @@ def test_videos_decide_for_themselves_with_float8(case: Case) -> None:
         assert [record["step"] for record in trace.measurements if record["distance"][video] is not None] == [
             record["step"] for record in handle.trace.measurements
         ]
-        # Rounding to float8 amplifies differences in the order of addition.
+        # Rounding to float8 amplifies differences from the order of summation.
         assert relative_error(together[video], alone[0]) < 0.02
 
 
@@ -151,7 +151,7 @@ def test_residuals_by_block_and_of_the_stack_agree(case: Case) -> None:
 
 
 def test_declared_outputs_are_of_children_that_run(case: Case) -> None:
-    """Every declared sub-layer, computed always and reused at every second step."""
+    """Every declared sub-layer, computed in every step and reused."""
     model, values = case.model(), case.values(1 if case.one_video else 2)
     spec, known = spec_for(model)
     assert known
@@ -185,4 +185,4 @@ def test_declared_outputs_are_of_children_that_run(case: Case) -> None:
         for name in names:
             own = name.endswith(f".{part}")
             assert calls[name] == (math.ceil(STEPS / 4) if own else STEPS), name
-        assert relative_error(final, plain) > 1e-6, f"reusing {part} must show"
+        assert relative_error(final, plain) > 1e-6, f"reuse of {part} has no effect"

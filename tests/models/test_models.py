@@ -1,4 +1,5 @@
-"""Every model class: nothing changes while all is computed, and else the rule written out is followed."""
+"""Checks of every model class: results are bit-identical if all steps are computed, and equal the reference
+implementation of the rule otherwise."""
 
 from __future__ import annotations
 
@@ -14,17 +15,17 @@ from adacache.adapters.generic import generic_spec
 from model_cases import CASES, LATTE_OF_ONE_LIST, TWINS, Case, denoise_slowly, fit, relative_error
 from torch import Tensor
 
-pytest.importorskip("diffusers", reason="the models' classes come from diffusers")
+pytest.importorskip("diffusers", reason="diffusers is not installed")
 
 STEPS = 12
 BLOCK = 1
-"""The middle one of four."""
+"""The middle block of four."""
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
 
 CHECKED = [*CASES, *TWINS]
-"""What the tests run on (conftest.py)."""
+"""The cases of the tests, see conftest.py."""
 
 
 @contextlib.contextmanager
@@ -56,8 +57,8 @@ def test_computing_always_changes_no_bit(case: Case) -> None:
 def test_schedule_is_that_of_the_rule_written_out(case: Case, cache: str) -> None:
     model, values = case.model(), case.values()
     expected, computed, distances = denoise_slowly(case, model, values, STEPS, case.codebook, BLOCK)
-    assert 4 < len(computed) < STEPS, "the schedule must not be trivial"
-    assert relative_error(case.denoise(model, values, STEPS), expected) > 1e-3, "reuse must show"
+    assert 4 < len(computed) < STEPS, "trivial schedule"
+    assert relative_error(case.denoise(model, values, STEPS), expected) > 1e-3, "reuse has no effect"
     with enabled(model, adacache.AdaCache(codebook=case.codebook, cache=cache)) as handle:
         final = case.denoise(model, values, STEPS)
     trace = handle.trace
@@ -74,9 +75,9 @@ def test_schedule_is_that_of_the_rule_written_out(case: Case, cache: str) -> Non
 
 
 def test_videos_of_a_batch_decide_for_themselves(case: Case) -> None:
-    """Three videos with schedules of their own are what they are alone."""
+    """Three videos with different schedules have the results of separate runs."""
     if case.one_video:
-        pytest.skip("the model takes one video a call")
+        pytest.skip("the model supports one video per call")
     model, batch = case.model(), case.values(3, seed=1)
     scale = torch.tensor([1.0, 4.0, 0.25]).view(3, *[1] * (batch[case.latents].ndim - 1))
     batch[case.latents] = batch[case.latents] * scale
@@ -86,7 +87,7 @@ def test_videos_of_a_batch_decide_for_themselves(case: Case) -> None:
         with enabled(model, policy) as handle:
             singles.append(case.denoise(model, case.rows(batch, video), STEPS))
         schedules.append(handle.trace.computed_steps)
-    assert len({tuple(steps) for steps in schedules}) > 1, "the videos must differ for this to show anything"
+    assert len({tuple(steps) for steps in schedules}) > 1, "all videos have the same schedule"
     for cache in ("stack", "block"):
         with enabled(model, replace(policy, cache=cache)) as handle:
             together = case.denoise(model, batch, STEPS)
@@ -96,7 +97,7 @@ def test_videos_of_a_batch_decide_for_themselves(case: Case) -> None:
 
 
 def test_guidance_in_two_calls(case: Case) -> None:
-    """The first branch decides, the second follows, and each reuses its own residuals."""
+    """The first branch decides for both; each reuses its own residuals."""
     model, values, null = case.model(), case.values(seed=1), case.values(seed=2)
     finals = []
     for context in (False, True) if hasattr(model, "cache_context") else (False,):
@@ -107,7 +108,7 @@ def test_guidance_in_two_calls(case: Case) -> None:
     assert all(torch.equal(final, finals[0]) for final in finals)
     if case.one_video:
         return
-    # The same in one batch, with the schedule given: so no branch got the other's residuals.
+    # The same in one batch with the recorded schedule: branches did not mix residuals.
     both = {
         name: torch.cat((value, null[name]))
         if isinstance(value, torch.Tensor) and name not in case.shared and value.shape[:1] == (1,)
@@ -128,18 +129,18 @@ def test_an_exception_leaves_nothing_behind(case: Case) -> None:
     with enabled(model, adacache.AdaCache(codebook=case.codebook)):
         expected = case.denoise(model, values, STEPS)
         case.denoise(model, other, STEPS)
-        assert torch.equal(case.denoise(model, values, STEPS), expected), "the call before must not show"
+        assert torch.equal(case.denoise(model, values, STEPS), expected), "state of an earlier call"
         block = case.blocks(model)[-1][1]
 
         def fail(*_: Any) -> None:
-            raise KeyboardInterrupt("stopped by hand")
+            raise KeyboardInterrupt("interrupted")
 
         hook = block.register_forward_pre_hook(fail)
         with pytest.raises(KeyboardInterrupt):
             case.denoise(model, other, STEPS)
         hook.remove()
         assert torch.equal(case.denoise(model, values, STEPS), expected)
-        # Another shape, then the first again.
+        # Another shape, then the first shape again.
         if not case.fixed_frames:
             case.denoise(model, case.values(frames=2), STEPS)
         assert torch.equal(case.denoise(model, values, STEPS), expected)
@@ -176,15 +177,15 @@ def test_autocast(case: Case) -> None:
 
 
 def test_found_by_structure_gives_the_same(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without its adapter, a model is enabled too, and reuse does the same."""
+    """Without an adapter, blocks are detected by structure, and reuse gives the same result."""
     if case.works_between:
-        pytest.skip("by structure, what works between the blocks would be taken for blocks too")
+        pytest.skip("modules between the blocks would be detected as blocks")
     model, values = case.model(), case.values()
     schedule = adacache.Replay([1, 2, 5, 9, 11, 12])
     with enabled(model, schedule) as handle:
         assert handle.known
         expected = case.denoise(model, values, STEPS)
-    monkeypatch.setattr("adacache.handle.spec_for", lambda model: (generic_spec(model), False))
+    monkeypatch.setattr("adacache.handle.spec_for", lambda model, blocks=True: (generic_spec(model), False))
     with enabled(model, schedule) as handle:
         assert not handle.known
         assert relative_error(case.denoise(model, values, STEPS), expected) < case.tolerance
@@ -196,8 +197,7 @@ def test_found_by_structure_gives_the_same(case: Case, monkeypatch: pytest.Monke
 
 
 def test_a_reused_step_runs_no_block(case: Case) -> None:
-    """The profiler sees one added residual per stream, no attention, and no more waiting for values than
-    plain."""
+    """The profiler records one reuse_residual per stream, no attention, and no additional synchronization."""
     model, values = case.model(), case.values()
     z = values[case.latents]
     names = ("aten::scaled_dot_product_attention", "aten::_local_scalar_dense", "adacache::reuse_residual")
@@ -222,7 +222,7 @@ def test_a_reused_step_runs_no_block(case: Case) -> None:
 
 
 def calls_past_the_model(case: Case) -> None:
-    """Samplers of Latte without text call `forward_with_cfg`, or `forward`, and not the model."""
+    """Samplers of Latte without text call `forward_with_cfg` or `forward` instead of the model."""
     model, values = case.model(), case.values()
     t = torch.linspace(1000.0, 100.0, STEPS)
     y = torch.cat((values["y"], values["y"] + 1))
@@ -259,4 +259,4 @@ CHECKS = {
     for name, check in globals().items()
     if name.startswith("test_") and "case" in check.__annotations__
 }
-"""The tests that take a case, for modules that run them on others."""
+"""The tests with a `case` argument, for modules that run them on other cases."""

@@ -1,5 +1,4 @@
-"""What enabling does to the objects: copies, pickles, class identity, disabling after changes, compiled
-blocks."""
+"""Objects of enabled models: copies, pickles, class identity, `disable` after changes, compiled blocks."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ from pipeline_cases import PIPELINES
 from torch import nn
 from unknown import Block, Unknown
 
-pytest.importorskip("diffusers", reason="the models' classes come from diffusers")
+pytest.importorskip("diffusers", reason="diffusers is not installed")
 
 STEPS = 12
 P3 = adacache.AdaCache(codebook={99.0: 3})
@@ -58,7 +57,7 @@ def test_copies_are_plain_and_work(case: Case, duplicate: Any) -> None:
     adacache.enable(other, P3, num_steps=STEPS, rows_per_video=1)
     assert torch.equal(case.denoise(other, values, STEPS), cached)
     adacache.disable(other)
-    assert torch.equal(case.denoise(model, values, STEPS), cached), "the original is still enabled"
+    assert torch.equal(case.denoise(model, values, STEPS), cached), "the original must stay enabled"
     assert handle.trace.computed_steps == [1, 2, 5, 8, 11, 12]
     adacache.disable(model)
     assert is_plain(model)
@@ -102,7 +101,7 @@ def test_classes_compare_equal_to_the_plain_ones(case: Case) -> None:
 
 
 def test_from_pipe() -> None:
-    """diffusers compares the classes of components with the annotations of the new pipeline."""
+    """diffusers compares component classes with the annotations of the new pipeline."""
     import diffusers
 
     case = PIPELINE["WanPipeline"]
@@ -112,8 +111,8 @@ def test_from_pipe() -> None:
     assert other.transformer is pipeline.transformer
 
 
-def test_first_block_cache_of_diffusers_after_ours() -> None:
-    """Its registry is keyed by the blocks' class."""
+def test_first_block_cache_of_diffusers_after_adacache() -> None:
+    """Its registry is keyed by the class of the blocks."""
     hooks = pytest.importorskip("diffusers.hooks")
     model, values = WAN.model(), WAN.values()
     plain = WAN.denoise(model, values, 9)
@@ -123,7 +122,7 @@ def test_first_block_cache_of_diffusers_after_ours() -> None:
         assert torch.equal(WAN.denoise(model, values, 9), plain)
 
 
-def test_disable_undoes_what_enable_did_whatever_has_changed() -> None:
+def test_disable_in_any_order_restores_the_pipeline() -> None:
     case = PIPELINE["WanPipeline_two_transformers"]
     pipeline = case.build()
     plain = case.generate(pipeline)
@@ -139,7 +138,7 @@ def test_disable_undoes_what_enable_did_whatever_has_changed() -> None:
     assert torch.equal(case.generate(pipeline), plain)
 
 
-def test_disable_after_blocks_and_children_were_exchanged() -> None:
+def test_disable_after_blocks_and_children_were_replaced() -> None:
     model, values = WAN.model(), WAN.values()
     adacache.enable(model, adacache.AdaCache(codebook=WAN.codebook), num_steps=STEPS, rows_per_video=1)
     WAN.denoise(model, values, STEPS)
@@ -159,7 +158,7 @@ def test_disable_after_blocks_and_children_were_exchanged() -> None:
         adacache.disable(model)
 
 
-def test_a_transformer_that_was_exchanged_is_said() -> None:
+def test_replaced_transformer_warns() -> None:
     case = PIPELINE["WanPipeline"]
     pipeline, other = case.build(), case.build()
     handle = adacache.enable(pipeline, P3)
@@ -182,7 +181,7 @@ def test_a_second_pipeline_on_the_same_transformer_runs() -> None:
 
 
 @pytest.mark.parametrize("wrap", ["block", "measured", "all"])
-def test_blocks_compiled_one_by_one_before(wrap: str) -> None:
+def test_enable_after_blocks_were_compiled(wrap: str) -> None:
     torch._dynamo.reset()
     model, values = WAN.model(), WAN.values()
     policy = adacache.AdaCache(codebook=WAN.codebook)
@@ -201,7 +200,7 @@ def test_blocks_compiled_one_by_one_before(wrap: str) -> None:
     assert torch.equal(WAN.denoise(model, values, STEPS), plain)
 
 
-def test_nothing_is_left_of_many_enables() -> None:
+def test_repeated_enable_and_disable_leaves_no_state() -> None:
     model, values = WAN.model(), WAN.values()
     kinds, handles = [type(module) for module in model.modules()], []
     for _ in range(200):
@@ -219,7 +218,7 @@ def test_nothing_is_left_of_many_enables() -> None:
 
 
 class TwoStreams(Block):
-    """Returns a text stream first, and a further tensor."""
+    """Returns the text stream first, and a further value."""
 
     def forward(self, x: torch.Tensor, text: torch.Tensor, time: torch.Tensor) -> Any:  # type: ignore[override]
         return text + 0.1, super().forward(x, time), {"note": 1}
@@ -262,7 +261,7 @@ def test_streams_of_an_unknown_model_are_recognized_by_shape(as_list: bool) -> N
     model = Model(TwoStreams).requires_grad_(False)
     plain = denoise(model, as_list)
     handle = adacache.enable(model, P3, num_steps=STEPS)
-    assert handle.describe()["block_lists"] == ["zeta"], "projections of captions are no blocks"
+    assert handle.describe()["block_lists"] == ["zeta"], "caption projections are not blocks"
     final = denoise(model, as_list)
     assert handle.trace.computed_steps == [1, 2, 5, 8, 11, 12]
     assert 0 < float((final - plain).abs().mean() / plain.abs().mean()) < 0.2
@@ -272,7 +271,7 @@ def test_streams_of_an_unknown_model_are_recognized_by_shape(as_list: bool) -> N
 
 
 @pytest.mark.filterwarnings("ignore:AdaCache. Model is not a known model")
-def test_a_block_that_returns_something_of_its_own_is_always_computed() -> None:
+def test_block_with_an_unknown_output_is_always_computed() -> None:
     torch.manual_seed(0)
     model = Model(Extra).requires_grad_(False)
     plain = denoise(model)
@@ -290,14 +289,14 @@ def test_a_block_that_returns_something_of_its_own_is_always_computed() -> None:
         (3.5, "expected a torch.nn.Module or a pipeline, got float"),
     ],
 )
-def test_things_that_are_no_model(thing: Any, message: str) -> None:
+def test_invalid_models(thing: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         adacache.enable(thing, P3, num_steps=STEPS)
     with pytest.raises(ValueError, match="not enabled"):
         adacache.disable(thing)
 
 
-def test_pipelines_without_what_caching_needs() -> None:
+def test_unsupported_pipelines() -> None:
     class UNetPipeline:
         components = {"unet": nn.Linear(2, 2), "vae": None}  # noqa: RUF012
 
@@ -312,7 +311,7 @@ def test_pipelines_without_what_caching_needs() -> None:
 
 
 @pytest.mark.parametrize("policy", [None, {}, 3.0, {0.1: 3}, object()])
-def test_things_that_are_no_policy(policy: Any) -> None:
+def test_invalid_policies(policy: Any) -> None:
     model = WAN.model()
     with pytest.raises(ValueError, match="policy: expected settings such as"):
         adacache.enable(model, policy, num_steps=STEPS)
@@ -375,7 +374,7 @@ def test_bad_settings(settings: dict[str, Any], message: str) -> None:
     assert is_plain(model)
 
 
-def test_context_parallelism_is_refused() -> None:
+def test_context_parallelism_raises() -> None:
     model = WAN.model()
     model._parallel_config = type("Config", (), {"context_parallel_config": object()})()
     with pytest.raises(ValueError, match="context parallelism is enabled on it"):
@@ -398,8 +397,8 @@ class TokensFirst(Model):
 
 @pytest.mark.filterwarnings("ignore:AdaCache. TokensFirst is not a known model")
 @pytest.mark.parametrize("tokens", [5, 6])
-def test_rows_of_an_unknown_layout_are_decided_together(tokens: int) -> None:
-    """Tokens first: parts of the tokens must not be taken for videos, also if their number is a multiple."""
+def test_unknown_row_layout_gives_one_decision(tokens: int) -> None:
+    """Layout [N, B, C]: tokens must not be treated as videos, even if N is a multiple of the video count."""
     torch.manual_seed(0)
     model = TokensFirst().requires_grad_(False)
     z = torch.randn(2, tokens, 8, generator=torch.Generator().manual_seed(0))
@@ -428,8 +427,8 @@ def test_rows_of_an_unknown_layout_are_decided_together(tokens: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:AdaCache. Unknown is not a known model")
-def test_a_number_of_tokens_that_changes_from_step_to_step_computes() -> None:
-    """As with keys and values of a prefix that the model caches after its first step."""
+def test_token_count_change_forces_compute() -> None:
+    """For example a model that caches keys and values of a prefix after its first step."""
     torch.manual_seed(0)
     model = Unknown().requires_grad_(False)
     handle = adacache.enable(model, P3, num_steps=STEPS)

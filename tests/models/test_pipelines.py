@@ -1,4 +1,4 @@
-"""Real pipelines from small random parts: enabled in one line, they run as before, only shorter."""
+"""Pipelines with small random components, enabled with one call."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from model_cases import CODEBOOK, relative_error
 from pipeline_cases import PIPELINES, PipelineCase
 
-pytest.importorskip("diffusers", reason="the pipelines come from diffusers")
+pytest.importorskip("diffusers", reason="diffusers is not installed")
 
 every_pipeline = pytest.mark.parametrize("case", PIPELINES, ids=str)
 CASE = {str(case): case for case in PIPELINES}
@@ -24,8 +24,8 @@ def test_end_to_end(case: PipelineCase) -> None:
     kind, transformer = type(pipeline), type(pipeline.transformer)
 
     handle = adacache.enable(pipeline, adacache.AdaCache(codebook={99.0: 1}))
-    assert torch.equal(case.generate(pipeline), plain), "all computed, nothing changes"
-    assert handle.trace.computed_steps == list(range(1, 13)), "the scheduler's steps are known"
+    assert torch.equal(case.generate(pipeline), plain), "all steps computed: bit-identical"
+    assert handle.trace.computed_steps == list(range(1, 13)), "steps of the scheduler"
     assert handle.trace.num_steps == 12
     adacache.disable(pipeline)
 
@@ -35,7 +35,7 @@ def test_end_to_end(case: PipelineCase) -> None:
     assert 4 < len(trace.computed_steps) < 12
     assert 0 < relative_error(final, plain) < 1
     assert torch.equal(case.generate(pipeline, seed=7), case.generate(pipeline, seed=7))
-    assert torch.equal(case.generate(pipeline), final), "calls in between must not show"
+    assert torch.equal(case.generate(pipeline), final), "state of an earlier call"
     assert handle.trace.computed == trace.computed
     assert not any(request.caches for h in handle.handles.values() for request in [h._latest])
 
@@ -46,8 +46,8 @@ def test_end_to_end(case: PipelineCase) -> None:
 
 
 @pytest.mark.parametrize("name", ["LattePipeline", "CogVideoXPipeline", "WanPipeline", "LTXPipeline"])
-def test_videos_of_a_call_decide_for_themselves(name: str) -> None:
-    """With guidance in one batch and in two calls, the videos are told from the latents."""
+def test_per_video_decisions_in_one_call(name: str) -> None:
+    """The number of videos is inferred from the latents, with guidance in one batch and in two calls."""
     case = CASE[name]
     pipeline = case.build()
     handle = adacache.enable(pipeline, adacache.AdaCache(codebook={0.3: 5, 0.6: 4, 0.9: 3, 1.2: 2, 1.5: 1}))
@@ -68,7 +68,8 @@ def test_videos_of_a_call_decide_for_themselves(name: str) -> None:
 
 
 def test_two_transformers_share_the_schedule() -> None:
-    """Wan 2.2: each has its part of the steps, caches of its own, and begins and ends with computed ones."""
+    """Wan 2.2: each transformer has its part of the steps and its own caches; its first and last steps
+    compute."""
     case = CASE["WanPipeline_two_transformers"]
     pipeline = case.build()
     handle = adacache.enable(pipeline, adacache.AdaCache(codebook={99.0: 9}))
@@ -88,7 +89,7 @@ def test_two_transformers_share_the_schedule() -> None:
 
 
 def test_a_long_video_in_parts() -> None:
-    """SkyReels' diffusion forcing runs its loop several times in one call, and copies its scheduler."""
+    """SkyReels diffusion forcing runs several loops per call and copies its scheduler."""
     case = CASE["SkyReelsV2DiffusionForcingPipeline"]
     pipeline = case.build()
     plain = case.generate(pipeline)
@@ -98,7 +99,7 @@ def test_a_long_video_in_parts() -> None:
     assert 0 < relative_error(final, plain) < 0.5
 
 
-def test_a_call_that_is_stopped_leaves_nothing_behind() -> None:
+def test_interrupted_call_leaves_no_state() -> None:
     case = CASE["WanPipeline"]
     pipeline = case.build()
     handle = adacache.enable(pipeline, POLICY)
@@ -107,7 +108,7 @@ def test_a_call_that_is_stopped_leaves_nothing_behind() -> None:
 
     def stop(_pipeline: Any, step: int, _timestep: Any, values: Any) -> Any:
         if step == 5:
-            raise KeyboardInterrupt("stopped by hand")
+            raise KeyboardInterrupt("interrupted")
         return values
 
     with pytest.raises(KeyboardInterrupt):
@@ -143,8 +144,8 @@ def test_number_of_steps() -> None:
         adacache.disable(pipeline)
 
 
-def test_guidance_left_out_of_some_steps() -> None:
-    """A branch that sat out a computed step is computed when it comes back, and not added to old
+def test_steps_without_guidance() -> None:
+    """A branch that skipped a computed step is computed at its next call; it does not reuse older
     residuals."""
     case = CASE["WanPipeline"]
     pipeline = case.build()
@@ -156,5 +157,5 @@ def test_guidance_left_out_of_some_steps() -> None:
 
     final = case.generate(pipeline, callback_on_step_end=guidance)
     assert torch.isfinite(final).all()
-    # Steps 5 to 7 ran without it and step 5 was computed: at step 8 both are due again.
+    # Steps 5 to 7 ran without guidance, and step 5 was computed: at step 8 both branches are due.
     assert handle.trace.computed_steps == [1, 2, 5, 8, 11, 12]

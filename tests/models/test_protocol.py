@@ -1,4 +1,4 @@
-"""The policy protocol on wrapped blocks: tiny policies against loops that are written out."""
+"""The policy protocol on wrapped blocks: tiny policies against reference loops."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tiny_policies import (
 )
 from torch import Tensor, nn
 
-diffusers = pytest.importorskip("diffusers", reason="the models' classes come from diffusers")
+diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
@@ -45,7 +45,7 @@ COGVIDEOX_8 = replace(
     build=lambda: diffusers.CogVideoXTransformer3DModel(**{**COGVIDEOX_SIZE, "num_layers": 8}),
 )
 CHECKED = [WAN_8, COGVIDEOX_8, LATTE]
-"""Models of eight blocks; the tests with a `case` run on them (conftest.py)."""
+"""Models of eight blocks: the cases of tests with a `case` argument, see conftest.py."""
 
 
 def run(case: Case, model: nn.Module, policy: Any, values: Any) -> tuple[Tensor, adacache.Request]:
@@ -54,14 +54,14 @@ def run(case: Case, model: nn.Module, policy: Any, values: Any) -> tuple[Tensor,
 
 
 def alone(case: Case, model: nn.Module, values: Any, video: int, rule: Callable[..., list[Tensor]]) -> Tensor:
-    """One video of the loop written out; every block runs, and `rule` replaces what it returns."""
+    """The reference loop for one video: every block runs, and `rule` replaces its output."""
     clock = Clock()
     with blocks_replaced(case, model, lambda *given: rule(clock.step, *given)):
         return run_slowly(case, model, case.rows(values, video), clock)
 
 
 @pytest.mark.parametrize("storage", ["stack", "block"])
-def test_videos_that_reuse_beside_videos_that_forecast(case: Case, storage: str) -> None:
+def test_reuse_and_forecast_in_one_step(case: Case, storage: str) -> None:
     model, values = case.model(), mixed_values(case)
     final, request = run(case, model, TinyPolicy(lambda sites, videos: Mixed(sites, videos, storage)), values)
     for video in range(VIDEOS):
@@ -105,11 +105,11 @@ def test_watched_ranges_of_blocks(case: Case, storage: str, first: int, last: in
             [value for _, value in rule.distances], rel=1e-3
         )
         assert relative_error(final[video], expected[0]) < case.tolerance
-    assert len(schedules) > 1, "the videos must differ"
+    assert len(schedules) > 1, "all videos have the same schedule"
 
 
 @pytest.mark.parametrize("storage", ["stack", "block"])
-def test_ranges_that_are_reused_by_turns(case: Case, storage: str) -> None:
+def test_alternating_ranges(case: Case, storage: str) -> None:
     model, values = case.model(), mixed_values(case)
     final, _ = run(case, model, TinyPolicy(lambda sites, videos: Delta(sites, videos, storage)), values)
     other, request = run(
@@ -130,7 +130,7 @@ def test_ranges_that_are_reused_by_turns(case: Case, storage: str) -> None:
     assert relative_error(final, other) > 1e-3
 
 
-def test_outputs_beside_residuals_of_single_videos(case: Case) -> None:
+def test_sublayer_outputs_and_residuals_per_video(case: Case) -> None:
     model, values = case.model(), {**case.values(2, seed=1)}
     part, child = (
         ("temporal_attention", "attn1") if case is LATTE else ("mlp", "ffn" if case is WAN_8 else "ff")
@@ -162,7 +162,7 @@ def test_outputs_beside_residuals_of_single_videos(case: Case) -> None:
 
 
 def test_tokens_first_in_mixed_steps() -> None:
-    """Blocks that take [N, B, C]."""
+    """Blocks with the layout [N, B, C]."""
     case = OPEN_SORA_PLAN_13
     model, values = case.model(), mixed_values(case)
     final, _ = run(case, model, TinyPolicy(lambda sites, videos: Mixed(sites, videos, "stack")), values)

@@ -1,4 +1,4 @@
-"""The checks of test_models.py on classes of other repositories, where those are on PYTHONPATH."""
+"""The checks of test_models.py on classes of other repositories, if they are on PYTHONPATH."""
 
 from __future__ import annotations
 
@@ -51,12 +51,11 @@ def test_frames_given_to_windows() -> None:
 
 
 def test_sampler_of_open_sora() -> None:
-    """Guidance in one batch as the sampler of Open-Sora 1.2 does it, with a frame given to the second
-    video."""
+    """The sampler of Open-Sora 1.2, with guidance in one batch and a given frame for the second video."""
     if (reason := STDIT3.missing()) is not None:
         pytest.skip(reason)
     if WINDOWS.missing() is None:
-        pytest.skip("the Open-Sora on PYTHONPATH is 1.3, whose sampler takes other text encoders")
+        pytest.skip("the Open-Sora on PYTHONPATH is 1.3, whose sampler has another text encoder interface")
     sampler = pytest.importorskip("opensora.schedulers.rf").RFLOW(num_sampling_steps=STEPS)
     model, values = STDIT3.model(), STDIT3.values(3, seed=1)
     z = values.pop("x") * torch.tensor([1.0, 4.0, 0.25]).view(3, 1, 1, 1, 1)
@@ -93,7 +92,7 @@ def test_sampler_of_open_sora() -> None:
         with enabled(model, adacache.AdaCache(codebook=STDIT3.codebook), rows_per_video=2) as handle:
             singles.append(sample(slice(video, video + 1)))
         schedules.append(handle.trace.computed_steps)
-    assert len({tuple(steps) for steps in schedules}) > 1, "the videos must differ for this to show anything"
+    assert len({tuple(steps) for steps in schedules}) > 1, "all videos have the same schedule"
     with enabled(model, adacache.AdaCache(codebook=STDIT3.codebook), rows_per_video=2) as handle:
         together = sample(slice(0, 3))
     assert [handle.trace.steps_of(video) for video in range(3)] == schedules
@@ -102,7 +101,7 @@ def test_sampler_of_open_sora() -> None:
 
 @pytest.fixture(autouse=True)
 def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Attention of which these repositories ask for the CUDA kernel by name."""
+    """Replaces attention functions that require CUDA kernels."""
     monkeypatch.setattr(
         torch.backends.cuda, "sdp_kernel", lambda **_: contextlib.nullcontext(), raising=False
     )

@@ -1,4 +1,4 @@
-"""The checks of test_models.py on a class that no adapter knows."""
+"""The checks of test_models.py on a class without an adapter."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from test_models import CHECKS
 from unknown import Unknown
 
 globals().update(CHECKS)
-del globals()["test_found_by_structure_gives_the_same"]  # as its adapter, which it has not
+del globals()["test_found_by_structure_gives_the_same"]  # compares with an adapter
 
 CHECKED = [
     Case(

@@ -1,4 +1,4 @@
-"""Models of no known class, in plain PyTorch."""
+"""Models without an adapter, in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Block(nn.Module):
-    """A block of no known class."""
+    """A block without an adapter."""
 
     def __init__(self, dim: int = 8):
         super().__init__()
@@ -18,7 +18,7 @@ class Block(nn.Module):
 
 
 class Unknown(nn.Module):
-    """A model of no known class, with two lists of blocks."""
+    """A model without an adapter, with two block lists."""
 
     def __init__(self, second: int = 3, attribute: str = "zeta", first: int = 4):
         super().__init__()
@@ -34,7 +34,7 @@ class Unknown(nn.Module):
 
 
 class Flat(nn.Module):
-    """A model without any list of blocks."""
+    """A model without a block list."""
 
     def __init__(self) -> None:
         super().__init__()

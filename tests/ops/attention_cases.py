@@ -1,5 +1,5 @@
-"""Cases for the attention ops: inputs of a kind, what they must give in float64, and how far plain PyTorch in
-the same dtype is off."""
+"""Cases for the attention ops: inputs, expected results in float64, and results of PyTorch in the same
+dtype."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from op_cases import Buffer, random_tensor
 
-#: How pairs of channels are rotated, by the shape of the angles' tables.
+#: Channel pairs and layouts of the angle tables.
 ROPES = ["none", "interleaved", "halves", "interleaved by token", "halves by token"]
 
 
@@ -31,7 +31,7 @@ class Shape:
         return f"{self.rows}x({self.frames}*{self.places})x{self.heads}x{self.dim}"
 
 
-#: Odd sizes, one of everything, widths of today's models, one frame more than a chunk, the limits.
+#: Odd sizes, all sizes 1, common model widths, one frame more than a chunk, the limits.
 SHAPES = [
     Shape(2, 5, 3, 2, 8),
     Shape(1, 15, 6, 3, 72),
@@ -48,14 +48,14 @@ EMPTY_SHAPES = [Shape(0, 3, 4, 2, 8), Shape(2, 3, 0, 2, 8), Shape(2, 3, 4, 0, 8)
 
 
 def refuse_cuda(request: pytest.FixtureRequest) -> None:
-    """Skip a test of the backend "cuda", which has no attention ops."""
+    """Skips tests of the backend "cuda", which has no attention ops."""
     if "backend" in request.fixturenames and request.getfixturevalue("backend") == "cuda":
-        pytest.skip("the CUDA library has no attention: Triton serves it")
+        pytest.skip("the CUDA library has no attention ops; they run in Triton")
 
 
 @dataclass
 class Inputs:
-    """Arguments of both ops, and the buffer that qkv is a view of."""
+    """Arguments of both ops, and the buffer of qkv."""
 
     shape: Shape
     buffer: Buffer
@@ -106,7 +106,7 @@ def make_inputs(
 
 
 def exact_norm_and_rope(inputs: Inputs, eps: float = 1e-6) -> numpy.ndarray:
-    """qkv after fused_qk_norm_rope, in float64 and in NumPy: [B, N, 3, heads, dim]."""
+    """fused_qk_norm_rope in float64 NumPy: [B, N, 3, heads, dim]."""
     qkv = inputs.qkv.detach().cpu().double().numpy().copy()
     half = inputs.shape.dim // 2
     for index, weight in enumerate((inputs.q_weight, inputs.k_weight)):
@@ -130,7 +130,7 @@ def exact_norm_and_rope(inputs: Inputs, eps: float = 1e-6) -> numpy.ndarray:
 
 
 def exact_attention(inputs: Inputs, scale: float | None = None, eps: float = 1e-6) -> numpy.ndarray:
-    """[B, N, heads * dim] in float64, a place and a head at a time."""
+    """temporal_attention in float64 NumPy, per place and head: [B, N, heads * dim]."""
     shape = inputs.shape
     qkv = exact_norm_and_rope(inputs, eps)
     factor = 1 / math.sqrt(shape.dim) if scale is None else scale
@@ -146,7 +146,7 @@ def exact_attention(inputs: Inputs, scale: float | None = None, eps: float = 1e-
 
 
 def eager_norm_and_rope(inputs: Inputs, eps: float = 1e-6) -> torch.Tensor:
-    """As `adacache.models.stdit3` does it, step by step in the tensors' dtype."""
+    """As in `adacache.models.stdit3`, in the dtype of the tensors."""
     qkv = inputs.qkv.clone()
     for index, weight in enumerate((inputs.q_weight, inputs.k_weight)):
         x = qkv[:, :, index]
@@ -172,7 +172,7 @@ def eager_norm_and_rope(inputs: Inputs, eps: float = 1e-6) -> torch.Tensor:
 def eager_attention(
     inputs: Inputs, scale: float | None = None, eps: float = 1e-6
 ) -> tuple[torch.Tensor, ...]:
-    """By PyTorch's fused attention, and in single steps: their errors differ by luck."""
+    """With fused attention of PyTorch, and in separate operations; their errors differ."""
     shape = inputs.shape
     qkv = eager_norm_and_rope(inputs, eps).unflatten(1, (shape.frames, shape.places))
     q, k, v = qkv.permute(3, 0, 2, 4, 1, 5)  # [B, places, heads, frames, dim] each
@@ -186,7 +186,7 @@ def eager_attention(
 
 
 def check_error(given: torch.Tensor, exact: numpy.ndarray, *eager: torch.Tensor, floor: float = 0.0) -> None:
-    """No farther from float64 than twice what plain PyTorch in this dtype is, a rounding of the result, and
+    """The error against float64 is at most twice that of PyTorch in this dtype, plus one rounding and
     `floor`."""
     assert given.shape == exact.shape
     error = numpy.abs(given.detach().cpu().double().numpy() - exact).max()

@@ -1,6 +1,6 @@
-"""Compiles the attention kernels for GPUs that need not be there and prints what ptxas says of them, as JSON.
+"""Compiles the attention kernels ahead of time, without a GPU, and prints the ptxas report as JSON.
 
-python tests/ops/compile_attention_kernels.py [ARCHITECTURE ...]    e.g. 90 80; the first with every case
+python tests/ops/compile_attention_kernels.py [ARCHITECTURE ...]    e.g. 90 80; all cases for the first only
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from adacache_kernels.triton.temporal_attention import blocks_of, temporal_atten
 
 SIZES = {"fp32": 4, "bf16": 2, "fp16": 2}
 NUMBERS = {"frames": "i32", "places": "i32", "heads": "i32", "tokens": "i32", "eps": "fp32", "scale": "fp32"}
-#: Multiples of 16 in every model: what lets a thread read 16 bytes at once.
+#: Multiples of 16 in every model, which allows 16-byte loads.
 STRIDES = ("qkv_row", "qkv_token", "out_row", "out_token")
 
 
@@ -40,8 +40,8 @@ class Compiled:
     spill_bytes: int
     shared_bytes: int
     tensor_core_products: int
-    wide_loads: int  # of 16 bytes a thread
-    instructions: int  # of PTX: the kernels that hold all frames have no loop
+    wide_loads: int  # of 16 bytes per thread
+    instructions: int  # of PTX
 
 
 def cases(brief: bool) -> Iterator[tuple[str, int, int, bool, int]]:
@@ -81,7 +81,7 @@ def kernels(brief: bool) -> Iterator[tuple[Any, str, str, dict[str, Any], int]]:
 def compile_kernel(
     kernel: Any, dtype: str, constants: dict[str, Any], warps: int, architecture: int
 ) -> tuple[Any, str]:
-    """Give the compiled kernel and the log of ptxas."""
+    """Returns the compiled kernel and the log of ptxas."""
     pointers = dict.fromkeys(("qkv", "q_weight", "k_weight", "out"), f"*{dtype}") | {
         "cos": "*fp32",
         "sin": "*fp32",
@@ -119,7 +119,7 @@ def main() -> None:
                 registers = re.search(r"Used (\d+) registers", log)
                 spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log)
                 if registers is None or not spills:
-                    raise SystemExit(f"no resource figures in the log of ptxas:\n{log}")
+                    raise SystemExit(f"no resource usage in the log of ptxas:\n{log}")
                 ptx = compiled.asm["ptx"]
                 results.append(
                     Compiled(

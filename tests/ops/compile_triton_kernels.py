@@ -1,9 +1,9 @@
-"""Compiles every Triton kernel for GPUs that need not be there and prints what ptxas says of it, as JSON.
+"""Compiles every Triton kernel ahead of time, without a GPU, and prints the ptxas report as JSON.
 
 python tests/ops/compile_triton_kernels.py [--full] [ARCHITECTURE ...]      e.g. 80 90 100 120
 
-Without --full each kernel in bfloat16 and one or two of its forms; with it every dtype, metric and layout,
-for widths of today's models.
+Default: each kernel in bfloat16 in one or two variants. --full: every dtype, metric and layout, for common
+model widths.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from adacache_kernels.triton.reuse_residual import reuse_residual_kernel
 from adacache_kernels.triton.sums import combine_sums_kernel
 
 SIZES = {"fp32": 4, "bf16": 2, "fp16": 2}
-#: Numbers of something; strides may pass 2^31.
+#: 32-bit arguments. Strides are 64-bit.
 COUNTS = ("rows", "frames", "places", "tokens", "channels", "x_total", "residual_total", "total")
 COUNTS += ("num_videos", "blocks", "columns")
-#: Pointers whose type is not that of the stream.
+#: Pointers with a fixed dtype.
 OTHER_POINTERS = {
     "partial": "*fp64",
     "sums": "*fp64",
@@ -52,7 +52,7 @@ OTHER_POINTERS = {
     "reuse": "*u8",
     "eps": "fp32",
 }
-#: Pointers to the stream's type.
+#: Pointers with the dtype of the stream.
 POINTERS = (
     "x",
     "y",
@@ -71,8 +71,8 @@ class Case:
     kernel: Any
     name: str
     dtype: str  # of the stream
-    constants: dict[str, Any]  # None: an argument that is not given
-    types: dict[str, Any] = field(default_factory=dict)  # other than those above
+    constants: dict[str, Any]  # None: an absent argument
+    types: dict[str, Any] = field(default_factory=dict)  # override the types above
     warps: int = 4
     aligned: bool = True
 
@@ -86,11 +86,11 @@ class Compiled:
     registers: int
     spill_bytes: int
     shared_bytes: int
-    fused_multiply_adds: int  # float32 ones: they would skip a rounding that eager PyTorch makes
-    flushes: int  # instructions that take subnormal numbers for 0: float8 is widened by way of them
-    layout_conversions: int  # 0: each element is read and written by one and the same thread
+    fused_multiply_adds: int  # in float32; they would skip a rounding of eager PyTorch
+    flushes: int  # flush-to-zero instructions; widening of float8 needs subnormals
+    layout_conversions: int  # 0: the same thread reads and writes an element
     barriers: int
-    float32_values: int  # in the kernel as written; libdevice has its own
+    float32_values: int  # in the source of the kernel, without libdevice
 
 
 def cases(full: bool) -> Iterator[Case]:
@@ -241,7 +241,7 @@ def compile_case(case: Case, architecture: int) -> Compiled:
     registers = re.search(r"Used (\d+) registers", log.getvalue())
     spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log.getvalue())
     if registers is None or not spills:
-        raise SystemExit(f"no resource figures in the log of ptxas:\n{log.getvalue()}")
+        raise SystemExit(f"no resource usage in the log of ptxas:\n{log.getvalue()}")
     ptx = compiled.asm["ptx"]
     return Compiled(
         case.kernel.__name__,

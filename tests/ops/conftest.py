@@ -1,4 +1,4 @@
-"""Every test here is marked `ops` and runs on the backends of this machine."""
+"""Marks the tests of this folder with `ops` and runs them on the backends of this machine."""
 
 from __future__ import annotations
 

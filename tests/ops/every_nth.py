@@ -1,5 +1,5 @@
-"""A pytest plugin (-p every_nth): of each test function of this folder, the first of every
-ADACACHE_TEST_EVERY cases."""
+"""A pytest plugin (-p every_nth) that selects every ADACACHE_TEST_EVERY-th case of each test function in this
+folder."""
 
 from __future__ import annotations
 

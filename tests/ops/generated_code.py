@@ -1,5 +1,5 @@
-"""Figures of generated code (registers, spills, shared memory, instructions): asserted for the compiler
-releases that they were measured with, warnings for every other one."""
+"""Limits on generated code (registers, spills, shared memory, instructions): assertions for the compiler
+releases with which they were measured, warnings for others."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from importlib import metadata
 
 import pytest
 
-#: Releases of Triton, which brings its own ptxas.
+#: Releases of Triton, which includes ptxas.
 MEASURED = ("3.8",)
 
 
 def expect_of_compiler(met: bool, message: str) -> None:
-    """Fail under a measured release, else warn, if a figure is not met. Results must not depend on it."""
+    """If `met` is false, fails under a measured release, otherwise warns."""
     if met:
         return
     release = metadata.version("triton")
     if ".".join(release.split(".")[:2]) in MEASURED:
         pytest.fail(message)
-    warnings.warn(f"Triton {release}, not measured before: {message}", stacklevel=2)
+    warnings.warn(f"Triton {release} (limits not measured): {message}", stacklevel=2)

@@ -1,6 +1,6 @@
 """Runs combine_sums of the Triton kernels in the interpreter (TRITON_INTERPRET=1) on random partial sums.
 
-Exits with 1 on a wrong sum, and on a load from a column that is not measured: nothing has written it.
+Exits with 1 on a wrong sum, and on a load from a column that is not measured, which is uninitialized.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from triton.runtime.interpreter import InterpreterBuilder
 from adacache_kernels.columns import METRICS
 from adacache_kernels.triton.sums import combine_sums
 
-#: rows, blocks of a row, videos (0: no video_of_row): few rows of many blocks, and many of one or two.
+#: (rows, blocks per row, videos); videos 0: no video_of_row.
 CASES = [(2, 3000, 0), (3, 1, 0), (0, 5, 2), (4, 0, 2), (5000, 1, 3), (5000, 2, 0), (7, 300, 2)]
 UNMEASURED = slice(3, 7)
 
@@ -48,7 +48,7 @@ def main() -> int:
                     expected[:] = torch.nan
                 name = f"rows={rows} blocks={blocks} videos={videos} metric={metric} wrong={wrong}"
                 if not torch.allclose(sums, expected, rtol=1e-12, atol=1e-10, equal_nan=True):
-                    faults.append(f"{name}: {sums} instead of {expected}")
+                    faults.append(f"{name}: got {sums}, expected {expected}")
                 first, last = (partial.data_ptr() + c * rows * blocks * 8 for c in (3, 7))
                 loads = np.concatenate(read) if read else np.empty(0, np.uint64)
                 if not squares and ((loads >= first) & (loads < last)).any():

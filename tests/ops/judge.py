@@ -1,6 +1,6 @@
-"""Calls each op with random tensors of a kind and judges all that it gives and could have touched.
+"""Calls each op with random tensors and checks all outputs and all memory that it must not change.
 
-What is expected is written out here in NumPy: in float32 where the bits are defined, in float64 elsewhere.
+Expected values are computed in NumPy: in float32 if results must be bit-identical, otherwise in float64.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ VALUES = ["normal", "tiny", "huge", "special", "flat", "sparse"]
 
 @dataclass(frozen=True)
 class Case:
-    """What to call an op with; an op takes from it what it knows."""
+    """The arguments of a call. Each op uses the fields that it supports."""
 
     shape: Shape = SMALL
     dtype: torch.dtype = torch.float32
     seed: int = 0
-    #: Of the tensors in the order in which they are made, and then again from the first.
+    #: Layouts of the tensors in order of creation, repeated cyclically.
     layouts: tuple[str, ...] = ("contiguous",)
     values: str = "normal"
     gate: str | None = "frame"
@@ -45,9 +45,9 @@ class Case:
     num_videos: int = 1
     reuse: tuple[bool, ...] | None = None
     factors: int = 2
-    x_total: int | None = None  # rows of x, of which x_rows picks some
+    x_total: int | None = None  # rows of x, if it is indexed by x_rows
     kept_total: int | None = None
-    out: str = "fresh"  # or "given", or "x" for in place
+    out: str = "fresh"  # allocated; or "given", or "x" for in place
 
     @property
     def metering(self) -> dict[str, Any]:
@@ -61,7 +61,7 @@ class Case:
 
 
 def judge_gated(op: str, case: Case, device: torch.device) -> None:
-    """gated_residual and what it is fused with."""
+    """gated_residual and the ops that fuse it."""
     meters, norms = op.endswith("meter"), "norm" in op
     tensors = Tensors(case, device)
     x = tensors.stream("x", case.x_total)
@@ -220,13 +220,13 @@ def judge_layer_norm_modulate(case: Case, device: torch.device) -> None:
 def _quiet(judge: Callable[[Case, torch.device], None]) -> Callable[[Case, torch.device], None]:
     @functools.wraps(judge)
     def quiet(case: Case, device: torch.device) -> None:
-        with numpy.errstate(all="ignore"):  # overflow and NaN are among the cases
+        with numpy.errstate(all="ignore"):  # cases include overflow and NaN
             judge(case, device)
 
     return quiet
 
 
-#: By op: run one case and judge it.
+#: Per op, a function that runs and checks one case.
 JUDGES: dict[str, Callable[[Case, torch.device], None]] = {
     "gated_residual": _quiet(functools.partial(judge_gated, "gated_residual")),
     "gated_residual_meter": _quiet(functools.partial(judge_gated, "gated_residual_meter")),
@@ -241,7 +241,7 @@ JUDGES: dict[str, Callable[[Case, torch.device], None]] = {
 
 
 class Tensors:
-    """The tensors of one call, each in a layout of its own, and what they held before it."""
+    """The tensors of one call, each with its own layout, and copies of their contents before the call."""
 
     def __init__(self, case: Case, device: torch.device) -> None:
         self.case, self.device = case, device
@@ -304,7 +304,7 @@ class Tensors:
         return picked.to(torch.int32).to(self.device)
 
     def output(self, x: torch.Tensor | None, rows: int | None = None) -> torch.Tensor | None:
-        """None, memory of its own, or x where it can be written in place."""
+        """None, a new tensor, or x for an in-place call."""
         if self.case.out == "x" and x is not None:
             return x
         return None if self.case.out == "fresh" else self.fresh("out", rows)
@@ -315,7 +315,7 @@ class Tensors:
         return self._keep(name, torch.full(size, torch.nan, dtype=self.case.dtype, device=self.device))
 
     def check_rest(self, written: Sequence[str]) -> None:
-        """What is only read is as it was, and so is all that lies between the elements of a tensor."""
+        """Inputs are unchanged, and so is all memory around the tensors."""
         for name, buffer in self.buffers.items():
             assert name in written or same_bits(buffer.tensor, self.before[name]), name
             buffer.check_surroundings()
@@ -341,7 +341,7 @@ class Tensors:
             places = torch.randint(values.numel(), (count,), generator=self.generator)
             choice = torch.randint(4, (count,), generator=self.generator)
             values.view(-1)[places] = torch.tensor([torch.nan, torch.inf, -torch.inf, -0.0]).double()[choice]
-        if kind == "flat" and values.numel():  # no variance within a token
+        if kind == "flat" and values.numel():  # zero variance per token
             return values[:, :, :1].expand(values.shape)
         if kind == "sparse":
             return values * (torch.rand(*values.shape[:2], 1, generator=self.generator) < 0.5)
@@ -362,7 +362,7 @@ def pick(values: numpy.ndarray, rows: torch.Tensor | None) -> numpy.ndarray:
 
 
 def by_token(modulator: torch.Tensor, shape: Shape) -> numpy.ndarray:
-    """What a modulator means: one value for each token."""
+    """The modulator expanded to one value per token."""
     values = numbers(modulator)
     groups = values.shape[1]
     return values if groups in (1, shape.tokens) else values.repeat(shape.tokens // groups, 1)
@@ -373,7 +373,7 @@ def owner_of_row(videos: Sequence[int] | None, count: int, rows: int) -> list[in
 
 
 def check_bits(name: str, given: torch.Tensor, expected: torch.Tensor) -> None:
-    """Equal bit for bit, except that one NaN is as good as another."""
+    """Bit-identical, except for the payload of NaNs."""
     given = given.detach().cpu()
     assert given.shape == expected.shape, name
     assert given.dtype == expected.dtype, name
@@ -382,7 +382,7 @@ def check_bits(name: str, given: torch.Tensor, expected: torch.Tensor) -> None:
     one, other = numbers(given), numbers(expected)
     same = (one.view(numpy.int32) == other.view(numpy.int32)) | (numpy.isnan(one) & numpy.isnan(other))
     where = tuple(index[0] for index in numpy.nonzero(~same)) if not same.all() else ()
-    assert not where, f"{name}{list(map(int, where))}: {one[where]} instead of {other[where]}"
+    assert not where, f"{name}{list(map(int, where))}: got {one[where]}, expected {other[where]}"
 
 
 def check_meter(sums: torch.Tensor, new: torch.Tensor, old: numpy.ndarray, case: Case) -> None:
@@ -406,10 +406,10 @@ def check_cache(
     rows: torch.Tensor | None,
     tensors: Tensors,
 ) -> None:
-    """The new residual lies in the cache, in the rows that the index names, and nothing else has changed."""
+    """The indexed rows of the cache contain the new residual; all other rows are unchanged."""
     expected = tensors.before["residual"].cpu()
     mine = slice(None) if rows is None else rows.cpu().numpy().astype(int)
-    if scale is None or not tensors.case.shape.channels:  # tokens of nothing may have any scale
+    if scale is None or not tensors.case.shape.channels:  # with C = 0 the scale is undefined
         expected[mine] = new.to(expected.dtype)
         check_bits("residual", kept, expected)
         return
@@ -425,7 +425,7 @@ def check_cache(
     expected_scale[mine] = torch.from_numpy(scales)
     check_bits("residual_scale", scale, expected_scale)
     check_bits("residual", kept, expected)
-    # As float8 promises: 3 bits after the leading one, or the spacing of its subnormals.
+    # The error of float8: 3 mantissa bits, or the spacing of subnormals.
     error = abs(numbers(kept)[mine] * numbers(scale)[mine][:, :, None] - values)
     finite = numpy.isfinite(largest)
     bound = abs(values) * 2.0**-4 * 1.001 + (scales * 2.0**-10)[:, :, None]
@@ -441,8 +441,8 @@ def check_norm(
     bias: torch.Tensor | None,
     case: Case,
 ) -> None:
-    """Compare with the norm in float64: within what float32 arithmetic and one rounding to the dtype allow,
-    and no further off than twice what eager PyTorch is."""
+    """Compares with the norm in float64: within the error bound of float32 arithmetic and one rounding to the
+    dtype, and within twice the error of eager PyTorch."""
     dtype, channels = case.dtype, case.shape.channels
     assert given.dtype == dtype
     assert given.shape == x.shape
@@ -458,8 +458,7 @@ def check_norm(
     move = zero if shift is None else by_token(shift, case.shape).astype(float)
     exact = (centred * deviation * factor + offset) * gain + move
 
-    # Each mean is off by a unit in the last place per addition of a float32 run; the variance has the same
-    # error once more.
+    # Each mean has an error of one ulp per addition of a float32 run; the variance has that error twice.
     additions = channels / 16 + 16
     magnitude = (abs(values).max(-1, keepdims=True) * deviation + abs(centred) * deviation) * abs(factor)
     magnitude = (magnitude + abs(offset)) * (1 + abs(gain - 1)) + abs(move)

@@ -1,5 +1,5 @@
-"""The backends that tests of the ops run on: those of this machine, or those that ADACACHE_TEST_BACKEND lists
-(comma-separated). A conftest imports what is here."""
+"""Fixtures for the backends of the op tests: those of this machine, or those listed in ADACACHE_TEST_BACKEND
+(comma-separated). Imported by conftest files."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "backend" in metafunc.fixturenames:
         here = ["cpu", "reference"] + (["cuda", "triton"] if torch.cuda.is_available() else [])
         backends = ASKED or here
-        if "op_namespace" in metafunc.fixturenames:  # the reference is plain PyTorch, with no op of its own
+        if "op_namespace" in metafunc.fixturenames:  # the reference registers no ops
             backends = [name for name in backends if name != "reference"]
         metafunc.parametrize("backend", backends, indirect=True)
 
 
 @pytest.fixture
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Run the test with this backend forced."""
+    """Forces the backend for the test."""
     name: str = request.param
     missing = _backend._missing(name)
     if missing and name not in ASKED:
@@ -38,7 +38,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture
 def device(backend: str) -> torch.device:
-    """Where the tensors of a test for this backend live."""
+    """The device of the tensors for this backend."""
     on_gpu = backend == "cuda" or (backend == "triton" and not _backend._INTERPRETED)
     if backend == "reference" and torch.cuda.is_available():
         on_gpu = True
@@ -47,7 +47,7 @@ def device(backend: str) -> torch.device:
 
 @pytest.fixture
 def op_namespace(backend: str) -> str:
-    """Where torch.ops holds the ops of this backend."""
+    """The torch.ops namespace of this backend."""
     if backend == "triton":
         importlib.import_module("adacache_kernels.triton")
         return "adacache_triton"

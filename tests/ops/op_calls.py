@@ -1,4 +1,4 @@
-"""One good call of each op on small tensors, and the changes that make it a bad one."""
+"""A valid call of each op on small tensors, and changes that make it invalid."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from op_cases import video_ids
 import adacache_kernels
 
 ROWS, FRAMES, TOKENS, CHANNELS = 2, 3, 6, 8
-#: The ops on [B, N, C]; `decide` has tests of its own.
+#: The ops on [B, N, C]; `decide` and the attention ops have separate tests.
 TOKEN_OPS = (
     "gated_residual",
     "gated_residual_meter",
@@ -33,7 +33,7 @@ def parameters(op: str) -> list[str]:
 
 
 def lead(op: str) -> str:
-    """The tensor whose shape, dtype and device the others follow."""
+    """The tensor that sets shape, dtype and device."""
     return parameters(op)[0]
 
 
@@ -47,7 +47,7 @@ def written(op: str) -> list[str]:
 def good_call(
     op: str, device: torch.device, *, float8: bool = False, outputs: bool = False
 ) -> dict[str, Any]:
-    """Arguments by name: the required ones, weight, bias and video_of_row, and on request the outputs."""
+    """Arguments by name: required ones, weight, bias, video_of_row, and optionally the outputs."""
     generator = torch.Generator().manual_seed(1)
 
     def normal(*size: int) -> torch.Tensor:
@@ -87,7 +87,7 @@ def copied(call: dict[str, Any]) -> dict[str, Any]:
 
 
 def by_schema(op: str, call: dict[str, Any], names: tuple[str, ...]) -> list[Any]:
-    """The arguments in the order of a schema."""
+    """The arguments in schema order."""
     defaults = {
         name: parameter.default
         for name, parameter in inspect.signature(getattr(adacache_kernels, op)).parameters.items()
@@ -99,7 +99,7 @@ def by_schema(op: str, call: dict[str, Any], names: tuple[str, ...]) -> list[Any
 
 
 def bad_calls(op: str) -> dict[str, tuple[str, dict[str, Any]]]:
-    """By test id: the argument that the error must name, and the changes to a good call."""
+    """Per test id: the argument that the error must name, and the changes to a valid call."""
     return {f"{name}-{what}": (name, changes) for name, what, changes in _bad(op)}
 
 
@@ -147,7 +147,7 @@ def _bad(op: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
         yield name, "other_device", {name: tokens[0, 0].to("meta")}
         yield name, "not_contiguous", {name: wide[0, 0, ::2]}
     for name in sorted(has & set(INDICES)):
-        # The rows of the others must not be what is refused.
+        # Row counts match those of the other arguments, so that only the index is invalid.
         yield name, "two_dimensions", {name: video_ids([0, 1])[None]}
         yield name, "int64", {name: torch.tensor([0, 1])}
         yield name, "other_device", {name: video_ids([0, 1], "meta")}

@@ -1,4 +1,4 @@
-"""Tensors for the op tests: shapes, memory layouts, guards around them, and what the sums must be."""
+"""Tensors for the op tests: shapes, memory layouts, guard elements, and expected sums."""
 
 from __future__ import annotations
 
@@ -27,8 +27,7 @@ class Shape:
         return f"{self.rows}x({self.frames}*{self.places})x{self.channels}"
 
 
-#: Odd sizes, one of everything, a width of today's models, more frames than one float32 run, a row longer
-#: than one tile.
+#: Odd sizes, all sizes 1, a common model width, more frames than one float32 run, a row longer than one tile.
 SHAPES = [
     Shape(2, 4, 9, 37),
     Shape(1, 2, 1, 1),
@@ -39,19 +38,19 @@ SHAPES = [
 ]
 EMPTY_SHAPES = [Shape(0, 3, 4, 8), Shape(2, 3, 0, 8), Shape(2, 3, 4, 0)]
 
-#: How a [B, N, C] tensor lies in memory; what is only read may also share one row or token among all.
+#: Memory layouts of a [B, N, C] tensor. Inputs may also be expanded over rows or tokens.
 LAYOUTS = ["contiguous", "channel_slice", "unaligned", "token_slice", "rows_inside"]
 READ_LAYOUTS = [*LAYOUTS, "shared_rows", "shared_tokens"]
 
 
 class Buffer:
-    """A tensor with the asked-for layout inside a larger one, whose other elements must stay as they are."""
+    """A tensor with this layout inside a larger one, whose other elements must not change."""
 
     def __init__(self, values: torch.Tensor, layout: str) -> None:
         rows, tokens, channels = values.shape
         size = {
             "contiguous": (rows, tokens, channels),
-            "channel_slice": (rows, tokens, channels + 24),  # as from a fused projection; starts stay aligned
+            "channel_slice": (rows, tokens, channels + 24),  # like a fused projection; aligned
             "unaligned": (rows, tokens, channels + 3),
             "token_slice": (rows, 2 * tokens + 1, channels),
             "rows_inside": (tokens, rows, channels),  # [N, B, C] in memory
@@ -78,7 +77,7 @@ class Buffer:
         return memory.transpose(0, 1) if layout == "rows_inside" else memory
 
     def check_surroundings(self) -> None:
-        """Nothing beside the tensor was written."""
+        """No element around the tensor was written."""
         if self._layout not in ("channel_slice", "unaligned", "token_slice"):
             return
         _, tokens, channels = self.tensor.shape
@@ -91,7 +90,7 @@ class Buffer:
 def random_tensor(
     generator: torch.Generator, *size: int, dtype: torch.dtype, device: torch.device | str = "cpu"
 ) -> torch.Tensor:
-    """Normal values times a scale that changes along channels, so that misplaced elements show."""
+    """Normal values times a scale that varies over channels, to detect misplaced elements."""
     values = torch.randn(*size, generator=generator, dtype=torch.float64)
     return (values * torch.linspace(0.5, 1.5, size[-1], dtype=torch.float64)).to(dtype).to(device)
 
@@ -99,7 +98,7 @@ def random_tensor(
 def random_gate(
     generator: torch.Generator, shape: Shape, kind: str, dtype: torch.dtype, device: torch.device | str
 ) -> torch.Tensor:
-    """A gate per row, per frame, per token, or one that is expanded to rows or tokens (stride 0)."""
+    """A gate per row, per frame, per token, or expanded over rows or tokens (stride 0)."""
     sizes = {
         "row": (shape.rows, 1),
         "frame": (shape.rows, shape.frames),
@@ -117,7 +116,7 @@ def random_gate(
 
 
 def gate_by_token(gate: torch.Tensor, shape: Shape) -> torch.Tensor:
-    """What the gate means: one value for each token."""
+    """The gate expanded to one value per token."""
     if gate.shape[1] == 1 or gate.shape[1] == shape.tokens:
         return gate.expand(shape.rows, shape.tokens, shape.channels)
     return gate.repeat_interleave(shape.places, 1)
@@ -132,8 +131,7 @@ def exact_sums(
     videos: Sequence[int] | None = None,
     num_videos: int = 1,
 ) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """The sums in float64 by NumPy, and the sums of the magnitudes of what was added (the scale of rounding
-    errors)."""
+    """The sums in float64 by NumPy, and the sums of magnitudes (the scale of rounding errors)."""
     after, before = (tensor.detach().cpu().double().numpy() for tensor in (new, old))
     rows = after.shape[0]
     by_frame = after.reshape(rows, frames, after.shape[1] // frames, after.shape[2])
@@ -154,11 +152,10 @@ def exact_sums(
 
 
 def check_sums(sums: torch.Tensor, exact: numpy.ndarray, scale: numpy.ndarray, channels: int) -> None:
-    """Compare with float64 sums; what is not finite there must not be finite here.
+    """Compares with float64 sums; non-finite values must be at the same places.
 
-    Every term is rounded to float32 once or twice and then added in runs of float32: on the CPU a sixteenth
-    of the channels, on a GPU up to 32 terms in a thread. Each addition is off by half a unit in the last
-    place at most.
+    Every term is rounded to float32 once or twice and then summed in float32 runs: C / 16 terms on the CPU,
+    up to 32 terms per thread on a GPU. Each addition has an error of at most half an ulp.
     """
     run = max(32, -(-channels // 16)) + 2
     assert sums.dtype == torch.float64
@@ -168,12 +165,12 @@ def check_sums(sums: torch.Tensor, exact: numpy.ndarray, scale: numpy.ndarray, c
     finite = numpy.isfinite(exact)
     assert (numpy.isfinite(given) == finite).all(), (given, exact)
     error = abs(given[finite] - exact[finite])
-    bound = run * 2.0**-24 * scale[finite] + 1e-36  # below that float32 has no numbers for the squares
+    bound = run * 2.0**-24 * scale[finite] + 1e-36  # smaller squares underflow in float32
     assert (error <= bound).all(), (error / numpy.maximum(scale[finite], 1e-300)).max()
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Equal bit for bit, NaN included."""
+    """Bit-identical, including NaN."""
     return a.shape == b.shape and a.dtype == b.dtype and torch.equal(_bits(a), _bits(b))
 
 

@@ -1,4 +1,4 @@
-"""For tests that gain nothing from threads: a conftest.py that imports `one_thread` applies it."""
+"""A fixture that limits torch to one thread. A conftest.py that imports `one_thread` applies it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Tensors this small only lose time to a second thread."""
+    """For small tensors a second thread only adds overhead."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

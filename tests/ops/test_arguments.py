@@ -1,5 +1,5 @@
-"""What every op refuses whatever its role: values of another type, tensors that are not dense, derivatives in
-either mode. The schema of each op names the arguments."""
+"""Invalid arguments of every op, independent of their role: wrong types, tensors that are not dense, autograd
+in reverse and forward mode. The arguments are read from the schemas."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import adacache_kernels
 from adacache_kernels import OPS
 from adacache_kernels._fakes import ARGUMENTS
 
-#: By type in the schema: values of another type, or out of its range.
+#: Per schema type: values of another type, or out of range.
 WRONG: dict[str, tuple[Any, ...]] = {
     "Tensor": (None, 2.5, [0.7], [1]),
     "Optional[Tensor]": (2.5, [0.7], [1]),
@@ -27,7 +27,7 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "float": (None, "1", [1.0]),
     "bool": (None, 2, "yes"),
 }
-#: Arguments with types of their own in the public functions.
+#: Arguments with other types in the public functions.
 CONVERTED = {"metric", "rule", "first_step", "last_step"}
 CASES = [
     pytest.param(op, name, value, id=f"{op}-{name}-{value!r:.8}".replace("tensor([", "tensor"))
@@ -39,7 +39,7 @@ CASES = [
 
 
 def any_call(op: str, device: torch.device) -> dict[str, Any]:
-    """A good call of any op, with the arguments that it needs."""
+    """A valid call of any op."""
     if op == "decide":
         codebook = torch.tensor([1.0], dtype=torch.float64, device=device)
         return {
@@ -80,7 +80,7 @@ def test_a_tensor_without_dimensions(backend: str, device: torch.device, op: str
     for name, kind, _ in ARGUMENTS[op]:
         if "Optional[Tensor]" in kind or kind == "Tensor":
             dtype = call[name].dtype if isinstance(call.get(name), torch.Tensor) else torch.int32
-            # A float8 cache has a scale; without dimensions it is the scale that is wrong.
+            # residual_scale is only checked with a float8 residual.
             float8 = (
                 {"residual": call["residual"].to(torch.float8_e4m3fn)} if name == "residual_scale" else {}
             )
@@ -123,10 +123,10 @@ def test_a_tensor_that_is_not_dense(backend: str, device: torch.device, op: str)
 
 @pytest.mark.parametrize("op", OPS)
 def test_forward_mode_is_refused(backend: str, device: torch.device, op: str) -> None:
-    """Under no_grad too, which does not switch forward mode off."""
+    """Also under no_grad, which does not disable forward mode."""
     call = any_call(op, device)
     with forward_ad.dual_level():
-        run(op, copied(call))  # nothing has a tangent
+        run(op, copied(call))  # no tangents
         for name in tensors_of(call):
             if call[name].is_floating_point():
                 dual = forward_ad.make_dual(call[name], torch.ones_like(call[name]))
@@ -160,7 +160,7 @@ def test_decide_refuses_a_state_that_shares_memory(backend: str, device: torch.d
     state = memory[: call["state"].numel()].view(call["state"].shape).copy_(call["state"])
     for name in ("sums", "thresholds", "rates"):
         shared = memory[20 : 20 + call[name].numel()].view(call[name].shape)
-        with pytest.raises(ValueError, match=f"^state: expected memory of its own.*{name}"):
+        with pytest.raises(ValueError, match=f"^state: expected separate memory.*{name}"):
             run("decide", call | {"state": state, name: shared})
     apart = {name: memory[30 + 10 * i : 31 + 10 * i] for i, name in enumerate(("thresholds", "rates"))}
     run("decide", call | {"state": state} | apart)

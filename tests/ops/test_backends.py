@@ -1,5 +1,4 @@
-"""The choice of a backend, what importing does and does not do, and that all backends have one set of
-schemas."""
+"""Backend selection, side effects of the import, and schemas."""
 
 from __future__ import annotations
 
@@ -38,8 +37,8 @@ def in_a_process(code: str, **environment: str) -> subprocess.CompletedProcess[s
     )
 
 
-def test_what_was_built_is_loaded() -> None:
-    """Without this, a library that fails to load would show as skipped tests only."""
+def test_built_libraries_are_loaded() -> None:
+    """Otherwise a library that cannot be loaded would only cause skipped tests."""
     libraries = build_info()["libraries"]
     for name, library in libraries.items():
         if name != "cuda":
@@ -48,7 +47,7 @@ def test_what_was_built_is_loaded() -> None:
         assert libraries["cuda"]["loaded"], libraries["cuda"]["reason"]
 
 
-def test_an_op_that_a_library_lacks_falls_to_the_next_backend() -> None:
+def test_missing_op_falls_back_to_the_next_backend() -> None:
     code = """
 import torch
 has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
@@ -92,18 +91,18 @@ def test_backend_of_another_device_is_an_error() -> None:
     if _backend._missing("triton"):
         pytest.skip("the package triton is not installed")
     if _backend._INTERPRETED:
-        pytest.skip("in the interpreter Triton takes CPU tensors")
+        pytest.skip("the Triton interpreter runs on CPU tensors")
     with (
         use_backend("triton"),
-        pytest.raises(RuntimeError, match="'triton' is forced and takes no tensors on 'cpu'"),
+        pytest.raises(RuntimeError, match="'triton' is forced, but does not support tensors on 'cpu'"),
     ):
         call()
     call()
 
 
 def test_missing_backend_is_an_error_that_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_backend, "_missing", lambda backend, op=None: "it is not there")
-    with pytest.raises(RuntimeError, match="'cuda' cannot run here: it is not there"), use_backend("cuda"):
+    monkeypatch.setattr(_backend, "_missing", lambda backend, op=None: "it is missing")
+    with pytest.raises(RuntimeError, match="'cuda' cannot run here: it is missing"), use_backend("cuda"):
         pass
 
 
@@ -121,8 +120,8 @@ def test_use_backend_nests_and_ends_with_an_error() -> None:
     assert _backend._forced.get() == before
 
 
-def test_use_backend_holds_for_its_own_thread() -> None:
-    """Two threads whose `with` blocks overlap leave nothing forced, and do not see each other's backend."""
+def test_use_backend_is_thread_local() -> None:
+    """Overlapping `with` blocks of two threads do not affect each other, and no backend stays forced."""
     inside, leave = threading.Barrier(2), threading.Event()
     seen: dict[str, str] = {}
 
@@ -155,7 +154,7 @@ def test_a_thread_does_not_inherit_the_backend() -> None:
 
 
 def test_compiled_code_follows_the_backend() -> None:
-    """`use_backend` around a compiled function takes effect, and ends."""
+    """`use_backend` around a compiled function takes effect only inside the `with` block."""
     ran: list[bool] = []  # whether a graph calls the compiled op
 
     def spy(graph: torch.fx.GraphModule, inputs: Any) -> Any:
@@ -184,7 +183,7 @@ def test_report_covers_every_op_device_and_backend() -> None:
         assert {choice.backend, *choice.others} == set(BACKENDS)
         assert all(choice.others.values())
         with_device = {"cpu": "cuda", "cuda": "cpu"}[device]
-        assert choice.others[with_device] == f"takes no {device} tensors"
+        assert choice.others[with_device] == f"does not support {device} tensors"
     with use_backend("reference"):
         forced = backend_report()[0]
         assert forced.backend == "reference"
@@ -219,7 +218,7 @@ def test_variable_forces_a_backend(value: str, expected: str) -> None:
     assert (run.stdout + run.stderr).strip().splitlines()[-1] == expected
 
 
-def test_a_wrong_variable_still_lets_the_report_run() -> None:
+def test_report_runs_with_an_invalid_variable() -> None:
     code = "import adacache_kernels as a; print(len(a.backend_report()))"
     run = in_a_process(code, ADACACHE_BACKEND="gpu")
     assert int(run.stdout) == 2 * len(OPS), run.stderr
@@ -229,9 +228,9 @@ def test_a_wrong_variable_still_lets_the_report_run() -> None:
     ("architectures", "capability", "runs"),
     [
         (["80", "86", "120+PTX"], (8, 0), True),
-        (["80", "86", "120+PTX"], (8, 9), True),  # code of an older minor version
+        (["80", "86", "120+PTX"], (8, 9), True),  # code of a lower minor version
         (["80", "86", "120+PTX"], (7, 5), False),
-        (["80", "86", "120+PTX"], (9, 0), False),  # neither code nor PTX of older ones
+        (["80", "86", "120+PTX"], (9, 0), False),  # no code, and no PTX of a lower version
         (["80", "86", "120+PTX"], (13, 0), True),  # PTX
         (["90+PTX"], (8, 9), False),
         (["90a"], (9, 0), True),
@@ -246,7 +245,7 @@ def test_which_gpus_the_cuda_library_covers(
     assert covers(architectures, capability) is runs
 
 
-def test_a_gpu_that_the_cuda_library_does_not_cover_gets_triton() -> None:
+def test_gpu_without_cuda_binary_uses_triton() -> None:
     code = """
 import torch
 from adacache_kernels import _backend, _libraries, backend_report
@@ -263,12 +262,12 @@ print(choice.backend, choice.others["cuda"])
 """
     assert in_a_process(code).stdout.splitlines() == [
         "triton",
-        "triton it is built for sm_80, sm_90, and cuda:1 is sm_75",
+        "triton it is built for sm_80, sm_90, but cuda:1 is sm_75",
     ]
 
 
 @pytest.mark.parametrize("package", ["adacache_kernels", "adacache"])
-def test_import_opens_no_context_and_leaves_triton_alone(package: str) -> None:
+def test_import_opens_no_context_and_does_not_import_triton(package: str) -> None:
     code = (
         f"import json, sys, torch; before = 'triton' in sys.modules; import {package}; "
         "print(json.dumps([torch.cuda.is_initialized(), before, 'triton' in sys.modules]))"
@@ -280,8 +279,8 @@ def test_import_opens_no_context_and_leaves_triton_alone(package: str) -> None:
     assert after == before
 
 
-def test_ops_answer_under_inductor() -> None:
-    """Through the compiler that users have, with the op between operations that it fuses."""
+def test_ops_run_under_inductor() -> None:
+    """With the default compiler backend, and the op between fusible operations."""
     x, y, old = (torch.randn(2, 12, 20) for _ in range(3))
     gate = torch.randn(2, 3, 20)
 
@@ -298,7 +297,7 @@ def test_ops_answer_under_inductor() -> None:
 
 
 def test_schedules_follow_the_decision() -> None:
-    """One codebook of `simulate` against `simulate.decide` fed with the same distances, step by step."""
+    """`simulate` against `simulate.decide` with the same distances, step by step."""
     import numpy
 
     random = numpy.random.default_rng(0)
@@ -347,7 +346,7 @@ def test_schedules_follow_the_decision() -> None:
         ("scale", {"window": (1, 2), "scale": 0.0}),
     ],
 )
-def test_simulation_names_what_is_wrong(name: str, changes: dict[str, Any]) -> None:
+def test_simulation_errors(name: str, changes: dict[str, Any]) -> None:
     good: dict[str, Any] = {
         "distances": [[[0.5] * 2] * 2],
         "motion": [[0.5] * 2],

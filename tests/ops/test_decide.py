@@ -1,5 +1,5 @@
-"""decide: every backend and `simulate.decide` against the rule written out in plain Python, over random
-sequences of steps."""
+"""decide: every backend and `simulate.decide` against the rule in plain Python, over random sequences of
+steps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAN = math.nan
 def plain_decide(
     sums: list[float], state: dict[str, float], step: int, site: int, policy: dict[str, Any]
 ) -> None:
-    """The rule for one video, one line after the other."""
+    """The rule for one video in plain Python."""
     total = dict(zip(sum_columns(policy["strides"]), sums, strict=True))
     num_steps, published = policy["num_steps"], policy["rule"] == "published"
     forced = step == 1 or step == num_steps - 1 or step == num_steps
@@ -107,8 +107,7 @@ def random_policy(pick: random.Random, rule: str, metric: str) -> dict[str, Any]
 
 
 def random_sums(pick: random.Random, policy: dict[str, Any]) -> list[float]:
-    """Sums that could have been measured: no distance above 2, no motion above 1; now and then one is not
-    finite."""
+    """Plausible sums: distances up to 2, motion up to 1; occasionally a non-finite value."""
     old, new = pick.uniform(1, 100), pick.uniform(1, 100)
     row = [pick.uniform(0, 1) * old, old, new, pick.uniform(0, 1) * old, old, new]
     row.append(pick.uniform(-1, 1) * math.sqrt(old * new))
@@ -143,7 +142,7 @@ def assert_states_agree(given: torch.Tensor, expected: list[dict[str, float]], s
         for column, value in zip(columns, given[video].tolist(), strict=True):
             agree = math.isclose(value, state[column], rel_tol=1e-12, abs_tol=1e-13)
             agree = agree or (math.isnan(value) and math.isnan(state[column]))
-            assert agree, f"step {step}, video {video}, {column}: {value} is not {state[column]}"
+            assert agree, f"step {step}, video {video}, {column}: got {value}, expected {state[column]}"
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -155,7 +154,7 @@ def test_random_requests(backend: str, device: torch.device, rule: str, metric: 
 
 
 def judge_request(pick: random.Random, rule: str, metric: str, device: torch.device, longest: int) -> None:
-    """A whole request: several videos, sites and skipped steps, on the backend and in plain Python."""
+    """A request with several videos, sites and skipped steps, on the backend and in plain Python."""
     policy = random_policy(pick, rule, metric)
     videos, sites = pick.choice([1, 2, 5]), pick.choice([1, 2])
     print(f"{videos} videos, {sites} sites, {policy}")
@@ -185,8 +184,8 @@ def test_initial_state(rule: str) -> None:
     assert len(state_columns(2)) == state.shape[1]
 
 
-def test_no_motion_regularisation_leaves_the_factor_alone(backend: str, device: torch.device) -> None:
-    """Motion is measured for the trace whenever there are strides, and counts only with a scale."""
+def test_factor_is_unchanged_without_motion_regularization(backend: str, device: torch.device) -> None:
+    """With strides motion is always measured for the trace; it affects the rate only if scale > 0."""
     state = initial_state(1, device=device)
     sums = torch.tensor([[1.0, 10, 10, NAN, NAN, NAN, NAN, 3, 6]], dtype=torch.float64, device=device)
     codebook = {
@@ -201,7 +200,7 @@ def test_no_motion_regularisation_leaves_the_factor_alone(backend: str, device: 
     assert (row["distance"], row["motion"], row["factor"]) == (pytest.approx(0.1), 0.5, 1.0)
 
 
-def test_not_a_number_computes_and_is_marked(backend: str, device: torch.device) -> None:
+def test_nan_forces_compute_and_is_flagged(backend: str, device: torch.device) -> None:
     state = initial_state(2, device=device)
     good = [1.0, 10, 10, NAN, NAN, NAN, NAN, 3, 6]
     bad = [NAN, 10, NAN, NAN, NAN, NAN, NAN, NAN, NAN]
@@ -212,7 +211,7 @@ def test_not_a_number_computes_and_is_marked(backend: str, device: torch.device)
     }
     for step in (1, 2):
         decide(sums, state, step=step, num_steps=30, frames=4, **codebook)
-    # A further site of the same step cannot talk it out of computing.
+    # A further site of the same step does not change the decision.
     decide(sums[[0, 0]], state, step=2, num_steps=30, frames=4, **codebook)
     rows = [dict(zip(state_columns(), row, strict=True)) for row in state.tolist()]
     assert (rows[0]["rate"], rows[0]["nonfinite"], rows[0]["next_step"]) == (5, 0, 7)
@@ -224,7 +223,7 @@ def bad_inputs() -> dict[str, tuple[str, dict[str, Any]]]:
     return {
         "sums of other columns": ("sums", {"sums": torch.ones(2, 8, dtype=torch.float64)}),
         "sums of float32": ("sums", {"sums": torch.ones(2, 9)}),
-        "sums with gaps": ("sums", {"sums": wide[:, :9]}),
+        "sums not contiguous": ("sums", {"sums": wide[:, :9]}),
         "sums of other videos": ("state|sums", {"sums": torch.ones(3, 9, dtype=torch.float64)}),
         "state too narrow": ("state", {"state": torch.ones(2, 10, dtype=torch.float64)}),
         "state of float32": ("state", {"state": torch.ones(2, 11)}),
@@ -239,10 +238,10 @@ def bad_inputs() -> dict[str, tuple[str, dict[str, Any]]]:
         "step 0": ("step", {"step": 0}),
         "step past the end": ("step", {"step": 31}),
         "no steps": ("num_steps", {"num_steps": 0}),
-        "site that state has not": ("site", {"site": 1}),
-        "stride as long as the video": ("strides", {"strides": (4,)}),
-        "metric unknown": ("metric", {"metric": "l0"}),
-        "rule unknown": ("rule", {"rule": "ours"}),
+        "site out of range": ("site", {"site": 1}),
+        "stride equal to frames": ("strides", {"strides": (4,)}),
+        "unknown metric": ("metric", {"metric": "l0"}),
+        "unknown rule": ("rule", {"rule": "ours"}),
         "paper without elements": ("elements", {"rule": "paper"}),
     }
 
@@ -261,7 +260,7 @@ def good_call() -> dict[str, Any]:
 
 @pytest.mark.parametrize("what", bad_inputs(), ids=lambda what: what.replace(" ", "_"))
 def test_bad_input_names_the_argument(backend: str, device: torch.device, what: str) -> None:
-    with device:  # where the factory functions make their tensors
+    with device:  # the default device of factory functions
         name, changes = bad_inputs()[what]
         call = good_call() | changes
     with pytest.raises(ValueError, match=f"^({name}): "):
@@ -310,8 +309,8 @@ def test_opcheck(backend: str, device: torch.device, op_namespace: str) -> None:
 
 @pytest.mark.parametrize("rule", ["published", "paper"])
 @pytest.mark.parametrize("seed", range(10))
-def test_numpy_and_op_are_one_rule(rule: str, seed: int) -> None:
-    """`simulate.decide` on NumPy arrays and the compiled op: the same bits. Both against plain Python."""
+def test_numpy_and_op_agree(rule: str, seed: int) -> None:
+    """`simulate.decide` and the compiled op are bit-identical. Both are compared with plain Python."""
     pick = random.Random(1000 + seed)
     policy = random_policy(pick, rule, pick.choice(["l1", "l2", "cosine"]))
     print(f"seed {seed}: {policy}")

@@ -1,4 +1,5 @@
-"""Shared by all ops on [B, N, C]: refused input, determinism, torch.compile, opcheck, autocast, autograd."""
+"""Common tests of all ops on [B, N, C]: invalid input, determinism, torch.compile, opcheck, autocast,
+autograd."""
 
 from __future__ import annotations
 
@@ -39,7 +40,7 @@ VARIANTS = [
 
 @pytest.mark.parametrize(("op", "what"), BAD_CALLS, ids=lambda value: value)
 def test_bad_input_names_the_argument(backend: str, device: torch.device, op: str, what: str) -> None:
-    with device:  # where the factory functions make their tensors
+    with device:  # the default device of factory functions
         name, changes = bad_calls(op)[what]
     call = good_call(op, device)
     before = copied(call)
@@ -91,7 +92,7 @@ def test_row_indices_out_of_range(
     ids: list[int],
     float8: bool,
 ) -> None:
-    """An error on the CPU. Unchecked: NaN for the row and its video, and nothing written."""
+    """Raises on the CPU. Unchecked: NaN for the row and its video, and the cache is not written."""
     float8 &= "residual_scale" in parameters(op)
     call = good_call(op, device, float8=float8) | {name: video_ids(ids, device)}
     if "reuse" in call:
@@ -110,7 +111,7 @@ def test_row_indices_out_of_range(
         bad, good = (wrong, right) if result.dim() == 3 else call["video_of_row"][[wrong, right]]
         assert result[bad].isnan().all()
         assert result[good].isfinite().all()
-    row = wrong if name == "x_rows" else 1 - ids[right]  # of the cache, which must not be written
+    row = wrong if name == "x_rows" else 1 - ids[right]  # the cache row that must not be written
     for tensor in written(op):
         assert tensor not in call or same_bits(call[tensor][row], before[tensor][row])
 
@@ -134,7 +135,7 @@ def test_written_rows_must_be_distinct(backend: str, device: torch.device, op: s
 def test_video_ids_out_of_range(
     backend: str, device: torch.device, monkeypatch: pytest.MonkeyPatch, op: str, ids: list[int]
 ) -> None:
-    """An error on the CPU. Unchecked: NaN."""
+    """Raises on the CPU. Unchecked: NaN."""
     call = good_call(op, device) | {"video_of_row": video_ids(ids, device)}
     if device.type == "cpu":
         with pytest.raises(ValueError, match=r"^video_of_row: .*got (2|-1)"):
@@ -161,7 +162,7 @@ def test_written_memory_must_not_be_shared(
         for other, tensor in tensors.items():
             if name not in call or other == name or (name == "out" and other in ("x", "x_in")):
                 continue
-            # Views of one buffer, each with its own shape and dtype.
+            # Views of one buffer with their own shapes and dtypes.
             one, two = call[name], tensor
             memory = torch.zeros(4096, dtype=torch.uint8, device=device)
             views = {
@@ -175,7 +176,7 @@ def test_written_memory_must_not_be_shared(
 
 
 @pytest.mark.parametrize("op", [op for op in TOKEN_OPS if "out" in parameters(op)])
-def test_out_may_be_x_and_not_a_part_of_it(backend: str, device: torch.device, op: str) -> None:
+def test_out_may_equal_x_but_not_overlap_it(backend: str, device: torch.device, op: str) -> None:
     call = good_call(op, device, outputs=True)
     name = "x_in" if "x_in" in parameters(op) else "x"
     memory = torch.randn(ROWS, TOKENS + 3, CHANNELS, device=device)
@@ -192,7 +193,7 @@ def test_out_may_be_x_and_not_a_part_of_it(backend: str, device: torch.device, o
 
 @pytest.mark.parametrize("op", TOKEN_OPS)
 def test_interleaved_slices_do_not_overlap(backend: str, device: torch.device, op: str) -> None:
-    """As fused projections return them."""
+    """Slices of fused projections."""
     call = good_call(op, device, outputs=True)
     names = [name for name, value in call.items() if isinstance(value, torch.Tensor) and value.dim() == 3]
     names = [name for name in names if call[name].shape[1] == TOKENS]
@@ -205,10 +206,8 @@ def test_interleaved_slices_do_not_overlap(backend: str, device: torch.device, o
 
 
 @pytest.mark.parametrize(("op", "float8", "outputs"), VARIANTS)
-def test_same_input_gives_same_bits(
-    backend: str, device: torch.device, op: str, float8: bool, outputs: bool
-) -> None:
-    """At every run and for every number of threads."""
+def test_deterministic(backend: str, device: torch.device, op: str, float8: bool, outputs: bool) -> None:
+    """For repeated runs and any thread count."""
     generator = torch.Generator().manual_seed(4)
     interpreted = backend == "triton" and device.type == "cpu"
     repeats = (1, 1, 1) if interpreted else (1, 67, 33)
@@ -229,7 +228,7 @@ def test_same_input_gives_same_bits(
     threads = torch.get_num_threads()
     results = []
     try:
-        # The reference sums with torch.sum, whose order may depend on the number of threads.
+        # The reference uses torch.sum, whose order may depend on the thread count.
         for count in (threads, threads) if backend == "reference" else (threads, threads, 1, 2, 3):
             torch.set_num_threads(count)
             mine = copied(call)
@@ -265,7 +264,7 @@ def test_compile_without_graph_breaks(
         second = run(op, call)
         return tuple(result * 2 for result in (*first, *second))
 
-    torch.compiler.reset()  # the compiler limits how often it compiles one function
+    torch.compiler.reset()  # avoids the recompile limit
     expected_call, given_call = copied(call), copied(call)
     expected = step(expected_call)
     given = torch.compile(step, fullgraph=True, backend="aot_eager")(given_call)
@@ -284,7 +283,7 @@ def test_opcheck(
     name = f"{op}_out" if outputs else op
     allocates = not outputs and f"{op}_out" in SCHEMAS and op != "stack_residual_meter"
     if op_namespace == "adacache_triton" and allocates:
-        return  # Triton's ops allocate no outputs
+        return  # Triton ops do not allocate outputs
     operator = getattr(getattr(torch.ops, op_namespace), name).default
     interpreted = backend == "triton" and device.type == "cpu"
     for layout in ("channel_slice",) if interpreted else ("contiguous", "channel_slice", "rows_inside"):
@@ -295,7 +294,7 @@ def test_opcheck(
         if "x_rows" in parameters(op) and layout == "contiguous":
             call["x_rows"] = video_ids([1, 0], device)
         checks = ("test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
-        # opcheck compares what is written, for which PyTorch lacks float8 arithmetic.
+        # test_schema compares written tensors, which PyTorch does not support for float8.
         checks += () if float8 else ("test_schema",)
         arguments = tuple(by_schema(op, call, NAMES[name]))
         torch.library.opcheck(operator, arguments, test_utils=checks)

@@ -1,5 +1,5 @@
-"""extrapolate_residual: bits for every number of factors and pair of dtypes, coefficients by video, layouts,
-picked rows and unusual values."""
+"""extrapolate_residual: bit-identical for every number of factors and pair of dtypes, coefficients per video,
+layouts, row indices and unusual values."""
 
 from __future__ import annotations
 
@@ -57,7 +57,9 @@ def test_layouts(backend: str, device: torch.device, layout: str, out: str, dtyp
 
 @pytest.mark.parametrize("x_total", [None, 1, 5])
 @pytest.mark.parametrize("kept_total", [None, 1, 5])
-def test_picked_rows(backend: str, device: torch.device, x_total: int | None, kept_total: int | None) -> None:
+def test_indexed_rows(
+    backend: str, device: torch.device, x_total: int | None, kept_total: int | None
+) -> None:
     for dtype in DTYPES:
         judge(Case(dtype=dtype, x_total=x_total, kept_total=kept_total, factors=3, seed=3), device)
 
@@ -70,8 +72,7 @@ def test_unusual_values(backend: str, device: torch.device, values: str, dtype: 
 
 
 def test_forecasts_a_cubic_exactly(backend: str, device: torch.device) -> None:
-    """A residual that is a polynomial of the step, its differences as factors, Newton's formula: whole
-    numbers stay whole."""
+    """A polynomial residual with its differences as factors (Newton's formula); integers are exact."""
     grid = torch.arange(5, dtype=torch.float32, device=device)
 
     def residual(step: torch.Tensor) -> torch.Tensor:

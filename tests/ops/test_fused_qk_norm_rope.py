@@ -1,4 +1,5 @@
-"""fused_qk_norm_rope: error against float64 beside plain PyTorch's, what stays, layouts, bad input."""
+"""fused_qk_norm_rope: error against float64 relative to that of PyTorch, unchanged values, layouts, bad
+input."""
 
 from __future__ import annotations
 
@@ -104,7 +105,7 @@ def test_random_cases(backend: str, device: torch.device, seed: int) -> None:
 
 
 def test_angles_of_any_divisor(backend: str, device: torch.device) -> None:
-    """Without `frames`, the number of rows says how many neighbouring tokens share one."""
+    """The number of rows determines how many consecutive tokens share a row."""
     inputs = make_inputs(Shape(1, 12, 1, 2, 8), torch.float32, device, norm=False, rope="none")
     for rows in (1, 2, 3, 4, 6, 12):
         angle = torch.randn(rows, 4, device=device)
@@ -114,7 +115,7 @@ def test_angles_of_any_divisor(backend: str, device: torch.device) -> None:
         assert same_bits(given, fused_qk_norm_rope(inputs.qkv.clone(), None, None, *by_token))
 
 
-def test_no_rotation_keeps_the_bits(backend: str, device: torch.device) -> None:
+def test_zero_rotation_is_bit_identical(backend: str, device: torch.device) -> None:
     for dtype in DTYPES:
         inputs = make_inputs(SMALL, dtype, device, norm=False, rope="none")
         before = inputs.qkv.clone()
@@ -124,7 +125,7 @@ def test_no_rotation_keeps_the_bits(backend: str, device: torch.device) -> None:
             assert same_bits(inputs.qkv, before)
 
 
-def test_not_a_number_stays_in_its_head(backend: str, device: torch.device) -> None:
+def test_nan_stays_in_its_head(backend: str, device: torch.device) -> None:
     inputs = make_inputs(SMALL, torch.float32, device)
     poisoned = inputs.qkv.clone()
     poisoned[1, 7, 0, 1, 3] = torch.nan
@@ -139,7 +140,7 @@ def test_not_a_number_stays_in_its_head(backend: str, device: torch.device) -> N
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_same_bits_again(backend: str, device: torch.device, dtype: torch.dtype) -> None:
+def test_deterministic(backend: str, device: torch.device, dtype: torch.dtype) -> None:
     shape = Shape(2, 15, 37, 4, 72)
     if device.type == "cpu" and backend == "triton":
         shape = SMALL  # the interpreter is slow
@@ -188,14 +189,14 @@ def good_call(device: torch.device | str) -> dict[str, Any]:
 
 
 def bad_inputs() -> dict[str, tuple[str, dict[str, Any]]]:
-    """By test id: the argument that the error must name, and the changes to `good_call`."""
+    """Per test id: the argument that the error must name, and the changes to `good_call`."""
     rows, tokens, heads, dim = SMALL.rows, SMALL.tokens, SMALL.heads, SMALL.dim
     no_weights = {"q_weight": None, "k_weight": None}
     return {
         "qkv of four dimensions": ("qkv", {"qkv": torch.randn(rows, tokens, 3, heads * dim)}),
         "two parts": ("qkv", {"qkv": torch.randn(rows, tokens, 2, heads, dim)}),
         "qkv of float64": ("qkv", {"qkv": torch.randn(rows, tokens, 3, heads, dim).double()}),
-        "qkv with dim apart": ("qkv", {"qkv": torch.randn(rows, tokens, 3, heads, 2 * dim)[..., ::2]}),
+        "qkv with strided dim": ("qkv", {"qkv": torch.randn(rows, tokens, 3, heads, 2 * dim)[..., ::2]}),
         "qkv expanded": ("qkv", {"qkv": torch.randn(1, tokens, 3, heads, dim).expand(rows, -1, -1, -1, -1)}),
         "dim of 258": (
             "qkv",
@@ -205,22 +206,22 @@ def bad_inputs() -> dict[str, tuple[str, dict[str, Any]]]:
         "q_weight of another dim": ("q_weight", {"q_weight": torch.randn(dim + 1)}),
         "q_weight of another dtype": ("q_weight", {"q_weight": torch.randn(dim).half()}),
         "k_weight on another device": ("k_weight", {"k_weight": torch.randn(dim, device="meta")}),
-        "q_weight alone": ("k_weight", {"k_weight": None}),
-        "cos alone": ("sin", {"sin": None}),
-        "sin alone": ("cos", {"cos": None}),
-        "cos of whole dim": ("cos", {"cos": torch.randn(SMALL.frames, dim)}),
-        "cos of no divisor": ("cos", {"cos": torch.randn(4, dim // 2)}),
+        "q_weight without k_weight": ("k_weight", {"k_weight": None}),
+        "cos without sin": ("sin", {"sin": None}),
+        "sin without cos": ("cos", {"cos": None}),
+        "cos of full dim": ("cos", {"cos": torch.randn(SMALL.frames, dim)}),
+        "cos rows not a divisor": ("cos", {"cos": torch.randn(4, dim // 2)}),
         "cos without rows": ("cos", {"cos": torch.randn(0, dim // 2)}),
         "cos of float64": ("cos", {"cos": torch.randn(SMALL.frames, dim // 2).double()}),
         "sin of another length": ("sin", {"sin": torch.randn(tokens, dim // 2)}),
-        "sin with gaps": ("sin", {"sin": torch.randn(SMALL.frames, dim)[:, ::2]}),
+        "sin not contiguous": ("sin", {"sin": torch.randn(SMALL.frames, dim)[:, ::2]}),
         "negative eps": ("eps", {"eps": -1e-6}),
     }
 
 
 @pytest.mark.parametrize("what", bad_inputs(), ids=lambda what: what.replace(" ", "_"))
 def test_bad_input_names_the_argument(backend: str, device: torch.device, what: str) -> None:
-    with device:  # where the factory functions make their tensors
+    with device:  # the default device of factory functions
         name, changes = bad_inputs()[what]
     call = good_call(device)
     with pytest.raises(ValueError, match=f"^{name}: "):

@@ -1,4 +1,4 @@
-"""gated_residual: bits against NumPy over shapes, gates, layouts, picked rows and unusual values."""
+"""gated_residual: bit-identical to NumPy over shapes, gates, layouts, row indices and unusual values."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_layouts(backend: str, device: torch.device, layout: str, out: str, dtyp
 
 @pytest.mark.parametrize("total", [1, 2, 5])
 @pytest.mark.parametrize("out", ["fresh", "given"])
-def test_picked_rows(backend: str, device: torch.device, total: int, out: str) -> None:
+def test_indexed_rows(backend: str, device: torch.device, total: int, out: str) -> None:
     for dtype in DTYPES:
         judge(Case(dtype=dtype, x_total=total, out=out, layouts=("unaligned", "contiguous"), seed=3), device)
 

@@ -1,5 +1,5 @@
-"""gated_residual_meter: bits of x_out and residual, float8 caches, sums against float64, over shapes, gates,
-layouts, picked rows, videos and unusual values."""
+"""gated_residual_meter: bit-identical x_out and residual, float8 caches, sums against float64, over shapes,
+gates, layouts, row indices, videos and unusual values."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_layouts(
 @pytest.mark.parametrize("x_total", [None, 1, 5])
 @pytest.mark.parametrize("kept_total", [None, 2, 5])
 @pytest.mark.parametrize("kept", [None, FLOAT8])
-def test_picked_rows(
+def test_indexed_rows(
     backend: str,
     device: torch.device,
     x_total: int | None,
@@ -99,11 +99,11 @@ def test_picked_rows(
 
 @pytest.mark.parametrize("metric", ["l1", "cosine"])
 def test_videos_of_uneven_size(backend: str, device: torch.device, metric: str) -> None:
-    """Video 1 has three rows, video 3 one, the others none."""
+    """Video 1 has three rows, video 3 has one, the others have none."""
     judge(Case(Shape(4, 3, 5, 33), videos=(1, 3, 1, 1), num_videos=5, metric=metric), device)
 
 
-def test_rows_of_a_video_need_not_be_neighbours(backend: str, device: torch.device) -> None:
+def test_interleaved_rows_of_a_video(backend: str, device: torch.device) -> None:
     judge(Case(Shape(4, 2, 3, 16), torch.bfloat16, videos=(0, 1, 0, 1), num_videos=2), device)
 
 
@@ -117,8 +117,9 @@ def test_unusual_values(
 
 
 @pytest.mark.parametrize("kept", [torch.float32, FLOAT8])
-def test_a_cache_of_nothing_yet(backend: str, device: torch.device, kept: torch.dtype) -> None:
-    """A first step finds anything in the cache; what it leaves there is good, and so are its own sums."""
+def test_uninitialized_cache(backend: str, device: torch.device, kept: torch.dtype) -> None:
+    """In a first step the cache is uninitialized. The new residual and the sums of the new residual are
+    valid."""
     generator = torch.Generator().manual_seed(6)
     x, y = (random_tensor(generator, 2, 12, 20, dtype=torch.float32, device=device) for _ in range(2))
     results = []
@@ -133,8 +134,8 @@ def test_a_cache_of_nothing_yet(backend: str, device: torch.device, kept: torch.
 
 
 @pytest.mark.parametrize("op", ["gated_residual_meter", "gated_residual_norm_meter", "stack_residual_meter"])
-def test_scales_stay_without_channels(backend: str, device: torch.device, op: str) -> None:
-    """With C = 0 a float8 cache has nothing to scale: its scales are left as they are."""
+def test_zero_channels_leave_scales_unchanged(backend: str, device: torch.device, op: str) -> None:
+    """With C = 0 the scales of a float8 cache do not change."""
     call = good_call(op, device, float8=True)
     for name, value in call.items():
         if isinstance(value, torch.Tensor) and value.dim() == 3:
@@ -149,7 +150,7 @@ def test_scales_stay_without_channels(backend: str, device: torch.device, op: st
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("where", ["y", "old"])
-def test_non_finite_input_reaches_the_sums_of_its_video_alone(
+def test_nonfinite_input_affects_only_its_video(
     backend: str, device: torch.device, value: float, where: str
 ) -> None:
     generator = torch.Generator().manual_seed(6)

@@ -1,5 +1,5 @@
-"""gated_residual_norm: bits of x_out, the norm against float64 and against layer_norm_modulate, over shapes,
-modulators, layouts, picked rows and unusual values."""
+"""gated_residual_norm: bit-identical x_out, the norm against float64 and layer_norm_modulate, over shapes,
+modulators, layouts, row indices and unusual values."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_layouts(backend: str, device: torch.device, layout: str, out: str, dtyp
 
 @pytest.mark.parametrize("total", [1, 2, 5])
 @pytest.mark.parametrize("out", ["fresh", "given"])
-def test_picked_rows(backend: str, device: torch.device, total: int, out: str) -> None:
+def test_indexed_rows(backend: str, device: torch.device, total: int, out: str) -> None:
     for dtype in DTYPES:
         judge(Case(dtype=dtype, x_total=total, out=out, layouts=("unaligned", "contiguous"), seed=4), device)
 
@@ -54,11 +54,11 @@ def test_unusual_values(backend: str, device: torch.device, values: str, dtype: 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("channels", [8, 37, 1152])
-def test_norm_has_the_bits_of_the_norm_alone(
+def test_norm_is_bit_identical_to_layer_norm_modulate(
     backend: str, device: torch.device, dtype: torch.dtype, channels: int
 ) -> None:
     if backend == "triton" and device.type == "cuda":
-        pytest.skip("Triton deals channels to threads by the strides, and so may add them in another order")
+        pytest.skip("in Triton the order of sums may depend on strides")
     call = {
         name: value.to(dtype).repeat(*[1] * (value.dim() - 1), channels // 8 + 1)[..., :channels]
         for name, value in good_call("gated_residual_norm", device).items()

@@ -1,5 +1,5 @@
-"""gated_residual_norm_meter: all that gated_residual_meter and layer_norm_modulate promise, and the same bits
-as the two of them."""
+"""gated_residual_norm_meter: the checks of gated_residual_meter and layer_norm_modulate, and bit-identical to
+both."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_layouts(
 @pytest.mark.parametrize("x_total", [None, 1, 5])
 @pytest.mark.parametrize("kept_total", [None, 2, 5])
 @pytest.mark.parametrize("kept", [None, FLOAT8])
-def test_picked_rows(
+def test_indexed_rows(
     backend: str,
     device: torch.device,
     x_total: int | None,
@@ -94,11 +94,11 @@ def test_unusual_values(
 
 @pytest.mark.parametrize("float8", [False, True])
 @pytest.mark.parametrize("channels", [8, 37, 1152])
-def test_has_the_bits_of_its_two_parts(
+def test_bit_identical_to_the_separate_ops(
     backend: str, device: torch.device, channels: int, float8: bool
 ) -> None:
     if backend == "triton" and device.type == "cuda":
-        pytest.skip("Triton deals channels to threads by the strides, and so may add them in another order")
+        pytest.skip("in Triton the order of sums may depend on strides")
     call: dict[str, Any] = good_call("gated_residual_norm_meter", device, float8=float8)
     for name, value in call.items():
         if isinstance(value, torch.Tensor) and name not in ("video_of_row", "residual_scale"):

@@ -1,4 +1,4 @@
-"""Offsets past 2^31 elements: in memory that is laid far apart, and in tensors that are that large."""
+"""Offsets beyond 2^31 elements: by large strides, and in large tensors."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ PAST = 2**31 + 64
 
 
 def far_apart(tensors: dict[str, torch.Tensor], *, by_row: bool) -> dict[str, torch.Tensor]:
-    """Copies of equal sizes and dtype, interleaved in one memory whose rows, or first and last tokens, lie
-    past 2^31 elements apart; only the pages that are touched cost memory."""
+    """Copies of tensors of one size and dtype, interleaved in a buffer whose rows, or first and last tokens,
+    are more than 2^31 elements apart. Only touched pages use memory."""
     first = next(iter(tensors.values()))
     rows, tokens, channels = first.shape
     width = len(tensors) * channels
@@ -28,7 +28,7 @@ def far_apart(tensors: dict[str, torch.Tensor], *, by_row: bool) -> dict[str, to
 
 @pytest.mark.parametrize("op", TOKEN_OPS)
 @pytest.mark.parametrize("by_row", [True, False], ids=["rows", "tokens"])
-def test_memory_far_apart(backend: str, device: torch.device, op: str, by_row: bool) -> None:
+def test_offsets_beyond_32_bits(backend: str, device: torch.device, op: str, by_row: bool) -> None:
     float8 = "residual_scale" in parameters(op)
     call = good_call(op, device, float8=float8, outputs=True)
     for name, value in call.items():
@@ -61,10 +61,10 @@ def test_memory_far_apart(backend: str, device: torch.device, op: str, by_row: b
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("op", TOKEN_OPS)
-def test_more_elements_than_32_bits_count(backend: str, device: torch.device, op: str) -> None:
-    """2^31 elements and a few, of two frames with a gate of their own; what is only read is one token."""
+def test_more_than_32_bits_of_elements(backend: str, device: torch.device, op: str) -> None:
+    """Slightly more than 2^31 elements, in two frames with a gate each. Inputs are one expanded token."""
     if backend == "reference" or (backend == "triton" and device.type == "cpu"):
-        pytest.skip(f"{backend} would take minutes and tens of gigabytes")
+        pytest.skip(f"{backend} would need minutes and tens of gigabytes")
     channels, places = 128, 2**23 + 5
     generator = torch.Generator().manual_seed(7)
     small: dict[str, Any] = {}

@@ -1,5 +1,5 @@
-"""layer_norm_modulate: against float64 and the error of eager PyTorch, over shapes, modulators, layouts,
-picked rows and unusual values."""
+"""layer_norm_modulate: error against float64 relative to that of eager PyTorch, over shapes, modulators,
+layouts, row indices and unusual values."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_layouts(backend: str, device: torch.device, layout: str, out: str, dtyp
 
 @pytest.mark.parametrize("total", [1, 2, 5])
 @pytest.mark.parametrize("out", ["fresh", "given"])
-def test_picked_rows(backend: str, device: torch.device, total: int, out: str) -> None:
+def test_indexed_rows(backend: str, device: torch.device, total: int, out: str) -> None:
     for dtype in DTYPES:
         judge(Case(dtype=dtype, x_total=total, out=out, layouts=("unaligned", "contiguous"), seed=3), device)
 
@@ -58,8 +58,8 @@ def test_widths(backend: str, device: torch.device, channels: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_mean_far_from_zero(backend: str, device: torch.device, dtype: torch.dtype) -> None:
-    """The variance is that of the differences from the mean: one of squares would be nothing but error."""
+def test_large_mean(backend: str, device: torch.device, dtype: torch.dtype) -> None:
+    """The variance must be computed from differences to the mean: E[x^2] - E[x]^2 would cancel."""
     from judge import check_norm
 
     from adacache_kernels import layer_norm_modulate

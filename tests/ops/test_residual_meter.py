@@ -1,5 +1,5 @@
-"""residual_meter: sums against float64, over shapes, layouts, videos and unusual values; and the same numbers
-as the fused op."""
+"""residual_meter: sums against float64 over shapes, layouts, videos and unusual values, and against the fused
+op."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_unusual_values(backend: str, device: torch.device, values: str, dtype: 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_agrees_with_the_fused_op(backend: str, device: torch.device, dtype: torch.dtype) -> None:
-    """Both measure the rounded residual, so they see the same numbers."""
+    """Both measure the rounded residual."""
     generator = torch.Generator().manual_seed(4)
     x, y, old = (random_tensor(generator, 2, 12, 40, dtype=dtype, device=device) for _ in range(3))
     gate = random_tensor(generator, 2, 3, 40, dtype=dtype, device=device)

@@ -1,5 +1,5 @@
-"""reuse_residual: bits for every pair of dtypes and float8, which rows reuse, layouts, picked rows and
-unusual values."""
+"""reuse_residual: bit-identical for every pair of dtypes and float8, rows that reuse, layouts, row indices
+and unusual values."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_layouts(backend: str, device: torch.device, layout: str, out: str, dtyp
 @pytest.mark.parametrize("x_total", [None, 1, 5])
 @pytest.mark.parametrize("kept_total", [None, 1, 5])
 @pytest.mark.parametrize("kept", [None, FLOAT8])
-def test_picked_rows(
+def test_indexed_rows(
     backend: str,
     device: torch.device,
     x_total: int | None,
@@ -75,8 +75,8 @@ def test_unusual_values(backend: str, device: torch.device, values: str, dtype: 
         judge(Case(dtype=dtype, values=values, kept=kept, reuse=(True, False), seed=4), device)
 
 
-def test_not_a_number_stays_where_it_is(backend: str, device: torch.device) -> None:
-    """A residual that is not finite does not touch the rows that do not reuse it, nor does -0 change."""
+def test_nan_stays_in_rows_that_reuse(backend: str, device: torch.device) -> None:
+    """Rows that do not reuse are copied: a NaN residual does not affect them, and -0 is preserved."""
     x = torch.randn(2, 3, 8, device=device)
     x[0, 0, 0] = -0.0
     residual = torch.full_like(x, torch.nan)

@@ -1,4 +1,4 @@
-"""Unchecked row indices, as on a GPU: the Triton kernels called below the public functions."""
+"""Unchecked row indices, as on a GPU: calls the Triton ops directly."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def device() -> torch.device:
     if _backend._missing("triton"):
         pytest.skip("the package triton is not installed")
     if not _backend._INTERPRETED and not torch.cuda.is_available():
-        pytest.skip("needs a GPU, or TRITON_INTERPRET=1")
+        pytest.skip("requires a GPU or TRITON_INTERPRET=1")
     importlib.import_module("adacache_kernels.triton")
     return torch.device("cpu" if _backend._INTERPRETED else "cuda")
 
@@ -43,13 +43,13 @@ class Tensors:
         return video_ids(ids, self.device)
 
     def changed(self) -> list[int]:
-        """The rows of the cache that were written."""
+        """The cache rows that were written."""
         now, before = self.residual.view(torch.uint8), self.before.view(torch.uint8)
         return [row for row in range(4) if not torch.equal(now[row], before[row])]
 
 
 def missing(result: torch.Tensor, columns: slice = slice(None)) -> list[int]:
-    """The rows that are NaN throughout; the others have none."""
+    """The rows that are all NaN; other rows must have no NaN."""
     rows = result.reshape(result.shape[0], -1)[:, columns].isnan()
     assert (rows.all(1) == rows.any(1)).all()
     return rows.all(1).nonzero().flatten().tolist()
@@ -101,7 +101,7 @@ def test_ops_that_only_read_the_cache(device: torch.device, float8: bool) -> Non
     picked = (given.ids(0, 1, 2), given.ids(3, 7, 7))
     reuse = torch.tensor([True, True, False], device=device)
     ops.reuse_residual_out(given.x, given.residual, given.scale, *picked, given.videos, reuse, given.out)
-    assert missing(given.out) == [1]  # the last row reuses nothing
+    assert missing(given.out) == [1]  # the last row does not reuse
     assert same_bits(given.out[2], given.x[2])
 
 
@@ -114,6 +114,6 @@ def test_streams(device: torch.device) -> None:
     assert missing(given.norm_out) == [1, 2]
     coefficients = torch.ones(2, 2, device=device)
     factors = [given.random(4), given.random(4)]
-    videos = given.ids(0, 1, 2)  # two exist
+    videos = given.ids(0, 1, 2)  # 2 is out of range
     ops.extrapolate_residual_out(given.x, factors, coefficients, given.ids(0, 7, 2), None, videos, given.out)
     assert missing(given.out) == [1, 2]

@@ -1,5 +1,5 @@
-"""stack_residual_meter: bits of the residual, float8 caches, sums against float64, rows that are put back,
-over shapes, layouts, videos and unusual values."""
+"""stack_residual_meter: bit-identical residual, float8 caches, sums against float64, scattered rows, over
+shapes, layouts, videos and unusual values."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_layouts(
 @pytest.mark.parametrize("total", [2, 5])
 @pytest.mark.parametrize("out", ["fresh", "given", "x"])
 @pytest.mark.parametrize("kept", [None, FLOAT8])
-def test_picked_rows(
+def test_indexed_rows(
     backend: str, device: torch.device, total: int, out: str, kept: torch.dtype | None
 ) -> None:
     for dtype in DTYPES:
@@ -71,7 +71,7 @@ def test_unusual_values(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_agrees_with_the_sums_alone(backend: str, device: torch.device, dtype: torch.dtype) -> None:
+def test_agrees_with_residual_meter(backend: str, device: torch.device, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(5)
     x_out, x_in, old = (random_tensor(generator, 2, 12, 40, dtype=dtype, device=device) for _ in range(3))
     kept = old.clone()
@@ -85,8 +85,8 @@ def test_agrees_with_the_sums_alone(backend: str, device: torch.device, dtype: t
 def test_a_difference_beyond_float16_is_flagged(
     backend: str, device: torch.device, kept: torch.dtype | None
 ) -> None:
-    """Two finite float16 streams may lie further apart than float16 reaches. R is infinite then, as in eager
-    PyTorch; the sums of its video are not finite, and `decide` has it computed and marks it."""
+    """The difference of two finite float16 streams may overflow. R is then infinite, as in eager PyTorch, the
+    sums of the video are non-finite, and `decide` computes the next step and sets nonfinite."""
     x_out = torch.full((2, 4, 16), 1.0, dtype=torch.float16, device=device)
     x_in = torch.full_like(x_out, 0.5)
     x_out[1, 2, 3], x_in[1, 2, 3] = 40000.0, -40000.0

@@ -1,4 +1,5 @@
-"""temporal_attention: error against float64 beside plain PyTorch's, layouts, what NaN reaches, bad input."""
+"""temporal_attention: error against float64 relative to that of PyTorch, layouts, propagation of NaN, bad
+input."""
 
 from __future__ import annotations
 
@@ -126,21 +127,21 @@ def test_random_cases(backend: str, device: torch.device, seed: int) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("frames", [2, 15, 40])
-def test_scores_far_apart(backend: str, device: torch.device, frames: int, dtype: torch.dtype) -> None:
-    """Scores of hundreds: a softmax that did not subtract the largest would overflow. A score of 1000 is off
-    by 6e-5 when it is rounded once, and so are weights that are no 0 or 1, of values up to 50."""
+def test_large_score_range(backend: str, device: torch.device, frames: int, dtype: torch.dtype) -> None:
+    """Scores of several hundred: a softmax without subtraction of the maximum would overflow. One rounding of
+    a score of 1000 changes a weight by up to 6e-5, for values up to 50."""
     shape = Shape(1, frames, 2, 2, 32)
     run_and_check(shape, dtype, device, norm=False, rope="none", size=12.0, floor=6e-5 * 50)
 
 
-def test_one_frame_gives_its_values(backend: str, device: torch.device) -> None:
+def test_single_frame_returns_v(backend: str, device: torch.device) -> None:
     for dtype in DTYPES:
         inputs = make_inputs(Shape(2, 1, 5, 2, 12), dtype, device)
         y = temporal_attention(inputs.qkv, *inputs.norm_and_rope, frames=1)
         assert same_bits(y, inputs.qkv[:, :, 2].flatten(2))
 
 
-def test_not_a_number_stays_at_its_place_and_head(backend: str, device: torch.device) -> None:
+def test_nan_stays_at_its_position_and_head(backend: str, device: torch.device) -> None:
     shape = Shape(2, 6, 4, 3, 20)
     inputs = make_inputs(shape, torch.float32, device)
     call: dict[str, Any] = {"frames": shape.frames}
@@ -162,8 +163,8 @@ def test_not_a_number_stays_at_its_place_and_head(backend: str, device: torch.de
         assert same_bits(y, expected)
 
 
-def test_infinite_scores_are_not_a_number(backend: str, device: torch.device) -> None:
-    """Infinity less infinity, as in PyTorch's softmax; other places are as they were."""
+def test_infinite_scores_give_nan(backend: str, device: torch.device) -> None:
+    """inf - inf is NaN, as in softmax of PyTorch; other tokens are finite."""
     inputs = make_inputs(Shape(1, 3, 2, 1, 8), torch.float32, device, norm=False, rope="none")
     inputs.qkv[0, 0, 0] = torch.inf
     y = temporal_attention(inputs.qkv, frames=3)
@@ -172,7 +173,7 @@ def test_infinite_scores_are_not_a_number(backend: str, device: torch.device) ->
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_same_bits_again(backend: str, device: torch.device, dtype: torch.dtype) -> None:
+def test_deterministic(backend: str, device: torch.device, dtype: torch.dtype) -> None:
     shape = Shape(2, 15, 37, 4, 72)
     if device.type == "cpu" and backend == "triton":
         shape = SMALL  # the interpreter is slow
@@ -191,7 +192,7 @@ def test_same_bits_again(backend: str, device: torch.device, dtype: torch.dtype)
             torch.set_num_threads(threads)
 
 
-#: Prints a digest of what both ops give for all dtypes, rotations and several shapes.
+#: Prints a digest of the results of both ops for all dtypes, rotations and several shapes.
 DIGEST = """
 import hashlib, sys
 sys.path.insert(0, "tests/ops")
@@ -217,13 +218,13 @@ print(digest.hexdigest())
 """
 
 
-def test_instruction_sets_give_the_same_bits() -> None:
+def test_instruction_sets_are_bit_identical() -> None:
     if platform.machine().lower() not in ("x86_64", "amd64"):
-        pytest.skip("copies for several instruction sets exist on x86-64 alone")
+        pytest.skip("several instruction sets are built on x86-64 only")
     if not build_info()["libraries"]["cpu"]["loaded"]:
         pytest.skip("the compiled cpu library is not loaded")
     digests = {}
-    for name in ("baseline", "avx2", "avx512"):  # one that this processor lacks gives the next lower
+    for name in ("baseline", "avx2", "avx512"):  # unsupported ones fall back to the next lower
         run = subprocess.run(
             [sys.executable, "-c", DIGEST],
             env=os.environ | {"ADACACHE_CPU_ISA": name},
@@ -236,8 +237,8 @@ def test_instruction_sets_give_the_same_bits() -> None:
     assert len(set(digests.values())) == 1, digests
 
 
-def test_norm_and_rope_before_or_within(backend: str, device: torch.device) -> None:
-    """In float32 nothing is rounded in between: the CPU gives the same bits, tensor cores nearly."""
+def test_fused_and_separate_norm_and_rope_agree(backend: str, device: torch.device) -> None:
+    """In float32 there is no rounding between the ops: bit-identical on the CPU, close on tensor cores."""
     inputs = make_inputs(SMALL, torch.float32, device)
     within = temporal_attention(inputs.qkv, *inputs.norm_and_rope, frames=SMALL.frames)
     fused_qk_norm_rope(inputs.qkv, *inputs.norm_and_rope)
@@ -299,7 +300,7 @@ def good_call(device: torch.device | str) -> dict[str, Any]:
 
 
 def bad_inputs() -> dict[str, tuple[str, dict[str, Any]]]:
-    """By test id: the argument that the error must name, and the changes to `good_call`."""
+    """Per test id: the argument that the error must name, and the changes to `good_call`."""
     rows, tokens, heads, dim = SMALL.rows, SMALL.tokens, SMALL.heads, SMALL.dim
     channels = heads * dim
     plain = {"q_weight": None, "k_weight": None, "cos": None, "sin": None}
@@ -309,7 +310,7 @@ def bad_inputs() -> dict[str, tuple[str, dict[str, Any]]]:
         "qkv of three dimensions": ("qkv", {"qkv": torch.randn(rows, tokens, 3 * channels)}),
         "two parts": ("qkv", {"qkv": torch.randn(rows, tokens, 2, heads, dim)}),
         "qkv of float64": ("qkv", {"qkv": torch.randn(rows, tokens, 3, heads, dim).double()}),
-        "qkv with dim apart": ("qkv", {"qkv": torch.randn(rows, tokens, 3, heads, 2 * dim)[..., ::2]}),
+        "qkv with strided dim": ("qkv", {"qkv": torch.randn(rows, tokens, 3, heads, 2 * dim)[..., ::2]}),
         "heads and parts swapped": (
             "qkv",
             {"qkv": torch.randn(rows, tokens, heads, 3, dim).transpose(2, 3)},
@@ -322,33 +323,33 @@ def bad_inputs() -> dict[str, tuple[str, dict[str, Any]]]:
         "q_weight of another dim": ("q_weight", {"q_weight": torch.randn(dim + 1)}),
         "q_weight of another dtype": ("q_weight", {"q_weight": torch.randn(dim).bfloat16()}),
         "q_weight on another device": ("q_weight", {"q_weight": torch.randn(dim, device="meta")}),
-        "q_weight with gaps": ("q_weight", {"q_weight": torch.randn(2 * dim)[::2]}),
-        "q_weight alone": ("k_weight", {"k_weight": None}),
-        "k_weight alone": ("q_weight", {"q_weight": None}),
+        "q_weight not contiguous": ("q_weight", {"q_weight": torch.randn(2 * dim)[::2]}),
+        "q_weight without k_weight": ("k_weight", {"k_weight": None}),
+        "k_weight without q_weight": ("q_weight", {"q_weight": None}),
         "k_weight of two dimensions": ("k_weight", {"k_weight": torch.randn(1, dim)}),
-        "cos alone": ("sin", {"sin": None}),
-        "sin alone": ("cos", {"cos": None}),
-        "cos of whole dim": ("cos", {"cos": torch.randn(SMALL.frames, dim)}),
+        "cos without sin": ("sin", {"sin": None}),
+        "sin without cos": ("cos", {"cos": None}),
+        "cos of full dim": ("cos", {"cos": torch.randn(SMALL.frames, dim)}),
         "cos of another length": ("cos", {"cos": torch.randn(SMALL.places, dim // 2)}),
         "cos of bfloat16": ("cos", {"cos": torch.randn(SMALL.frames, dim // 2).bfloat16()}),
-        "cos with gaps": ("cos", {"cos": torch.randn(SMALL.frames, dim)[:, ::2]}),
+        "cos not contiguous": ("cos", {"cos": torch.randn(SMALL.frames, dim)[:, ::2]}),
         "sin of another length": ("sin", {"sin": torch.randn(tokens, dim // 2)}),
         "sin on another device": ("sin", {"sin": torch.randn(SMALL.frames, dim // 2, device="meta")}),
-        "no frames": ("frames", {"frames": 0}),
+        "0 frames": ("frames", {"frames": 0}),
         "65 frames": ("frames", {"qkv": long, **plain, "frames": 65, "out": None}),
-        "frames that do not divide": ("frames", {"frames": 4}),
+        "frames not a divisor": ("frames", {"frames": 4}),
         "negative eps": ("eps", {"eps": -1.0}),
         "out of another shape": ("out", {"out": torch.empty(rows, tokens, channels + 1)}),
-        "out by head": ("out", {"out": torch.empty(rows, tokens, heads, dim)}),
+        "out of four dimensions": ("out", {"out": torch.empty(rows, tokens, heads, dim)}),
         "out of another dtype": ("out", {"out": torch.empty(rows, tokens, channels).half()}),
-        "out with channels apart": ("out", {"out": torch.empty(rows, tokens, 2 * channels)[:, :, ::2]}),
+        "out with strided channels": ("out", {"out": torch.empty(rows, tokens, 2 * channels)[:, :, ::2]}),
         "out expanded": ("out", {"out": torch.empty(1, tokens, channels).expand(rows, -1, -1)}),
     }
 
 
 @pytest.mark.parametrize("what", bad_inputs(), ids=lambda what: what.replace(" ", "_"))
 def test_bad_input_names_the_argument(backend: str, device: torch.device, what: str) -> None:
-    with device:  # where the factory functions make their tensors
+    with device:  # the default device of factory functions
         name, changes = bad_inputs()[what]
     call = good_call(device)
     if "meta" not in str(changes.get(name, "")):

@@ -1,5 +1,5 @@
-"""The attention kernels in Triton, without a GPU: run by Triton's interpreter on CPU tensors in a process of
-their own, and compiled for GPUs that need not be there."""
+"""The attention kernels in Triton without a GPU: run in the interpreter on CPU tensors in a subprocess, and
+compiled ahead of time."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from generated_code import expect_of_compiler
 
 FOLDER = Path(__file__).resolve().parent
 FILES = ("test_fused_qk_norm_rope.py", "test_temporal_attention.py")
-#: Below this number a collection that went wrong would pass for a success.
+#: The minimum number of tests, to detect a failed collection.
 AT_LEAST = 380
-ARCHITECTURES = (90, 80, 100, 120)  # the first with every case
-#: Shared memory that a block may have on the smallest of the GPUs that are built for (sm_86, sm_89, sm_120).
+ARCHITECTURES = (90, 80, 100, 120)  # all cases for the first only
+#: Maximum shared memory per block on the smallest supported GPUs (sm_86, sm_89, sm_120).
 SHARED_BYTES = 99 * 1024
 
 
@@ -35,7 +35,7 @@ def test_kernels_in_the_interpreter() -> None:
         "CUDA_VISIBLE_DEVICES": "",
     }
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning"]
-    # dtype2 is float16, which takes the ways of bfloat16.
+    # dtype2 is float16, which has the same code paths as bfloat16.
     command += ["-k", "not dtype2", *(str(FOLDER / name) for name in FILES)]
     session = subprocess.run(command, env=environment, cwd=FOLDER.parents[1], capture_output=True, text=True)
     if "only 0-dimensional arrays can be converted to Python scalars" in session.stdout:
@@ -70,16 +70,16 @@ def test_every_kernel_fits(architecture: int) -> None:
     for result in mine:
         expect_of_compiler(result["spill_bytes"] == 0, f"expected no spills: {result}")
         fits = result["shared_bytes"] <= SHARED_BYTES and result["registers"] * 32 * result["warps"] <= 65536
-        expect_of_compiler(fits, f"expected one block per multiprocessor at least: {result}")
+        expect_of_compiler(fits, f"expected at least one block per multiprocessor: {result}")
 
 
 @pytest.mark.timeout(1800)
-def test_half_precision_is_multiplied_by_tensor_cores_and_read_in_wide_accesses() -> None:
+def test_half_precision_uses_tensor_cores_and_wide_accesses() -> None:
     seen = 0
     for result in compiled():
         if result["kernel"] == "temporal_attention_kernel" and not result["case"].startswith("fp32"):
             expect_of_compiler(result["tensor_core_products"] > 0, f"expected tensor cores: {result}")
-            if "rope=2" not in result["case"]:  # halves of 36 channels begin at 8 bytes
+            if "rope=2" not in result["case"]:  # halves of 36 channels are aligned to 8 bytes
                 expect_of_compiler(result["wide_loads"] > 0, f"expected 16-byte loads: {result}")
             seen += 1
     assert seen >= 12

@@ -1,5 +1,5 @@
-"""The Triton kernels, compiled for GPUs that this machine need not have: no fused roundings, no element
-passed between threads, and no more spills than measured."""
+"""The Triton kernels, compiled ahead of time without a GPU: no fused multiply-adds, no element exchange
+between threads, and spills within limits."""
 
 from __future__ import annotations
 
@@ -63,12 +63,12 @@ def test_every_configuration_compiles() -> None:
 
 
 @pytest.mark.timeout(600)
-def test_an_element_is_read_and_written_by_one_thread() -> None:
+def test_each_element_is_accessed_by_one_thread() -> None:
     check_conversions(brief())
 
 
 def test_constants_of_the_decision_keep_their_precision() -> None:
-    """Triton takes floats for float32 unless told otherwise; the rule is float64 throughout."""
+    """Triton passes floats as float32 by default; the rule must be float64."""
     decisions = [result for result in brief() if result["kernel"] == "decide_kernel"]
     assert decisions
     for result in decisions:
@@ -85,9 +85,9 @@ def check_resources(result: dict[str, Any]) -> None:
 
 
 def spills_allowed(case: str) -> int:
-    """Bytes per thread. None where a program holds one tile. Where it holds whole tokens, a smaller tile
-    would cost more than a few bytes of stack; with many strides it is kilobytes, since whole tokens are tiled
-    by their width alone, so that a norm adds up in the same order in each op."""
+    """Bytes per thread. 0 for programs with one tile. For programs with whole tokens a smaller tile would
+    cost more than a few spills; with many strides these are kilobytes, because the tiling depends only on the
+    width, so that norms sum in the same order in each op."""
     many_strides = "strides=(1, 2, 3" in case
     if "C=" in case:
         return 4096 if many_strides else 128
@@ -95,8 +95,8 @@ def spills_allowed(case: str) -> int:
 
 
 def check_conversions(results: list[dict[str, Any]]) -> None:
-    """Aligned meters read the old residual and write the new one without a barrier, which is a race unless
-    one thread does both. Unaligned ones have a barrier in between. Required of every compiler release."""
+    """Aligned meters load the old residual and store the new one without a barrier, which is a race unless
+    the same thread does both. Unaligned meters have a barrier. Required for every compiler release."""
     aligned, barred = 0, 0
     for result in results:
         case, kernel = result["case"], result["kernel"]
@@ -109,8 +109,8 @@ def check_conversions(results: list[dict[str, Any]]) -> None:
             )
             assert result["barriers"] > twin["barriers"], result
             barred += 1
-        elif "residual=" not in case:  # one of another dtype is converted on its way to the sum
-            # The scales of float8, one per token, are found by all threads of a token and stored by one.
+        elif "residual=" not in case:  # a residual of another dtype needs a layout conversion
+            # The scale of a float8 token is reduced over its threads and stored by one.
             assert result["layout_conversions"] <= ("float8" in case), result
             aligned += 1
     assert aligned >= 10

@@ -1,5 +1,5 @@
-"""The Triton kernels, run by Triton's interpreter on CPU tensors: random cases, and the tests of this folder
-again, in a process of their own."""
+"""The Triton kernels in the interpreter on CPU tensors: random cases and the tests of this folder, in a
+subprocess."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).resolve().parent
-#: What is not about kernels, is too large, or starts processes of its own.
+#: Excluded: not about kernels, too large, or starting subprocesses.
 OTHERS = ("test_backends", "test_large", "test_triton")
 FILES = sorted(path for path in FOLDER.glob("test_*.py") if not path.name.startswith(OTHERS))
 PROPERTY = FOLDER.parent / "property" / "test_ops.py"
 
-#: Older interpreters take an array of one element for a loop bound, which NumPy refuses from 2.4 on (seen:
-#: Triton 3.6).
+#: Older interpreters (such as Triton 3.6) use an array as a loop bound, which NumPy >= 2.4 rejects.
 PROBE = """
 import torch, triton
 
@@ -33,8 +32,8 @@ loop_kernel[(1,)](2)
 
 
 @pytest.mark.timeout(1800)
-def test_a_share_of_the_cases_in_the_interpreter(tmp_path: Path) -> None:
-    """A prime has no factor in common with the numbers of dtypes, layouts and so on: all of them come up."""
+def test_every_nth_case_in_the_interpreter(tmp_path: Path) -> None:
+    """`every` is a prime, so that all dtypes, layouts and other parameters occur."""
     run_in_the_interpreter(tmp_path, random_cases=8, every=23, at_least=200)
 
 
@@ -44,7 +43,7 @@ def test_all_cases_in_the_interpreter(tmp_path: Path) -> None:
     run_in_the_interpreter(tmp_path, random_cases=200, every=1, at_least=3000)
 
 
-def test_partial_sums_of_programs_become_those_of_videos() -> None:
+def test_partial_sums_are_reduced_per_video() -> None:
     if importlib.util.find_spec("triton") is None:
         pytest.skip("the package triton is not installed")
     script = FOLDER / "interpret_sums.py"
@@ -57,8 +56,8 @@ def test_partial_sums_of_programs_become_those_of_videos() -> None:
 
 
 def run_in_the_interpreter(folder: Path, *, random_cases: int, every: int, at_least: int) -> None:
-    """Run tests on the Triton backend; with fewer than `at_least` a collection that went wrong would pass for
-    a success."""
+    """Runs the tests on the Triton backend. at_least: minimum number of tests, to detect a failed
+    collection."""
     if importlib.util.find_spec("triton") is None:
         pytest.skip("the package triton is not installed")
     environment = os.environ | {

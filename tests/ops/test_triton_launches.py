@@ -1,4 +1,4 @@
-"""How the Triton kernels are launched: recorded instead of run, on CPU tensors."""
+"""Launches of the Triton kernels, recorded instead of run, on CPU tensors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from triton.runtime.jit import JITFunction
 from adacache_kernels import triton as kernels
 from adacache_kernels.columns import METRICS, RULES
 
-#: Blocks in the second and third dimension of a grid.
+#: The limit of the second and third dimension of a grid.
 MOST_BLOCKS = 65535
 ROWS, TOKENS, CHANNELS = 70000, 2, 8
 L1, PUBLISHED, PAPER = METRICS["l1"], RULES["published"], RULES["paper"]
@@ -73,7 +73,7 @@ MANY_ROWS: dict[str, Callable[[Callable[..., Any]], Any]] = {
 
 
 @pytest.mark.parametrize("op", MANY_ROWS)
-def test_a_grid_holds_any_number_of_rows(launches: list[Launch], op: str) -> None:
+def test_grid_supports_any_number_of_rows(launches: list[Launch], op: str) -> None:
     MANY_ROWS[op](kernels._LAUNCHERS[op])
     assert any(grid[0] >= ROWS for _, grid, _ in launches)
     for kernel, grid, _ in launches:
@@ -81,7 +81,7 @@ def test_a_grid_holds_any_number_of_rows(launches: list[Launch], op: str) -> Non
 
 
 @pytest.mark.parametrize("rule", [PUBLISHED, PAPER])
-def test_a_decision_is_compiled_once_for_all_sizes(launches: list[Launch], rule: int) -> None:
+def test_decide_is_compiled_once_for_all_sizes(launches: list[Launch], rule: int) -> None:
     sums = torch.empty(1, 9, dtype=torch.float64)
     state = torch.empty(1, 11, dtype=torch.float64)
     table = torch.empty(3, dtype=torch.float64)

@@ -1,5 +1,5 @@
-"""Policies that use the parts of the protocol which the package's own do not, each with its rule for a loop
-that is written out: one function of what each block takes and returns."""
+"""Policies for parts of the protocol that the policies of the package do not use, each with a reference rule
+as a function of the inputs and outputs of each block."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ COMPUTE, REUSE, FORECAST = Action.COMPUTE, Action.REUSE, Action.FORECAST
 
 
 class TinyPolicy:
-    """Settings without checks.
+    """A policy without checks.
 
     Args:
-        decider: (sites, videos) -> the decider.
+        decider: (sites, videos) -> Decider.
     """
 
     per_video = True
@@ -41,11 +41,11 @@ class TinyPolicy:
 
 @dataclass
 class Blocks:
-    """What every block does at a step of the loop that is written out, for one video.
+    """The reference rule of all blocks for one video.
 
     Attributes:
         action: (step, position) -> the action of a block.
-        history: per block and stream, the steps at which it was computed and its residuals.
+        history: per block and stream, its computed steps and residuals.
     """
 
     action: Callable[[int, int], Action]
@@ -70,7 +70,7 @@ class Blocks:
         return results
 
 
-# Videos of one batch that reuse, and others that forecast.
+# Videos of one batch that reuse or forecast in the same step.
 
 
 def mixed_action(step: int, video: int) -> Action:
@@ -80,7 +80,7 @@ def mixed_action(step: int, video: int) -> Action:
 
 
 class Mixed(Decider):
-    """Per video and step `mixed_action`; the forecast is linear."""
+    """Actions of `mixed_action` per video and step, with linear forecasts."""
 
     def __init__(self, sites: ModelSites, videos: int, storage: str, dtype: torch.dtype | None = None):
         self.stack = sites.stack
@@ -90,7 +90,7 @@ class Mixed(Decider):
 
     def plan(self, step: Step) -> Plan:
         actions = [mixed_action(step.number, video) for video in range(self.videos)]
-        # NaN where a video does not forecast: the runtime may not use it.
+        # NaN for videos that do not forecast: the runtime must not use these.
         rows = [
             [1.0, float(step.number - last)] if action is FORECAST else [float("nan")] * 2
             for action, last in zip(actions, self.last, strict=True)
@@ -101,12 +101,12 @@ class Mixed(Decider):
         return Plan({self.stack: actions}, {self.stack: torch.tensor(rows)})
 
 
-# A watched range of several blocks.
+# A watched range of blocks.
 
 
 class RangeWatch(Decider):
-    """Reuses the whole stack at the step after one at which the residual of blocks [first, last) changed by
-    less than the threshold."""
+    """Reuses the stack in the step after the residual of blocks [first, last) changed by less than the
+    threshold."""
 
     def __init__(self, sites: ModelSites, videos: int, first: int, last: int, threshold: float, storage: str):
         self.stack = sites.stack
@@ -134,10 +134,10 @@ class RangeWatch(Decider):
 
 @dataclass
 class RangeWatchSlowly:
-    """The rule of `RangeWatch` for one video.
+    """The reference rule of `RangeWatch` for one video.
 
     Attributes:
-        layout: (position, tokens) -> the tokens in one layout for all blocks.
+        layout: (position, tokens) -> tokens in a layout common to all blocks.
     """
 
     first: int
@@ -175,21 +175,21 @@ class RangeWatchSlowly:
         return result
 
 
-# Ranges of blocks that are reused by turns.
+# Ranges of blocks that are reused alternately.
 
 FRONT, MIDDLE, REAR = (0, 3), (3, 5), (5, 8)
-"""Of eight blocks; those in the middle always run."""
+"""Ranges of eight blocks; the middle ones always run."""
 
 
 def delta_action(step: int, position: int) -> Action:
-    """As Delta-DiT does: before the seventh step the rear is reused, then the front; refreshed at every
-    third."""
+    """Like Delta-DiT: the rear blocks are reused before step 7, the front blocks after; every third step
+    computes."""
     reused = REAR if step < 7 else FRONT
     return REUSE if step % 3 != 1 and reused[0] <= position < reused[1] else COMPUTE
 
 
 class Delta(Decider):
-    """Per range of blocks `delta_action`."""
+    """Actions of `delta_action` per range of blocks."""
 
     def __init__(self, sites: ModelSites, videos: int, storage: str = "stack"):
         self.videos = videos
@@ -201,12 +201,12 @@ class Delta(Decider):
 
 
 def delta_of_videos(step: int, position: int, video: int) -> Action:
-    """`delta_action`, each video two steps ahead of the one before; all compute at steps 1 and 8."""
+    """`delta_action`, shifted by two steps per video; all videos compute at steps 1 and 8."""
     return COMPUTE if step in (1, 8) else delta_action(step + 2 * video, position)
 
 
 def measured_steps(steps: int, videos: int) -> list[int]:
-    """Steps at which the same videos compute the first and the last block of the watched range."""
+    """Steps in which the same videos compute the first and the last block of the watched range."""
     found = []
     for step in range(1, steps + 1):
         first, last = (
@@ -219,7 +219,7 @@ def measured_steps(steps: int, videos: int) -> list[int]:
 
 
 class DeltaOfVideos(Delta):
-    """Per range of blocks and video `delta_of_videos`; notes the steps at which a range over both is
+    """Actions of `delta_of_videos` per range and video; records the steps in which a range over both is
     measured."""
 
     def __init__(self, sites: ModelSites, videos: int, storage: str = "stack"):
@@ -239,13 +239,13 @@ class DeltaOfVideos(Delta):
         )
 
 
-# Kept outputs of sub-layers beside residuals of single videos.
+# Kept sub-layer outputs together with residuals of single videos.
 
 ALONE = {4: 1, 5: 1, 6: 0, 9: 1, 12: 0}
-"""Steps at which one of two videos reuses the residual of the stack, and which."""
+"""Step -> the one of two videos that reuses the residual of the stack."""
 OUTPUTS_COMPUTED = {step for step in range(1, 20) if step % 2 or step - 1 in ALONE} | set(ALONE)
-"""Outputs are reused at even steps. Where one video alone runs, they are computed and not kept, so that the
-step after computes them too."""
+"""Outputs are reused at even steps. If only one video runs, outputs are computed and not kept, so the next
+step computes them too."""
 
 
 def beside_action(step: int, video: int) -> Action:
@@ -253,7 +253,8 @@ def beside_action(step: int, video: int) -> Action:
 
 
 class OutputsBesideResiduals(Decider):
-    """Two videos: both reuse outputs of a sub-layer at even steps; one reuses the stack in ALONE."""
+    """Two videos: both reuse outputs of a sub-layer at even steps; one reuses the stack at the steps in
+    ALONE."""
 
     def __init__(self, sites: ModelSites, videos: int, part: str):
         self.stack = sites.stack

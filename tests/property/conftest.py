@@ -1,4 +1,4 @@
-"""How many random cases are tried of each op: ADACACHE_PROPERTY is a number, "full", or by default 40."""
+"""Number of random cases per op: ADACACHE_PROPERTY is a number or "full"; default 40."""
 
 from __future__ import annotations
 

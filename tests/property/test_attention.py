@@ -1,7 +1,7 @@
-"""The attention ops on random input of every kind that they take, judged by error bounds, and what must hold
-whatever the numbers: places, heads and rows know nothing of each other, and only differences of angles count.
+"""The attention ops on random supported inputs: error bounds, and two invariants: positions, heads and rows
+are independent, and scores depend on differences of angles only.
 
-ADACACHE_PROPERTY_SEED gives another sequence of cases.
+ADACACHE_PROPERTY_SEED selects another sequence of cases.
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ def rounding_of(dtype: torch.dtype) -> float:
 
 
 def error_of_norm_and_rope(exact: numpy.ndarray, dim: int) -> numpy.ndarray:
-    """What float32 may be off in a head of q or k: the sum of squares, and a handful of roundings of numbers
-    no larger than the pair that is rotated."""
+    """float32 error bound of one head of q or k: the sum of squares, and a few roundings of numbers no larger
+    than the rotated pair."""
     return (dim / 2 + 16) * FLOAT32_ROUNDING * numpy.sqrt(2) * numpy.abs(exact).max(-1, keepdims=True)
 
 
@@ -103,7 +103,7 @@ def error_of_norm_and_rope(exact: numpy.ndarray, dim: int) -> numpy.ndarray:
 def test_error_of_norm_and_rope(backend: str, device: torch.device) -> None:
     def judge(case: Case) -> None:
         if case.layout.startswith("shared"):
-            return  # cannot be written
+            return  # a shared layout cannot be written in place
         inputs = case.inputs(device)
         exact = exact_norm_and_rope(inputs)
         given = fused_qk_norm_rope(inputs.qkv, *inputs.norm_and_rope, interleaved=inputs.interleaved)
@@ -118,7 +118,7 @@ def test_error_of_norm_and_rope(backend: str, device: torch.device) -> None:
 
 @pytest.mark.timeout(3600)
 def test_error_of_attention(backend: str, device: torch.device) -> None:
-    """q, k and the weights may be rounded to the dtype once before they are multiplied."""
+    """The bound allows one rounding of q, k and the weights to the dtype before each product."""
 
     def judge(case: Case) -> None:
         inputs, shape = case.inputs(device), case.shape
@@ -135,17 +135,17 @@ def test_error_of_attention(backend: str, device: torch.device) -> None:
 
 
 @pytest.mark.timeout(3600)
-def test_places_heads_and_rows_know_nothing_of_each_other(backend: str, device: torch.device) -> None:
-    """Rearranged, or without their neighbours, they give the same bits."""
+def test_positions_heads_and_rows_are_independent(backend: str, device: torch.device) -> None:
+    """A permutation or a subset gives bit-identical outputs."""
     if backend == "reference":
-        pytest.skip("BLAS, to which the reference leaves its products, adds up by size and layout")
+        pytest.skip("the reference multiplies with BLAS, whose summation order depends on size and layout")
 
     def judge(case: Case) -> None:
         if "by token" in case.rope:
-            return  # these angles belong to places
+            return  # these angles depend on the position
         inputs, shape = case.inputs(device), case.shape
         if backend == "triton" and device.type == "cuda":
-            # Triton compiles anew for other strides, and a norm may then add in another order.
+            # Triton recompiles for other strides, which may change the summation order of a norm.
             inputs = Inputs(**vars(inputs) | {"qkv": inputs.qkv.contiguous()})
         y = attend(inputs).unflatten(2, (shape.heads, shape.dim))
         generator = torch.Generator().manual_seed(case.seed)
@@ -165,8 +165,8 @@ def test_places_heads_and_rows_know_nothing_of_each_other(backend: str, device: 
 
 
 @pytest.mark.timeout(3600)
-def test_only_differences_of_angles_count(backend: str, device: torch.device) -> None:
-    """Turning all frames by the same angles changes no score, whatever the angles (arXiv 2104.09864)."""
+def test_scores_depend_on_angle_differences_only(backend: str, device: torch.device) -> None:
+    """Rotating all frames by equal angles does not change the scores (arXiv 2104.09864)."""
 
     def judge(case: Case) -> None:
         if case.rope == "none" or case.size > 1:
@@ -178,7 +178,7 @@ def test_only_differences_of_angles_count(backend: str, device: torch.device) ->
         assert wide.cos is not None
         assert wide.sin is not None
         angle = torch.atan2(wide.sin, wide.cos)
-        # Of each pair another one, but the same for all frames.
+        # The angle differs per pair and is equal for all frames.
         more = angle + torch.linspace(-2, 2, angle.shape[1], device=device)
         turned = Inputs(**vars(wide) | {"cos": more.cos(), "sin": more.sin()})
         torch.testing.assert_close(attend(turned), attend(wide), rtol=1e-4, atol=1e-4)

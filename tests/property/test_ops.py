@@ -1,8 +1,6 @@
-"""Every op on random input of every kind that it takes, judged by NumPy; `decide` by the rule in plain
-Python.
+"""Every op on random supported inputs against NumPy; `decide` against a plain Python implementation.
 
-ADACACHE_PROPERTY_SEED gives another sequence of cases; a case that fails is made as small as it goes, and
-shown.
+ADACACHE_PROPERTY_SEED selects another sequence of cases. Hypothesis shrinks and prints a failing case.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ ANY_MODULATOR = st.sampled_from([None, *MODULATORS])
 
 @st.composite
 def cases(draw: st.DrawFn, op: str) -> Case:
-    """A case of what `op` takes, with the simplest first."""
+    """Supported cases of `op`, the simplest first."""
     has = set(parameters(op))
     shape = Shape(draw(st.integers(1, 4)), draw(st.integers(1, 6)), draw(st.integers(1, 7)), draw(CHANNELS))
     choice: dict[str, object] = {
@@ -50,7 +48,7 @@ def cases(draw: st.DrawFn, op: str) -> Case:
             num_videos = draw(st.integers(1, 3))
             videos = st.lists(st.integers(0, num_videos - 1), min_size=shape.rows, max_size=shape.rows)
             choice["videos"] = tuple(draw(videos))
-        else:  # all rows are one video's, or to the ops that do not meter each row is one
+        else:  # one video for all rows, or, for ops without a meter, one video per row
             num_videos = 1 if "frames" in has else draw(st.sampled_from([1, shape.rows]))
         choice["num_videos"] = num_videos
     if op == "reuse_residual":

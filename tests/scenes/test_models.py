@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-pytest.importorskip("sklearn", reason="the handwritten digits are part of scikit-learn")
-pytest.importorskip("diffusers", reason="the networks are classes of diffusers")
+pytest.importorskip("sklearn", reason="scikit-learn, which contains the handwritten digits, is not installed")
+pytest.importorskip("diffusers", reason="diffusers, which defines the networks, is not installed")
 
 import diffusers
 from scenes import models
@@ -57,7 +57,7 @@ def test_pipelines_generate_clips_of_the_shipped_weights(name: str) -> None:
     assert clips.shape == (2, 1, FRAMES, SIZE, SIZE)
     assert clips.dtype == torch.float32
     assert clips.isfinite().all()
-    # The pipelines' own noise has the same shape.
+    # The pipelines create noise of the same shape.
     own = pipe(**arguments | {"latents": None, "generator": torch.Generator().manual_seed(0)}).frames
     assert own.shape == clips.shape
 

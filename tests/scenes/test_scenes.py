@@ -1,11 +1,11 @@
-"""The scenes that the Wan and Latte examples are trained on: captions, drawing, reading."""
+"""Training scenes of the Wan and Latte examples: captions, drawing, classification."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-pytest.importorskip("sklearn", reason="the handwritten digits are part of scikit-learn")
+pytest.importorskip("sklearn", reason="scikit-learn, which contains the handwritten digits, is not installed")
 
 from clips import HEADINGS
 from scenes.captions import (
@@ -111,7 +111,7 @@ def test_digits_move_as_the_prompt_says_within_the_frame(scenes: Scenes) -> None
             torch.testing.assert_close(second, -scenes.velocity[row].expand(len(within), 2))
 
 
-def test_views_change_what_they_say(scenes: Scenes) -> None:
+def test_views_have_their_effect(scenes: Scenes) -> None:
     change = scenes.video[:, 0].diff(dim=1).abs().mean((2, 3))
     for row, prompt in enumerate(PROMPTS):
         at_cut, others = change[row, CUT - 1], change[row, [*range(CUT - 1), *range(CUT, FRAMES - 1)]]

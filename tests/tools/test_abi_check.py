@@ -1,4 +1,4 @@
-"""The header check: sources compile against the torch that they are built with and against an older one."""
+"""The header check: sources compile against the torch of the build and against an older torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tool_loading import load
 
 
 @pytest.mark.parametrize("missing", [False, True], ids=["same_macros", "missing_macro"])
-def test_a_macro_that_another_torch_lacks_is_a_fault(
+def test_macro_missing_in_another_torch_is_a_fault(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, missing: bool
 ) -> None:
     compiler = shutil.which("c++") or pytest.skip("no C++ compiler")

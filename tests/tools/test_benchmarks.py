@@ -1,4 +1,4 @@
-"""The benchmark's own logic: bytes, checks that refuse a wrong op, goals; and one run on a tiny shape."""
+"""The kernel benchmark: bytes, correctness checks, goals, and one run on a small shape."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_every_op_is_timed(kernels: ModuleType) -> None:
         ("gated_residual_norm_meter", 6 * 2 * 6 * 8 * 2 + 3 * 2 * 8 * 2),
     ],
 )
-def test_bytes_at_the_least(kernels: ModuleType, name: str, expected: int) -> None:
+def test_minimum_bytes(kernels: ModuleType, name: str, expected: int) -> None:
     assert case_of(kernels, name).bytes(kernels.Shape(2, 3, 2, 8), 2) == expected
 
 
@@ -75,7 +75,7 @@ def test_bytes_at_the_least(kernels: ModuleType, name: str, expected: int) -> No
 def test_a_wrong_op_is_not_timed(
     kernels: ModuleType, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One wrong element, one wrong sum, memory that is not written."""
+    """A wrong element, a wrong sum and unwritten memory are detected."""
     shape, device = kernels.Shape(2, 3, 4, 16), torch.device("cpu")
     for name in ("gated_residual_meter", "layer_norm_modulate", "gated_residual_meter float8"):
         case = case_of(kernels, name)
@@ -103,7 +103,7 @@ def test_a_wrong_op_is_not_timed(
 
     values = kernels.make_inputs(case, shape, dtype, device)
     expected = kernels.expect(case, values)
-    assert "not those of eager" in kernels.find_fault(
+    assert "differ from eager" in kernels.find_fault(
         replace(case, call=unwritten), expected, values, "reference"
     )
 
@@ -119,7 +119,7 @@ def test_goals_of_a_gpu_are_marked(kernels: ModuleType) -> None:
         record(kernels, "gated_residual_meter", "triton"),
     ]
     goals = {(g.case, g.backend, g.what): g.reached for g in kernels.find_goals(records, "cuda")}
-    cost = "time of a byte, over that of gated_residual"
+    cost = "time per byte, relative to gated_residual"
     assert goals == {
         ("gated_residual_meter", "cuda", "share_of_copy_rate"): True,
         ("gated_residual_meter", "cuda", "times_eager"): True,
@@ -137,7 +137,7 @@ def test_goals_of_a_gpu_are_marked(kernels: ModuleType) -> None:
 @pytest.mark.parametrize(
     ("times_eager", "share", "reached"), [(3.5, 0.2, True), (2.0, 0.9, True), (2.0, 0.8, False)]
 )
-def test_goal_of_a_cpu_is_either_of_two(
+def test_cpu_goal_has_two_alternatives(
     kernels: ModuleType, times_eager: float, share: float, reached: bool
 ) -> None:
     records = [
@@ -148,7 +148,7 @@ def test_goal_of_a_cpu_is_either_of_two(
     assert [goal.reached for goal in goals] == [reached]
 
 
-def test_shapes_are_read(kernels: ModuleType) -> None:
+def test_shapes_are_parsed(kernels: ModuleType) -> None:
     assert kernels.read_shape("720p-2s").size == (2, 54000, 1152)
     assert kernels.read_shape("480p-2s").size == (2, 23850, 1152)
     assert kernels.read_shape("1x3x4x64") == kernels.Shape(1, 3, 4, 64)
@@ -156,16 +156,14 @@ def test_shapes_are_read(kernels: ModuleType) -> None:
         kernels.read_shape("1x2x3")
 
 
-def test_inputs_are_many_enough_to_leave_the_cache(
-    kernels: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rotated_inputs_exceed_the_cache(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     measure = sys.modules["measure"]
     monkeypatch.setattr(measure, "_cache_bytes", lambda device: 100)
     cpu = torch.device("cpu")
     assert [measure.input_sets(size, cpu) for size in (1000, 100, 30, 1)] == [2, 2, 5, 64]
 
 
-def test_rounds_are_interleaved_and_medians_taken(
+def test_rounds_are_interleaved_and_reduced_to_medians(
     kernels: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measure = sys.modules["measure"]
@@ -184,7 +182,7 @@ def test_rounds_are_interleaved_and_medians_taken(
     assert timings["a"].least == 1.0
 
 
-def test_a_run_leaves_table_figures_and_plot(tmp_path: Path) -> None:
+def test_run_writes_table_json_and_plot(tmp_path: Path) -> None:
     figures, picture = tmp_path / "k.json", tmp_path / "k.png"
     command = [
         sys.executable,
@@ -198,7 +196,7 @@ def test_a_run_leaves_table_figures_and_plot(tmp_path: Path) -> None:
     command += ["--ops", "reuse_residual", "decide", "--json", str(figures), "--plot", str(picture)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "copy into fresh memory" in done.stdout
+    assert "copy into new memory" in done.stdout
     found = json.loads(figures.read_text())
     lines = {(r["case"], r["backend"], r["with_out"]) for r in found["records"]}
     assert {
@@ -214,7 +212,7 @@ def test_a_run_leaves_table_figures_and_plot(tmp_path: Path) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_copies_of_inputs_are_of_the_asked_precision(kernels: ModuleType) -> None:
+def test_input_copies_have_the_requested_dtype(kernels: ModuleType) -> None:
     values = SimpleNamespace(frames=3, x=torch.ones(2), stored=torch.ones(2).to(torch.float8_e4m3fn))
     copied = kernels.copy_inputs(values, torch.float64)
     assert (copied.frames, copied.x.dtype, copied.stored.dtype) == (3, torch.float64, torch.float8_e4m3fn)
@@ -223,7 +221,7 @@ def test_copies_of_inputs_are_of_the_asked_precision(kernels: ModuleType) -> Non
     assert values.x.sum() == 2
 
 
-def test_predictions_take_the_place_of_older_ones(
+def test_predictions_replace_previous_ones(
     kernels: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     prediction = load(monkeypatch, "benchmarks/prediction.py")
@@ -240,9 +238,9 @@ def test_predictions_take_the_place_of_older_ones(
     assert text.endswith("after\n")
     assert "old" not in text
     line = next(line for line in text.splitlines() if line.startswith("| `gated_residual_meter` |"))
-    # 5 passes over [2, 23850, 1152] and [2, 54000, 1152] in bfloat16, at 90 % of 3.35 TB/s.
+    # 5 passes over [2, 23850, 1152] and [2, 54000, 1152] in bfloat16 at 90 % of 3.35 TB/s.
     assert "| 61 | 4 | 50% | 550, 182 | 1244, 413 |" in line
     assert "90% of copy" in line
     report.write_text("[]")
-    with pytest.raises(SystemExit, match="has no extrapolate_residual"):
+    with pytest.raises(SystemExit, match=r"report\.json: missing extrapolate_residual"):
         prediction.write_predictions()

@@ -1,4 +1,4 @@
-"""What setup.py decides to build, what the build records, and that the tools over its products can fail."""
+"""Build decisions of setup.py, the build record, and failures of the tools that check the wheel."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def setup(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.fixture
 def toolkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A CUDA toolkit whose nvcc knows nothing newer than sm_90."""
+    """A CUDA toolkit whose nvcc supports architectures up to sm_90."""
     for file in ("include/cuda_runtime.h", "lib64/libcudart_static.a"):
         (tmp_path / file).parent.mkdir()
         (tmp_path / file).touch()
@@ -47,7 +47,7 @@ def torch_with(setup: ModuleType, cuda: str | None):  # type: ignore[no-untyped-
     return setup.Torch(Path("torch"), "2.99.0", cuda)
 
 
-def test_architectures_are_read_as_torch_reads_them(setup: ModuleType) -> None:
+def test_architectures_are_parsed_as_in_torch(setup: ModuleType) -> None:
     assert setup.parse_architectures("8.0;9.0a 12.0+PTX") == ["80", "90a", "120+PTX"]
     assert setup.parse_architectures("Hopper, 8.6, 8.6") == ["90+PTX", "86"]
 
@@ -58,7 +58,7 @@ def test_architectures_that_cannot_be_built_are_named(setup: ModuleType, listed:
         setup.parse_architectures(listed)
 
 
-def test_default_architectures_end_with_ptx_and_tell_what_nvcc_lacks(
+def test_default_architectures_end_with_ptx_and_list_unsupported_ones(
     setup: ModuleType, toolkit: Path
 ) -> None:
     cuda = setup.decide_cuda(torch_with(setup, "13.0"))
@@ -71,11 +71,11 @@ def test_default_architectures_end_with_ptx_and_tell_what_nvcc_lacks(
     assert cuda.flags == []
 
 
-def test_listed_architecture_that_nvcc_lacks_is_an_error(
+def test_listed_architecture_without_nvcc_support_is_an_error(
     setup: ModuleType, toolkit: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0;12.0")
-    with pytest.raises(SystemExit, match=r"nvcc 12\.6\.20 does not know 120"):
+    with pytest.raises(SystemExit, match=r"nvcc 12\.6\.20 does not support 120"):
         setup.decide_cuda(torch_with(setup, "13.0"))
 
 
@@ -86,25 +86,25 @@ def test_cuda_is_off_without_cuda_in_torch_unless_forced(
     monkeypatch.setenv("ADACACHE_CUDA", "1")
     assert setup.decide_cuda(torch_with(setup, None)).built
     monkeypatch.setenv("ADACACHE_CUDA", "0")
-    assert setup.decide_cuda(torch_with(setup, "13.0")).reason == "switched off by ADACACHE_CUDA=0"
+    assert setup.decide_cuda(torch_with(setup, "13.0")).reason == "disabled by ADACACHE_CUDA=0"
     monkeypatch.setenv("ADACACHE_CUDA", "yes")
     with pytest.raises(SystemExit, match="ADACACHE_CUDA: expected 0, 1 or auto, got 'yes'"):
         setup.decide_cuda(torch_with(setup, "13.0"))
 
 
-def test_missing_nvcc_is_told_and_is_an_error_where_cuda_is_forced(
+def test_missing_nvcc_is_reported_and_raises_if_cuda_is_forced(
     setup: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     cuda = setup.decide_cuda(torch_with(setup, "13.0"))
     assert not cuda.built
-    assert "no nvcc found" in cuda.reason
+    assert "nvcc not found" in cuda.reason
     monkeypatch.setenv("ADACACHE_CUDA", "1")
-    with pytest.raises(SystemExit, match="ADACACHE_CUDA=1 asks for CUDA, but there is no nvcc"):
+    with pytest.raises(SystemExit, match="ADACACHE_CUDA=1 requires nvcc, but it was not found"):
         setup.decide_cuda(torch_with(setup, "13.0"))
 
 
-def test_build_info_tells_what_was_built() -> None:
+def test_build_info_records_the_build() -> None:
     info = adacache_kernels.build_info()
     assert info["version"] == "0.1.0"
     assert info["torch_target"] == "2.11"
@@ -115,7 +115,7 @@ def test_build_info_tells_what_was_built() -> None:
     json.dumps(info)
 
 
-def test_wheel_report_knows_forbidden_symbols(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wheel_report_detects_forbidden_symbols(monkeypatch: pytest.MonkeyPatch) -> None:
     report = load(monkeypatch, "tools/wheel_report.py")
 
     def group(symbol: str) -> str:

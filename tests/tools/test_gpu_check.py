@@ -1,4 +1,4 @@
-"""The GPU check's own logic, which no GPU is needed for: its stages, limits, results and goals."""
+"""The GPU check without a GPU: stages, limits, results and goals."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def script(check: ModuleType, name: str, code: str):  # type: ignore[no-untyped-
     return check.Command(name, [sys.executable, "-c", code])
 
 
-def test_a_failed_command_stops_no_later_one(gpu_check: ModuleType) -> None:
+def test_later_commands_run_after_a_failure(gpu_check: ModuleType) -> None:
     commands = [
         script(gpu_check, "bad", "print('1 failed in 0.1s'); exit(3)"),
         script(gpu_check, "good", "print(5)"),
@@ -36,7 +36,7 @@ def test_a_failed_command_stops_no_later_one(gpu_check: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("parallel", [False, True])
-def test_what_outlives_its_stage_is_ended_with_its_children(gpu_check: ModuleType, parallel: bool) -> None:
+def test_timeout_ends_the_process_and_its_children(gpu_check: ModuleType, parallel: bool) -> None:
     marker = gpu_check.WORK / "grandchild"
     child = f"import time; time.sleep(3); open({str(marker)!r}, 'w')"
     slow = (
@@ -68,11 +68,11 @@ def test_a_missing_program_is_a_failure(gpu_check: ModuleType) -> None:
         ("", "no output"),
     ],
 )
-def test_summary_is_the_line_that_says_most(gpu_check: ModuleType, log: str, summary: str) -> None:
+def test_summary_line(gpu_check: ModuleType, log: str, summary: str) -> None:
     assert gpu_check.summary_of(log) == summary
 
 
-def test_plan_is_for_this_device_alone_and_fits_three_calls_of_ten_minutes(
+def test_plan_covers_only_this_device_and_fits_three_calls_of_ten_minutes(
     gpu_check: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
@@ -86,7 +86,7 @@ def test_plan_is_for_this_device_alone_and_fits_three_calls_of_ten_minutes(
     tools = {command.name for command in stages["sanitizer"].commands}
     assert {f"{tool}-cuda" for tool in ("memcheck", "racecheck", "initcheck")} <= tools
     names = [command.name for stage in stages.values() for command in stage.commands]
-    assert len(set(names)) == len(names)  # they name the logs
+    assert len(set(names)) == len(names)  # names of the log files
     for stage in stages.values():
         for command in stage.commands:
             for word in command.arguments:
@@ -141,13 +141,13 @@ def test_dry_run_names_imports_of_packages_that_are_not_listed(
     monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--dry-run"])
     assert gpu_check.main() == 0
     monkeypatch.delitem(gpu_check.NEEDED, package)
-    if package == "pillow":  # which matplotlib requires
+    if package == "pillow":  # required by matplotlib
         monkeypatch.delitem(gpu_check.NEEDED, "matplotlib")
     assert gpu_check.main() == 1
     assert f"NOT IN NEEDED: {module}, imported by " in capsys.readouterr().out
 
 
-def test_a_program_on_path_serves_for_a_package(
+def test_program_on_path_replaces_a_package(
     gpu_check: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def not_installed(package: str) -> str:
@@ -171,7 +171,7 @@ def test_stages_that_do_not_exist_are_named(
     monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--stages", "build,bench"])
     with pytest.raises(SystemExit):
         gpu_check.main()
-    assert "expected some of build,tests,sanitizer,benchmarks, got bench" in capsys.readouterr().err
+    assert "expected stages from build,tests,sanitizer,benchmarks, got bench" in capsys.readouterr().err
 
 
 def test_results_are_written_after_each_stage(
@@ -198,4 +198,4 @@ def test_results_are_written_after_each_stage(
     assert (also / path.name).read_text() == path.read_text()
     assert (also / "kernels.log").exists()
     monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--commit", "0123456789abcdef", "--stages", "build"])
-    assert gpu_check.main() == 1  # the other call's failure is part of the results
+    assert gpu_check.main() == 1  # the results contain the failure of the other call

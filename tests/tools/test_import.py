@@ -1,4 +1,4 @@
-"""Importing the packages does no GPU work: no context, no device asked for, no kernel compiled."""
+"""Importing the packages does no GPU work: no context, no device query, no kernel compilation."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import sys
 import pytest
 from tool_loading import ROOT
 
-#: Every way to the device that torch has raises before the package is imported.
+#: Replaces every entry point of torch to the device before the package is imported.
 GUARD = """
 import sys, torch
 
 def refuse(*arguments, **keywords):
-    raise SystemExit("the import reached for the GPU")
+    raise SystemExit("the import accessed the GPU")
 
 for name in ("_cuda_init", "_cuda_getDeviceCount", "_cuda_getDevice", "_cuda_setDevice"):
     setattr(torch._C, name, refuse)
@@ -29,16 +29,16 @@ def after_guard(code: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("package", ["adacache_kernels", "adacache", "adacache_kernels.triton"])
-def test_import_does_not_reach_for_the_gpu(package: str) -> None:
+def test_import_does_not_access_the_gpu(package: str) -> None:
     if package.endswith("triton"):
-        pytest.importorskip("triton", reason="the package triton is not installed")
+        pytest.importorskip("triton", reason="triton is not installed")
     done = after_guard(f"import {package}\nassert not torch.cuda.is_initialized()\nprint('imported')")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "imported"
 
 
 @pytest.mark.parametrize("work", ["torch.zeros(1, device='cuda')", "torch.cuda.is_available()"])
-def test_guard_sees_gpu_work(work: str) -> None:
+def test_guard_detects_gpu_access(work: str) -> None:
     done = after_guard(work)
     assert done.returncode != 0
-    assert "reached for the GPU" in done.stderr or "not compiled with CUDA" in done.stderr
+    assert "accessed the GPU" in done.stderr or "not compiled with CUDA" in done.stderr

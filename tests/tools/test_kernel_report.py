@@ -1,4 +1,4 @@
-"""The kernel report: what it reads of nvcc's figures and of the disassembly, and what it refuses."""
+"""The kernel report: parsing of nvcc's figures and of the disassembly, budgets and faults."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ptxas info    : Function properties for {kernel}
     {spill} bytes stack frame, {spill} bytes spill stores, 0 bytes spill loads
 ptxas info    : Used {registers} registers, used 1 barriers, 256 bytes smem
 """
-#: A loop over frames with an inner loop that only loads, a loop that only stores, and what follows the end.
+#: A loop over frames with a load-only inner loop, a store-only loop, and padding after the end.
 LOOPS = """Fatbin elf code:
 ================
 arch = sm_90
@@ -72,7 +72,7 @@ def test_spills_exceeded_budgets_and_gaps_are_faults(report: ModuleType) -> None
         "reuse, sm_80: spills 8 + 0 bytes",
         "reuse, sm_80: 65 registers, budget 64",
         "reuse: not compiled for sm_90",
-        "kernel_budgets.json, registers: no kernel is called decide",
+        "kernel_budgets.json, registers: decide matches no kernel",
     ]
 
 
@@ -112,7 +112,7 @@ def test_a_missing_disassembler_is_an_error(
     ("architecture", "registers", "threads", "shared", "blocks"),
     [
         ("sm_90", 64, 256, 6848, 4),  # registers
-        ("sm_90", 72, 160, 0, 5),  # registers: 28 warps, and a block has five
+        ("sm_90", 72, 160, 0, 5),  # registers: 28 warps, five per block
         ("sm_90", 32, 256, 0, 8),  # threads
         ("sm_86", 32, 256, 0, 6),  # threads
         ("sm_86", 40, 32, 0, 16),  # blocks

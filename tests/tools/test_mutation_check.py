@@ -1,4 +1,5 @@
-"""The mutation check itself: every fault can be planted, and a missed, lost or broken one fails the run."""
+"""The mutation check: every fault applies; a fault that no test catches, that does not apply or that breaks
+the build fails the run."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ def test_every_fault_has_its_text_and_its_tests(check: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("quick", [False, True])
-def test_faults_reach_every_kind_of_code(check: ModuleType, quick: bool) -> None:
+def test_faults_cover_all_parts_of_the_code(check: ModuleType, quick: bool) -> None:
     assert set(check.QUICK) <= {m.name for m in check.MUTATIONS}
     files = [m.file for m in check.MUTATIONS if m.name in check.QUICK or not quick]
     for folder in (
@@ -46,7 +47,7 @@ def test_faults_reach_every_kind_of_code(check: ModuleType, quick: bool) -> None
 
 @pytest.fixture
 def small_tree(check: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A project of one function and one test."""
+    """A project with one function and one test."""
     root = tmp_path / "root"
     for name in ("tests", "adacache_kernels"):
         (root / name).mkdir(parents=True)
@@ -82,12 +83,12 @@ def test_a_caught_fault_passes(
     ("find", "replace", "reason"),
     [
         ("2 * x", "x * 2", "0 of 1 faults caught"),
-        ("4 * x", "2 * x", "its text is 0 times in tests/double.py, expected once"),
-        ("def double", "raise KeyError\ndef double", "is no failed test"),
+        ("4 * x", "2 * x", "its text occurs 0 times in tests/double.py, expected 1"),
+        ("def double", "raise KeyError\ndef double", "is not a failed test"),
     ],
     ids=["missed", "lost", "broken"],
 )
-def test_what_is_not_caught_by_a_test_fails(
+def test_uncaught_faults_fail_the_run(
     check: ModuleType,
     small_tree: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -100,22 +101,22 @@ def test_what_is_not_caught_by_a_test_fails(
     assert reason in capsys.readouterr().out
 
 
-def test_a_selection_that_fails_anyway_catches_nothing(
+def test_selection_that_fails_without_a_fault_is_an_error(
     check: ModuleType, small_tree: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (small_tree / "tests" / "double.py").write_text("def double(x):\n    return 2 * x + 1\n")
     assert run(check, monkeypatch, "2 * x", "3 * x") == 1
-    assert "selection double fails without any fault" in capsys.readouterr().out
+    assert "selection double fails without a fault" in capsys.readouterr().out
 
 
-def test_a_copy_is_brought_up_to_date(check: ModuleType, small_tree: Path, tmp_path: Path) -> None:
+def test_copy_is_updated(check: ModuleType, small_tree: Path, tmp_path: Path) -> None:
     tree = tmp_path / "copy"
     check.copy_sources(small_tree, tree)
     kept = tree / "tests" / "test_double.py"
     before = kept.stat().st_mtime_ns
-    (tree / "tests" / "double.py").write_text("a fault of a run that was cut off")
+    (tree / "tests" / "double.py").write_text("a fault of an interrupted run")
     (tree / "tests" / "gone.py").touch()
     check.copy_sources(small_tree, tree)
     assert "2 * x" in (tree / "tests" / "double.py").read_text()
-    assert kept.stat().st_mtime_ns == before  # nothing to compile again
+    assert kept.stat().st_mtime_ns == before  # no recompilation
     assert not (tree / "tests" / "gone.py").exists()

@@ -1,4 +1,4 @@
-"""The matrix of torch releases: a red test, a release that does not install, and a table that names both."""
+"""The matrix of torch releases: a failing test, a release that does not install, and the table of both."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tool_loading import load
 
 @pytest.fixture
 def matrix(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
-    """The tool with this Python for every release, and two test files: one passes, one fails."""
+    """The tool, with this Python for every release and with a passing and a failing test file."""
     matrix = load(monkeypatch, "tools/test_matrix.py")
     (tmp_path / "test_good.py").write_text("def test_good():\n    pass\n")
     (tmp_path / "test_bad.py").write_text(
@@ -31,7 +31,7 @@ def run(matrix: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: str) ->
     return int(matrix.main())
 
 
-def test_a_red_test_fails_the_run_and_is_named(
+def test_failing_test_fails_the_run_and_is_named(
     matrix: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(matrix, monkeypatch, "--torch", "torch==9.8.7", "--tests", "test_good.py") == 0
@@ -62,7 +62,7 @@ def test_the_newest_release_is_the_first_that_pip_lists(
     assert matrix.newest() == "torch==9.8.7"
 
 
-def test_what_the_tests_need_comes_without_torch(matrix: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_test_dependencies_exclude_torch(matrix: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     declared = ["torch>=2.11", "numpy", 'pytest>=8; extra == "test"', 'ruff==0.17.*; extra == "lint"']
     monkeypatch.setattr(matrix.metadata, "requires", lambda name: declared)
     assert matrix.requirements() == ["numpy", "pytest>=8"]

@@ -1,4 +1,4 @@
-// gated_residual and gated_residual_norm, and the token that they share with the metered ops.
+// gated_residual and gated_residual_norm, and GatedToken, shared with the metered ops.
 #pragma once
 
 #include "norm.h"
@@ -6,7 +6,7 @@
 namespace adacache::cpu {
 inline namespace ADACACHE_ISA {
 
-// One token of x + gate * y. Every op that gives it goes through put(), and so they all give the same bits.
+// One token of x + gate * y. All ops compute it by put(), so that their results are bit-identical.
 template <class T>
 struct GatedToken {
   InputToken<T> x;
@@ -24,7 +24,7 @@ struct GatedToken {
         out(token_of<T>(p.out, p.out_strides, row, token)),
         streaming(streaming) {}
 
-  // Puts x_out, hands it on, and gives r.
+  // Stores x_out, passes it to gather(channel, x_out) and returns r.
   template <class Count, class Gather>
   ADACACHE_INLINE RoundedLanes<T> put(int64_t c, Count count, const Gather& gather) const {
     const StoredLanes<T> stored = load_part(y, c, count);

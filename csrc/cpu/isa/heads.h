@@ -1,4 +1,4 @@
-// Heads of sixteen tokens at a time, one token per lane: gathered, normalised, rotated, put back.
+// Heads of 16 tokens at a time, one token per lane: gather, RMS norm, rotary embedding, scatter.
 #pragma once
 
 #include "../attention.h"
@@ -31,7 +31,7 @@ inline FloatRegister shuffled(FloatRegister a, FloatRegister b) {
 #endif
 }
 
-// Of every four lanes of a and of b, taken by turns, the lower or the upper two.
+// Interleaves the lower (or upper) two lanes of each group of four of a and b, like unpcklps (unpckhps).
 inline FloatRegister interleaved_lower(FloatRegister a, FloatRegister b) {
   if constexpr (register_lanes == 16)
     return shuffled<0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29>(a, b);
@@ -50,7 +50,7 @@ inline FloatRegister interleaved_upper(FloatRegister a, FloatRegister b) {
     return shuffled<2, 6, 3, 7>(a, b);
 }
 
-// Transposes each 4 x 4 of lanes: the same lanes of four registers become one of them.
+// Transposes the 4 x 4 tiles formed by each group of four lanes in four registers.
 inline void transpose_quads(FloatRegister (&a)[4]) {
   const FloatRegister lower02 = interleaved_lower(a[0], a[2]), upper02 = interleaved_upper(a[0], a[2]);
   const FloatRegister lower13 = interleaved_lower(a[1], a[3]), upper13 = interleaved_upper(a[1], a[3]);
@@ -60,7 +60,7 @@ inline void transpose_quads(FloatRegister (&a)[4]) {
   a[3] = interleaved_upper(upper02, upper13);
 }
 
-// Four neighbouring values from each of several rows, `distance` apart.
+// Four contiguous values from each of several rows, `distance` apart.
 inline FloatRegister load_quads(const float* from, int64_t distance) {
 #if defined(__AVX512F__)
   __m512 quads = _mm512_castps128_ps512(_mm_loadu_ps(from));
@@ -83,7 +83,7 @@ inline void store_quads(float* to, int64_t distance, FloatRegister quads) {
     memcpy(to + i * distance, reinterpret_cast<const char*>(&quads) + 16 * i, 16);
 }
 
-// rows [16][stride] -> lanes [width, up to a multiple of 4][16].
+// Transposes rows [16][stride] to lanes [width, padded to a multiple of 4][16].
 inline void lanes_of_rows(const float* rows, int64_t stride, int64_t width, float* lanes) {
   for (int64_t d = 0; d < width; d += 4)
     for (int part = 0; part < registers; ++part) {
@@ -96,7 +96,7 @@ inline void lanes_of_rows(const float* rows, int64_t stride, int64_t width, floa
     }
 }
 
-// The way back.
+// The inverse of lanes_of_rows.
 inline void rows_of_lanes(const float* lanes, int64_t width, int64_t stride, float* rows) {
   for (int64_t d = 0; d < width; d += 4)
     for (int part = 0; part < registers; ++part) {
@@ -109,8 +109,8 @@ inline void rows_of_lanes(const float* lanes, int64_t width, int64_t stride, flo
     }
 }
 
-// Calls body(d, count) for sixteen values at a time. The last sixteen of a width that is no multiple overlap
-// those before: whole registers are far cheaper than parts.
+// Calls body(d, count) for 16 values at a time. If the width is not a multiple of 16, the last group overlaps
+// the one before, because whole registers are much faster than partial ones.
 template <class Body>
 ADACACHE_INLINE void for_each_sixteen_overlapping(int64_t width, const Body& body) {
   if (width < lane_count) {
@@ -122,8 +122,8 @@ ADACACHE_INLINE void for_each_sixteen_overlapping(int64_t width, const Body& bod
   if (d < width) body(width - lane_count, int64_t{lane_count});
 }
 
-// `to` has room for a multiple of 16. Heads lie one after another but tokens far apart, which no processor
-// foresees: the next head is called for meanwhile.
+// `to` is padded to a multiple of 16. Prefetches the next head: hardware prefetchers do not follow the stride
+// between tokens.
 template <class T>
 inline void widen_row(const T* from, int64_t width, float* to) {
   for_each_sixteen_overlapping(width, [&](int64_t d, int64_t count) {
@@ -139,8 +139,8 @@ inline void narrow_row(const float* from, int64_t width, T* to) {
   });
 }
 
-// Up to sixteen rows of `width` values, `distance` apart, as lanes [width, up to a multiple of 4][16]; lanes
-// without a row are 0.
+// Gathers up to 16 rows of `width` values, `distance` apart, to lanes [width, padded to a multiple of 4][16].
+// Lanes without a row are 0.
 template <class T>
 inline void gather_lanes(const T* from, int64_t distance, int64_t count, int64_t width, float* rows,
                          float* lanes) {
@@ -169,9 +169,9 @@ inline Lanes reciprocal(Lanes a) {
   return a;
 }
 
-// x [dim][16] *= rsqrt(mean(x^2) + eps) * weight, token by token.
+// x [dim][16] *= rsqrt(mean(x^2) + eps) * weight, per token.
 inline void normalise(float* x, int64_t dim, const float* weight, float eps) {
-  // Four sums, so that an addition need not wait for the one before.
+  // Four accumulators hide the latency of the additions.
   Lanes sums[4];
   int64_t d = 0;
   for (; d + 4 <= dim; d += 4)
@@ -190,7 +190,7 @@ inline void normalise(float* x, int64_t dim, const float* weight, float eps) {
     store_lanes(x + d * lane_count, times(load_lanes(x + d * lane_count) * factor, weight[d]));
 }
 
-// Rotates the pairs of x [dim][16] by the angles [dim / 2][16].
+// Rotates the channel pairs of x [dim][16] by the angles [dim / 2][16].
 inline void rotate(float* x, int64_t dim, bool interleaved, const float* cos, const float* sin) {
   const int64_t first_step = interleaved ? 2 : 1;
   float* second = x + (interleaved ? 1 : dim / 2) * lane_count;
@@ -217,7 +217,7 @@ inline void widen_weights(const NormRope& p, int64_t dim, const AttentionScratch
   widen_row(static_cast<const T*>(p.k_weight), dim, scratch.k_weight);
 }
 
-// The angles of up to sixteen tokens, n = first + i * distance.
+// Gathers the angles of up to 16 tokens n = first + i * distance.
 inline void gather_angles(const NormRope& p, int64_t dim, int64_t first, int64_t distance, int64_t count,
                           const AttentionScratch& scratch, float* cos, float* sin) {
   const int64_t pairs = dim / 2, stride = rounded_up(pairs, lane_count);

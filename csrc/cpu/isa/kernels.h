@@ -1,5 +1,5 @@
-// All CPU kernels of one instruction set. Included by one file per instruction set, which has set
-// ADACACHE_ISA and ADACACHE_KERNELS (the table to define) and is compiled with the options of that
+// All CPU kernels of one instruction set. Included by one file per instruction set, which defines
+// ADACACHE_ISA and ADACACHE_KERNELS (the name of the table) and is compiled with the options of that
 // instruction set.
 #include "extrapolate_residual.h"
 #include "fused_qk_norm_rope.h"

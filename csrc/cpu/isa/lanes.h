@@ -1,5 +1,5 @@
-// Sixteen float32 lanes on any CPU, made of whatever vector registers it has. The lane count is the same
-// everywhere and lanes never mix until a row is finished, so that every instruction set gives the same bits.
+// 16 float32 lanes, in one or more vector registers. The lane count is the same for every instruction set,
+// and lanes are reduced only at the end of a row, so that results are bit-identical across instruction sets.
 #pragma once
 
 #include <cstddef>
@@ -50,7 +50,7 @@ struct Lanes {
 inline Lanes lanes_of(float value) {
   Lanes lanes;
   for (int i = 0; i < registers; ++i)
-    lanes.part[i] = value - FloatRegister{};  // and not a sum, which would lose the sign of -0
+    lanes.part[i] = value - FloatRegister{};  // a sum would lose the sign of -0
   return lanes;
 }
 
@@ -64,7 +64,7 @@ inline Lanes absolute(Lanes a) {
   return a;
 }
 
-// Between words and the lower part of their bits. Written out where the compiler would take vectors apart.
+// Conversions between words and their lower bits. Intrinsics where compilers would split the vectors.
 inline WordRegister widen_bits(HalfRegister bits) {
 #if defined(__AVX512F__)
   return bit_cast<WordRegister>(_mm512_cvtepu16_epi32(bit_cast<__m256i>(bits)));
@@ -105,7 +105,7 @@ inline Stored narrow_bits(WordRegister words) {
 #endif
 }
 
-// Some values in their storage format, and the floats that this storage holds.
+// A register of values in the storage format, and the same values as floats.
 template <class Stored>
 struct RoundedRegister {
   Stored stored;
@@ -172,13 +172,14 @@ struct Format<float8_e4m3> {
   }
 };
 
-// Sixteen values in their storage format: what is loaded and stored.
+// 16 values in the storage format.
 template <class T>
 struct StoredLanes {
   typename Format<T>::Stored part[registers];
 };
 
-// Register by register: a copy as a whole may be made in narrower pieces, for which the reader then waits.
+// One copy per register: compilers may split a larger one into narrower stores, which prevents store
+// forwarding.
 template <class T>
 inline StoredLanes<T> load(const T* from) {
   StoredLanes<T> stored;
@@ -187,7 +188,7 @@ inline StoredLanes<T> load(const T* from) {
   return stored;
 }
 
-// The last channels of a row; the lanes past them are 0 and so add nothing to any sum.
+// The first `count` values; the other lanes are 0, which is neutral in sums.
 template <class T>
 inline StoredLanes<T> load(const T* from, int64_t count) {
   StoredLanes<T> stored{};
@@ -210,8 +211,7 @@ inline void store(T* to, const StoredLanes<T>& stored, int64_t count) {
   memcpy(to, &stored, count * sizeof(T));
 }
 
-// Past the caches: memory that is written once and read much later need not be read first. `to` is aligned to
-// 64 bytes at the start of its row.
+// Non-temporal stores, which avoid the read for ownership. Rows are aligned to 64 bytes.
 template <class T>
 inline void store_streaming(T* to, const StoredLanes<T>& stored) {
 #if defined(__SSE2__)
@@ -235,7 +235,7 @@ inline void store_streaming(T* to, const StoredLanes<T>& stored) {
 #endif
 }
 
-// Streaming stores are not ordered with the rest: to be called before another thread may look.
+// Orders streaming stores before later stores. Required before another thread reads the output.
 inline void finish_streaming() {
 #if defined(__SSE2__)
   _mm_sfence();
@@ -249,7 +249,7 @@ inline Lanes widen(const StoredLanes<T>& stored) {
   return lanes;
 }
 
-// Values rounded to T, in both forms.
+// Values rounded to T, in the storage format and as floats.
 template <class T>
 struct RoundedLanes {
   StoredLanes<T> stored;
@@ -267,8 +267,7 @@ inline RoundedLanes<T> round(const Lanes& lanes) {
   return rounded;
 }
 
-// What is left of sixteen lanes after half has joined half until one is left: in the same order on every
-// instruction set. join(a, b) joins b to a.
+// Tree reduction of 16 lanes, in the same order for every instruction set. join(a, b) accumulates b in a.
 template <class Lane, class Sixteen, class Join>
 inline Lane joined_lanes(const Sixteen& lanes, const Join& join) {
   typedef Lane Eight __attribute__((vector_size(8 * sizeof(Lane))));
@@ -293,7 +292,7 @@ inline float total(const Lanes& lanes) {
   return joined_lanes<float>(lanes, [](auto& a, const auto& b) { a += b; });
 }
 
-// The largest magnitude. Compared as integers, NaN is larger than infinity and so is not lost.
+// The largest magnitude. The integer comparison propagates NaN, which orders above infinity.
 struct LargestMagnitude {
   struct Words {
     WordRegister part[registers] = {};
@@ -310,7 +309,7 @@ struct LargestMagnitude {
   }
 };
 
-// Float64 sums of lanes: float32 runs are short, one token long, and are gathered here.
+// Float64 sums per lane. Each gathers float32 sums over at most one token.
 struct WideLanes {
   double lane[lane_count] = {};
 

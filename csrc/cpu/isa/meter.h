@@ -1,4 +1,4 @@
-// What the metered ops share: the sums of a unit, the walk over its frames, and the residual that they keep.
+// Shared by the metered ops: the sums of a unit, the loop over its frames, and the kept residual.
 #pragma once
 
 #include <type_traits>
@@ -9,7 +9,7 @@
 namespace adacache::cpu {
 inline namespace ADACACHE_ISA {
 
-// Running sums over elements, lane by lane.
+// Sums over the elements of a token, per lane.
 template <bool all_columns>
 struct Meter {
   Lanes sums[all_columns ? first_motion_column : sq_diff] = {};
@@ -28,7 +28,7 @@ struct Meter {
   }
 };
 
-// The sums of one unit, gathered token by token.
+// The sums of one unit.
 template <bool all_columns>
 struct UnitSums {
   WideLanes sums[max_columns];
@@ -63,8 +63,8 @@ struct UnitSums {
   }
 };
 
-// Walks all frames of the unit's places. measure(frame, place, n, meter) measures token n;
-// residual_of(frame, place, n) gives its r, and is asked for earlier frames too.
+// Loops over all frames of the unit's places. measure(frame, place, n, meter) measures token n;
+// residual_of(frame, place, n) returns r of this or an earlier frame.
 template <bool all_columns, class Measure, class ResidualOf>
 ADACACHE_INLINE void walk_unit(const TokenShape& shape, const MotionStrides& motion, const MeterUnit& unit,
                                const Measure& measure, const ResidualOf& residual_of) {
@@ -87,7 +87,7 @@ ADACACHE_INLINE void walk_unit(const TokenShape& shape, const MotionStrides& mot
   sums.finish_unit(motion, unit.partial);
 }
 
-// The kept residual of a unit, in x's dtype: the new r is written over the old one, and is read there again.
+// The kept residual of a unit in the dtype of x. The new r overwrites the old one, and motion reads it there.
 template <class T, class Stored>
 class KeptResidual {
  public:
@@ -116,8 +116,8 @@ class KeptResidual {
   T* token_ = nullptr;
 };
 
-// In float8 a token's scale is known only after all of it: r waits in scratch memory, as many frames of it as
-// the motion looks back.
+// float8: the scale of a token is known only after its last channel, so r is buffered in scratch memory, for
+// this frame and as many earlier ones as the longest motion stride.
 template <class T>
 class KeptResidual<T, float8_e4m3> {
  public:
@@ -174,8 +174,8 @@ class KeptResidual<T, float8_e4m3> {
   LargestMagnitude largest_;
 };
 
-// A unit of an op that keeps what it measures. prepare(frame, place, n) gives a token's function (channel,
-// count) -> r, and finish(n) is called after the token.
+// A unit of an op that keeps the measured residual. prepare(n) returns the function (channel, count) -> r of
+// token n; finish(n) is called after the token.
 template <class T, class Stored, bool all_columns, class Parameters, class Prepare, class Finish>
 ADACACHE_INLINE void keep_and_measure(const Parameters& p, const MeterUnit& unit, const Prepare& prepare,
                                       const Finish& finish) {
@@ -197,7 +197,7 @@ ADACACHE_INLINE void keep_and_measure(const Parameters& p, const MeterUnit& unit
   if (unit.stream_out || unit.stream_norm) finish_streaming();
 }
 
-// Calls function(T{}, Stored{}, all_columns) for a metered op with a kept residual.
+// Calls function(T{}, Stored{}, all_columns) for the dtypes and metric of a metered op.
 template <class Parameters, class Function>
 void with_metered_types(const Parameters& p, const Function& function) {
   with_dtype(p.dtype, [&](auto element) {

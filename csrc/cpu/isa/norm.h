@@ -1,4 +1,4 @@
-// The layer norm of one token and its modulation, shared by layer_norm_modulate and the ops that end with it.
+// The modulated layer norm of one token, shared by layer_norm_modulate and the fused ops.
 #pragma once
 
 #include "tokens.h"
@@ -6,7 +6,7 @@
 namespace adacache::cpu {
 inline namespace ADACACHE_ISA {
 
-// Two sums by turns: one alone would wait for its own last addition.
+// Two alternating accumulators hide the latency of the additions.
 struct TwoSums {
   Lanes next, last;
 
@@ -20,7 +20,7 @@ struct TwoSums {
   float total_of_both() const { return total(next + last); }
 };
 
-// A token's values on their way to the norm, in scratch memory that stays in the first-level cache.
+// The values of a token before the norm, in scratch memory that fits the L1 cache.
 struct NormRow {
   float* values;
   TwoSums sums;
@@ -31,11 +31,11 @@ struct NormRow {
   }
 };
 
-// Norms tokens of one row of the batch.
+// Layer norm of tokens of one batch row.
 template <class T>
 class TokenNorm {
  public:
-  // norm null: it is not used.
+  // norm may be null if put() is not called.
   TokenNorm(const Norm* norm, const TokenShape& shape, int64_t row, float* scratch, bool streaming)
       : norm_(norm),
         shape_(shape),
@@ -47,11 +47,11 @@ class TokenNorm {
 
   NormRow start_token() const { return {values_, {}}; }
 
-  // Puts (norm(v) * weight + bias) * (1 + scale) + shift for the gathered values v, rounded once.
+  // Stores (norm(v) * weight + bias) * (1 + scale) + shift of the gathered values v, rounded once.
   void put(const NormRow& row, int64_t token) {
     const int64_t channels = shape_.channels;
     const float mean = row.sums.total_of_both() / static_cast<float>(channels);
-    // What lies past the last channel must not differ from the mean.
+    // Padding equal to the mean adds 0 to the variance.
     for (int64_t c = channels; c % lane_count != 0; ++c) values_[c] = mean;
     const Lanes means = lanes_of(mean);
     TwoSums squares;
@@ -76,8 +76,8 @@ class TokenNorm {
   }
 
  private:
-  // factor = weight * (1 + scale) and offset = bias * (1 + scale) + shift, kept as long as neighbouring
-  // tokens share them.
+  // factor = weight * (1 + scale), offset = bias * (1 + scale) + shift; cached for consecutive tokens that
+  // share them.
   void prepare_modulation(int64_t frame, int64_t place) {
     const T* scale = token_of<T>(norm_->scale, row_, frame, place);
     const T* shift = token_of<T>(norm_->shift, row_, frame, place);

@@ -6,17 +6,17 @@
 namespace adacache::cpu {
 inline namespace ADACACHE_ISA {
 
-// exp(x) for x <= 0, to about an unit in the last place; 0 where it would be below 2^-125.
+// exp(x) for x <= 0, with an error of about 1 ulp; 0 below 2^-125.
 inline Lanes exponential(Lanes x) {
-  // x = n ln 2 + r with |r| <= ln(2) / 2. Adding 1.5 * 2^23 rounds to a whole number n, which then stands in
-  // the lowest bits. The first part of ln 2 has so few digits that its product with n is exact.
+  // x = n ln 2 + r, |r| <= ln(2) / 2. Adding 1.5 * 2^23 rounds to the integer n, in the lowest bits. ln2_high
+  // has few significant bits, so that n * ln2_high is exact.
   constexpr float log2_of_e = 1.44269504f, to_integer = 12582912.0f;
   constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
   for (int i = 0; i < registers; ++i) {
     const FloatRegister shifted = x.part[i] * log2_of_e + to_integer;
     const FloatRegister n = shifted - to_integer;
     const FloatRegister r = (x.part[i] - n * ln2_high) - n * ln2_low;
-    // Taylor's series; what it leaves out is below 6e-9.
+    // Taylor series; truncation error below 6e-9.
     FloatRegister sum = r * (1 / 5040.0f) + 1 / 720.0f;
     sum = sum * r + 1 / 120.0f;
     sum = sum * r + 1 / 24.0f;
@@ -36,11 +36,11 @@ inline Lanes larger(Lanes a, Lanes b) {
   return a;
 }
 
-// As many rows of a product as registers hold beside what they are made from. It divides 16.
+// Rows of a product whose accumulators fit the vector registers. Divides 16.
 constexpr int product_rows = register_lanes == 16 ? 8 : register_lanes == 8 ? 4 : 2;
 
-// sums[r] = sum over i of factors[i][r] * lanes[i], in the order of i: in runs that are short, so that the
-// rounding errors of a wide head stay small.
+// sums[r] = sum over i of factors[i][r] * lanes[i], in the order of i, in short runs to limit the rounding
+// error of wide heads.
 ADACACHE_INLINE void multiply_rows(int64_t count, const float* factors, int64_t factor_stride,
                                    const float* lanes, int64_t lanes_stride, Lanes (&sums)[product_rows]) {
   constexpr int64_t run_length = 32;
@@ -56,7 +56,7 @@ ADACACHE_INLINE void multiply_rows(int64_t count, const float* factors, int64_t 
   }
 }
 
-// scores [keys][16 queries] -> exp(scale * score - largest of its query), and 1 / the sum for each query.
+// scores [keys][16 queries] -> exp(scale * score - max over keys), and 1 / sum over keys, per query.
 inline void softmax(float* scores, int64_t keys, float scale, float* inverse_sums) {
   Lanes largest;
   for (int64_t j = 0; j < keys; ++j) {
@@ -73,7 +73,8 @@ inline void softmax(float* scores, int64_t keys, float scale, float* inverse_sum
   store_lanes(inverse_sums, reciprocal(sum));
 }
 
-// One head of one place: q, k [chunks][dim][16] and v [frames][stride] are in scratch; out is of frame 0.
+// One head of one place. q, k [chunks][dim][16] and v [frames][stride] are in scratch memory; `out` points to
+// frame 0.
 template <class T>
 void attend(const TemporalAttention& p, const AttentionScratch& scratch, int64_t chunk_size, T* out) {
   const int64_t dim = p.shape.dim, frames = p.frames, stride = rounded_up(dim, lane_count);
@@ -112,7 +113,7 @@ void temporal_attention_places(const TemporalAttention& p, const AttentionUnit& 
   const int64_t angles_size = rounded_up(dim / 2, 4) * lane_count;
   widen_weights<T>(p.norm_rope, dim, scratch);
   for (int64_t place = unit.first; place < unit.last; ++place) {
-    // Angles that go by frame are the same for all places.
+    // Angles per frame are the same for all places.
     if (p.norm_rope.cos != nullptr && (place == unit.first || p.norm_rope.tokens_per_angle == 1))
       for (int64_t frame = 0; frame < p.frames; frame += lane_count) {
         const int64_t count = p.frames - frame < lane_count ? p.frames - frame : lane_count;

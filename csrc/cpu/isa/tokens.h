@@ -1,4 +1,4 @@
-// How the CPU kernels of one instruction set walk over a token, sixteen channels at a time.
+// Loops over the channels of a token, 16 at a time.
 #pragma once
 
 #include "../../core/tokens.h"
@@ -8,7 +8,7 @@
 namespace adacache::cpu {
 inline namespace ADACACHE_ISA {
 
-// Bodies of loops: outlined ones would pass their vectors through memory.
+// For loop bodies: a call would pass vectors through memory.
 #define ADACACHE_INLINE_LAMBDA __attribute__((always_inline))
 #define ADACACHE_INLINE inline ADACACHE_INLINE_LAMBDA
 
@@ -22,7 +22,7 @@ T* token_of(void* tensor, const TokenStrides& strides, int64_t row, int64_t toke
   return static_cast<T*>(tensor) + row * strides.batch + token * strides.token;
 }
 
-// What modulates a token; null where nothing does.
+// The modulator of a token; null if absent.
 template <class T>
 const T* token_of(const Modulator& modulator, int64_t row, int64_t frame, int64_t place) {
   if (!modulator.data) return nullptr;
@@ -30,7 +30,7 @@ const T* token_of(const Modulator& modulator, int64_t row, int64_t frame, int64_
          place * modulator.place;
 }
 
-// A token that is read once, on the way to the next one.
+// A token that is read once, with a prefetch of the next token.
 template <class T>
 struct InputToken {
   const T* values;
@@ -42,11 +42,11 @@ InputToken<T> input_token(const void* tensor, const TokenStrides& strides, int64
   return {token_of<T>(tensor, strides, row, token), strides.token};
 }
 
-// How many channels of sixteen: all, as a type so that the compiler keeps this loop apart from the rest, or
-// less, as a number.
+// The count of a full group of 16 channels: a type, so that the main loop is compiled separately from the
+// tail.
 struct Whole {};
 
-// Calls body(channel, count): whole sixteens first, then what is left of the token.
+// Calls body(channel, count) for each group of 16 channels, then for the tail.
 template <class Body>
 ADACACHE_INLINE void for_each_sixteen(int64_t channels, const Body& body) {
   int64_t channel = 0;
@@ -64,8 +64,7 @@ ADACACHE_INLINE StoredLanes<T> load_part(const T* from, int64_t count) {
   return load(from, count);
 }
 
-// Asks for the same channels of the next token: what the kernels do with the values leaves too few loads in
-// flight.
+// Prefetches the same channels of the next token: without it too few loads are in flight.
 template <class T, class Count>
 ADACACHE_INLINE StoredLanes<T> load_part(const InputToken<T>& token, int64_t channel, Count count) {
   const T* from = token.values + channel;
@@ -83,7 +82,7 @@ ADACACHE_INLINE void store_part(T* to, const StoredLanes<T>& stored, int64_t cou
   store(to, stored, count);
 }
 
-// An output of the op.
+// Stores an output of the op.
 template <class T>
 ADACACHE_INLINE void put_part(T* to, const StoredLanes<T>& stored, Whole, bool streaming) {
   if (streaming)
@@ -97,7 +96,7 @@ ADACACHE_INLINE void put_part(T* to, const StoredLanes<T>& stored, int64_t count
   store(to, stored, count);
 }
 
-// Calls function(T{}) with the element type of the tensors. Not core's dispatch(): that one is shared by all
+// Calls function(T{}) with the element type of the dtype. Not dispatch() of core, which is shared by all
 // instruction sets.
 template <class Function>
 void with_dtype(DType dtype, const Function& function) {

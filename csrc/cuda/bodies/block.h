@@ -1,8 +1,8 @@
-// What the threads of a block do together, and how their sums become the sums of a video.
+// Block-level reductions, and the reduction of block sums to the sums of a video.
 //
-// A Block has thread(), threads() (a multiple of 32), index(), barrier(), shared() (memory of the block),
-// and within each 32 threads shuffle_down(value, distance) and warp_largest(value). On the GPU these are
-// CUDA's own; the tests run a block on the host.
+// A Block has thread(), threads() (a multiple of 32), index(), barrier(), shared() (shared memory), and per
+// warp shuffle_down(value, distance) and warp_largest(value). DeviceBlock maps these to CUDA; the tests run a
+// block on the host.
 #pragma once
 
 #include "../../core/decide.h"
@@ -15,31 +15,31 @@ constexpr int warp_threads = 32;
 
 inline namespace ADACACHE_ISA {
 
-// Where the parts of a meter's shared memory begin, in bytes.
+// Byte offsets in the shared memory of a meter.
 struct SharedLayout {
-  int motion_sums;  // float [2 * strides, threads]; the history of r comes first
+  int motion_sums;  // float [2 * strides, threads]; the history of r is at offset 0
   int warp_sums;    // double [warps, columns]
   int exchange;     // of BlockReduction
   int bytes;
 };
 
-// Of BlockReduction: a number for each warp, in whole fours, four times.
+// Shared memory of BlockReduction: four buffers of one value per warp, padded to a multiple of four.
 ADACACHE_HD int exchange_size(int threads) { return (threads / warp_threads + 3) / 4 * 4; }
 ADACACHE_HD int exchange_bytes(int threads) { return exchange_size(threads) * 4 * 4; }
 
-// vector_bytes: of what one thread keeps of one frame.
+// vector_bytes: bytes of r per thread and frame.
 ADACACHE_HD SharedLayout shared_layout(int threads, int history, int vector_bytes,
                                        const MotionStrides& motion) {
   const int warps = threads / warp_threads;
   SharedLayout layout{};
   layout.motion_sums = history * threads * vector_bytes;
   layout.warp_sums = layout.motion_sums + 2 * motion.count * threads * 4;
-  layout.exchange = (layout.warp_sums + warps * sum_columns(motion) * 8 + 15) / 16 * 16;  // read by fours
+  layout.exchange = (layout.warp_sums + warps * sum_columns(motion) * 8 + 15) / 16 * 16;  // 16-byte loads
   layout.bytes = layout.exchange + exchange_bytes(threads);
   return layout;
 }
 
-// Sums `value` over each warp, in a fixed order; the result is the first thread's.
+// Sums `value` over each warp in a fixed order. Lane 0 has the result.
 template <class Block, class Value>
 ADACACHE_HD Value warp_sum(Block& block, Value value) {
   ADACACHE_UNROLL
@@ -48,15 +48,15 @@ ADACACHE_HD Value warp_sum(Block& block, Value value) {
   return value;
 }
 
-// Sums and maxima over a block, for all of its threads. Uses alternate between two places in shared memory,
-// so that one barrier a time is enough: who writes a place again has passed the barrier that its last readers
-// have reached after reading.
+// Sums and maxima over a block; all threads get the result. Double-buffered, so that one barrier per
+// reduction is enough: a buffer is written again only after the barrier of the next reduction, which its
+// readers reach after reading.
 template <class Block>
 class BlockReduction {
  public:
   ADACACHE_HD BlockReduction(Block& block, void* exchange)
       : block_(block), exchange_(static_cast<uint32_t*>(exchange)), size_(exchange_size(block.threads())) {
-    // Places that no warp fills.
+    // The padding, which no warp writes.
     for (int i = block.thread(); i < 4 * size_; i += block.threads())
       if (i % size_ >= block.threads() / warp_threads) exchange_[i] = 0;
   }
@@ -69,7 +69,7 @@ class BlockReduction {
     return total(exchange);
   }
 
-  // Of the bits of floats that are not negative, whose order is that of the numbers, NaN last.
+  // Of the bits of non-negative floats. Their integer order is the numeric order, with NaN above infinity.
   ADACACHE_HD uint32_t largest(uint32_t value) {
     uint32_t* exchange = next();
     value = block_.warp_largest(value);
@@ -124,9 +124,9 @@ class BlockReduction {
   bool second_ = false;
 };
 
-// One thread's sums over its tokens, frame by frame: the elementwise ones in registers, the motion sums in
-// shared memory, because their number is only known at run time and registers cannot be indexed. The thread
-// also keeps r of earlier frames there, so that motion costs no pass over memory.
+// The sums of one thread over its tokens. Elementwise sums are in registers; motion sums are in shared
+// memory, because their count is known only at run time and registers cannot be indexed. The history of r is
+// in shared memory as well, so that motion needs no extra pass over global memory.
 template <bool all_columns, class Values, int width, int vectors, class Block>
 class ThreadSums {
  public:
@@ -145,7 +145,7 @@ class ThreadSums {
 
   ADACACHE_HD void* exchange() const { return shared_ + layout_.exchange; }
 
-  // The first `count` elements of a vector; old_value(c) is that of element c.
+  // Measures the first `count` elements of a vector; old_value(c) returns the old value of element c.
   template <class Old>
   ADACACHE_HD void measure(const Values& r, const Old& old_value, int count) {
     ADACACHE_UNROLL
@@ -164,8 +164,8 @@ class ThreadSums {
     }
   }
 
-  // The motion between r, a vector of this frame, and other frames: earlier ones where the history reaches
-  // far enough, else later ones, whose r `ahead(stride)` computes again.
+  // Measures motion between r, a vector of this frame, and another frame per stride: an earlier frame if the
+  // history is long enough, otherwise a later frame, whose r ahead(stride) recomputes.
   template <class Ahead>
   ADACACHE_HD void measure_motion(int frame, int vector, const Values& r, const Ahead& ahead) {
     ADACACHE_NO_UNROLL
@@ -188,11 +188,12 @@ class ThreadSums {
 
   ADACACHE_HD void next_frame_of_history() { slot_ = slot_ + 1 < depth_ ? slot_ + 1 : 0; }
 
-  // After the elements of a frame. Short sums first, then sums of sums: float32 loses less.
+  // Called after the elements of a frame. Sums per frame are added to the totals, which limits float32
+  // rounding error.
   ADACACHE_HD void finish_frame(int frame) {
     const float frame_abs = frame_sums_[abs_new];
     if (frame >= longest_ && frame + longest_ < frames_)
-      inner_abs_ += frame_abs;  // an earlier and a later frame for every stride
+      inner_abs_ += frame_abs;  // motion_weight() is 2 for every stride
     else {
       ADACACHE_NO_UNROLL
       for (int i = 0; i < motion_.count; ++i)
@@ -213,7 +214,7 @@ class ThreadSums {
     for (int i = 0; i < 2 * motion_.count; ++i) motion_sum(i) = static_cast<float>(not_a_number());
   }
 
-  // Writes the block's sums to partials[column * distance].
+  // Writes the sums of the block to partials[column * distance].
   ADACACHE_HD void finish(double* partials, int64_t distance) {
     const int all = sum_columns(motion_);
     const int warp = block_.thread() / warp_threads;
@@ -245,7 +246,7 @@ class ThreadSums {
     return reinterpret_cast<float*>(shared_ + layout_.motion_sums)[i * block_.threads() + block_.thread()];
   }
 
-  // Where this thread keeps r of `stride` frames ago.
+  // r of this thread, `stride` frames ago.
   ADACACHE_HD Values* kept(int stride, int vector) const {
     const int slot = slot_ - stride + (stride > slot_ ? depth_ : 0);
     return reinterpret_cast<Values*>(shared_) + (slot * vectors + vector) * block_.threads() +
@@ -265,11 +266,11 @@ class ThreadSums {
   float inner_abs_ = 0;
 };
 
-// The columns of all blocks' sums, [rows, columns, blocks_per_row], become sums [num_videos, columns]: one
-// block of threads for each video and column. Threads stride over rows times blocks: either may be 1.
+// Reduces the sums of all blocks, [rows, columns, blocks_per_row], to [num_videos, columns], with one block
+// of threads per video and column. Threads stride over rows * blocks_per_row, because either may be 1.
 struct VideoSums {
   const double* partials;
-  const int32_t* video_of_row;  // null: all rows belong to video 0
+  const int32_t* video_of_row;  // null: all rows are video 0
   double* sums;
   int64_t rows, blocks_per_row, num_videos;
   int columns;
@@ -287,7 +288,7 @@ ADACACHE_HD void video_sums_body(Block& block, const VideoSums& p) {
   if (p.video_of_row && measures)
     for (int64_t row = block.thread(); row < p.rows; row += block.threads()) {
       const int64_t id = p.video_of_row[row];
-      // A wrong id cannot be reported without a synchronization; NaN sums mean `compute` for every video.
+      // Reporting an out-of-range id would synchronize. NaN sums make `decide` compute every video.
       if (id < 0 || id >= p.num_videos) sum = not_a_number();
     }
   if (measures && p.blocks_per_row > 0) {
@@ -328,10 +329,10 @@ ADACACHE_HD void video_sums_body(Block& block, const VideoSums& p) {
 
 }  // namespace ADACACHE_ISA
 
-// Enough threads for several rounds of full multiprocessors on any GPU.
+// Enough threads for several waves on any GPU.
 constexpr int64_t enough_threads = int64_t{1} << 18;
 
-// Frames that fit the shared memory beside the motion sums, out of the 48 KB that every launch may have.
+// The largest motion stride for which the history of r fits in shared memory. 48 KB need no opt-in.
 inline int history_that_fits(const MotionStrides& motion, int threads, int vector_bytes) {
   const int room = 47 * 1024 - shared_layout(threads, 0, vector_bytes, motion).bytes;
   const int limit = (room < 32 * 1024 ? room : 32 * 1024) / (threads * vector_bytes);
@@ -341,8 +342,8 @@ inline int history_that_fits(const MotionStrides& motion, int threads, int vecto
   return depth;
 }
 
-// Divides a row's frames into segments for blocks of their own where the places alone would not fill a GPU. A
-// segment starts by working out r of the frames in its history, hence it is several times as long.
+// Divides the frames of a row into segments with separate blocks if the places alone would not fill a GPU. A
+// segment first recomputes r of the frames in its history, so it is several times longer than the history.
 inline void divide_frames(Plan& plan, int64_t rows, int64_t frames, int64_t blocks_per_segment,
                           bool divisible) {
   plan.blocks_per_segment = blocks_per_segment;

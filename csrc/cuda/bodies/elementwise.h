@@ -1,12 +1,12 @@
-// The walk of the elementwise ops, which keep no sums.
+// The loop of the elementwise ops, which compute no sums.
 #pragma once
 
 #include "walk.h"
 
 namespace adacache {
 
-// Vectors that each thread has in flight. `flat`: a row's tokens are contiguous, so that a vector's place
-// follows without a division and takes fewer registers.
+// Vectors in flight per thread. flat: the tokens of a row are contiguous, so that addresses need no division
+// and fewer registers.
 constexpr int vectors_in_flight(bool flat) { return flat ? 4 : 2; }
 
 inline Plan plan_elementwise(int64_t rows, int64_t tokens, int64_t channels, int width, int threads,
@@ -23,8 +23,8 @@ inline Plan plan_elementwise(int64_t rows, int64_t tokens, int64_t channels, int
 
 inline namespace ADACACHE_ISA {
 
-// Calls load(row, token, channel) for the vectors of a thread and then finish(row, token, channel, loaded)
-// for each. Loaded is what load() gives. Where flat, the row is a single token.
+// Calls load(row, token, channel) for all vectors of a thread, then finish(row, token, channel, loaded) for
+// each. load() returns a Loaded. If flat, the row is a single token.
 template <class Loaded, int width, bool flat = false, class Block, class Load, class Finish>
 ADACACHE_HD void visit_elements(Block& block, const Plan& plan, int64_t tokens, int64_t channels,
                                 const Load& load, const Finish& finish) {

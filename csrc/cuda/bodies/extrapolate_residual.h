@@ -1,4 +1,5 @@
-// x_out = x + sum of c_i * F_i, the kept factors of a Taylor or linear forecast: device body.
+// Device body of extrapolate_residual: x_out = x + sum of c_i * F_i, the factors of a Taylor or linear
+// forecast.
 #pragma once
 
 #include "../../core/extrapolate_residual.h"
@@ -8,7 +9,7 @@ namespace adacache {
 
 inline namespace ADACACHE_ISA {
 
-// c_0 * F_0 + c_1 * F_1 + ... from left to right in float32, then x + that, rounded once.
+// x + (c_0 * F_0 + c_1 * F_1 + ...), summed from left to right in float32, rounded once.
 template <class T, class F, int width, class Block>
 ADACACHE_HD void extrapolate_residual_body(Block& block, const ExtrapolateResidual& p, const Plan& plan) {
   using Values = Packed<T, width>;
@@ -20,7 +21,7 @@ ADACACHE_HD void extrapolate_residual_body(Block& block, const ExtrapolateResidu
   const int64_t x_row = row_of(p.x_rows, of_row);
   const int64_t factor_row = row_of(p.factor_rows, of_row);
   const int64_t video = p.video_of_row ? p.video_of_row[of_row] : p.videos == 1 ? 0 : of_row;
-  // As in reuse_residual: what is not there must not pass for a result.
+  // Out-of-range rows become NaN, as in reuse_residual.
   const bool known = x_row >= 0 && factor_row >= 0 && video >= 0 && video < p.videos;
   float coefficient[max_factors] = {};
   ADACACHE_UNROLL

@@ -1,4 +1,4 @@
-// x_out = x + gate * y: device body.
+// Device body of gated_residual: x_out = x + gate * y.
 #pragma once
 
 #include "../../core/gated_residual.h"
@@ -8,7 +8,7 @@ namespace adacache {
 
 inline namespace ADACACHE_ISA {
 
-// r = gate * y and x + r, rounded as the framework rounds them: the product first, then the sum.
+// r = gate * y and x + r, rounded like two PyTorch operations: after the product and after the sum.
 template <class T, int width>
 ADACACHE_HD Packed<T, width> gated(const Packed<T, width>& gate, const Packed<T, width>& y) {
   float r[width];
@@ -50,15 +50,14 @@ ADACACHE_HD void gated_residual_body(Block& block, const GatedResidual& p, const
       },
       [&](int64_t row, int64_t token, int64_t channel, const Loaded& loaded) {
         const Values r = p.gate.data != nullptr ? gated(loaded.gate, loaded.y) : loaded.y;
-        // A row that x does not have cannot be reported without stopping the host, and must not pass for one.
+        // Reporting an out-of-range row would synchronize; its output is NaN.
         const bool known = row_of(p.x_rows, row) >= 0;
         const Values out = known ? added(loaded.x, r) : all_nan<Values, width>();
         out.store(token_at<T>(p.out, p.out_strides, row, token, channel));
       });
 }
 
-// What becomes of x and what of it is kept, at the tokens of a walk, for bodies that keep r. P is
-// GatedResidual or GatedResidualMeter.
+// Computes r and x_out at the tokens of a walk. P is GatedResidual or GatedResidualMeter.
 template <class T, int width_, bool whole>
 class GatedSource {
  public:
@@ -68,7 +67,7 @@ class GatedSource {
   struct Loaded {
     Values x, y, gate;
   };
-  // Whether r can no longer be worked out once the result is stored.
+  // Whether storing the result overwrites an input of r.
   static constexpr bool result_covers_input = false;
 
   template <class P>
@@ -85,7 +84,7 @@ class GatedSource {
     return row_of(p.x_rows, row) >= 0;
   }
 
-  // Outputs of a row that cannot be computed, along the walk.
+  // Stores NaN to the outputs of the walk.
   template <class P>
   static ADACACHE_HD void poison(const P& p, const Steps& steps, const Walk& walk, int64_t channel,
                                  int count) {
@@ -98,7 +97,7 @@ class GatedSource {
     load_next(loaded, offset, count);
     if (has_gate_ && !gate_moves_) loaded.gate = load_vector<whole, width>(gate_.at(offset), count);
   }
-  // Leaves alone what is the same for each token of the walk.
+  // Does not reload what is constant along the walk.
   ADACACHE_HD void load_next(Loaded& loaded, int64_t offset, int count) const {
     loaded.x = load_vector<whole, width>(x_.at(offset), count);
     loaded.y = load_vector<whole, width>(y_.at(offset), count);
@@ -108,14 +107,14 @@ class GatedSource {
   ADACACHE_HD Values residual(const Loaded& loaded) const {
     return has_gate_ ? gated(loaded.gate, loaded.y) : loaded.y;
   }
-  // r of a token `steps` away, from memory that no block overwrites.
+  // Recomputes r of a token `steps` away, from inputs that no block overwrites.
   ADACACHE_HD Values residual_at(int64_t steps, int64_t offset, int count) const {
     const Values y = load_vector<whole, width>(y_.ahead(steps, offset), count);
     return has_gate_ ? gated(load_vector<whole, width>(gate_.ahead(steps, offset), count), y) : y;
   }
 
   ADACACHE_HD Values result(const Loaded& loaded, const Values& r) const { return added(loaded.x, r); }
-  // What store_result() has put there.
+  // Loads the result that store_result() stored.
   ADACACHE_HD Values result_again(int64_t offset, int count) const {
     return load_vector<whole, width>(static_cast<const T*>(out_.at(offset)), count);
   }

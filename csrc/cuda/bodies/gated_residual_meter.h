@@ -1,4 +1,5 @@
-// x_out = x + gate * y, r = gate * y written over the old r, and the sums between the two: device body.
+// Device body of gated_residual_meter: x_out = x + gate * y, r = gate * y stored over the old r, sums of
+// both.
 #pragma once
 
 #include "../../core/gated_residual_meter.h"
@@ -10,13 +11,13 @@ namespace adacache {
 
 inline namespace ADACACHE_ISA {
 
-// Where the residual is kept in x's dtype.
+// For a residual kept in the dtype of x.
 template <class T, int width, bool all_columns, class Block>
 ADACACHE_HD void meter_body(Block& block, const GatedResidualMeter& p, const Plan& plan, double* partials) {
   meter_walk<GatedSource<T, width, true>, KeptVectors<T, width>, all_columns>(block, p, plan, partials);
 }
 
-// Where it is kept in float8.
+// For a residual kept in float8.
 template <class T, int vectors, class Block>
 ADACACHE_HD void float8_meter_body(Block& block, const GatedResidualMeter& p, const Plan& plan,
                                    double* partials) {

@@ -1,4 +1,4 @@
-// x_out = x + gate * y and the layer norm of x_out, modulated, in one pass: device body.
+// Device body of gated_residual_norm: x_out = x + gate * y and the modulated layer norm of x_out.
 #pragma once
 
 #include "../../core/gated_residual_norm.h"

@@ -1,4 +1,4 @@
-// gated_residual_meter and the layer norm of x_out, modulated, in one pass: device body.
+// Device body of gated_residual_norm_meter: gated_residual_meter and the modulated layer norm of x_out.
 #pragma once
 
 #include "../../core/gated_residual_norm_meter.h"
@@ -9,7 +9,7 @@ namespace adacache {
 
 inline namespace ADACACHE_ISA {
 
-// Stored is T or float8_e4m3: what the residual is kept in.
+// Stored is the type of the kept residual: T or float8_e4m3.
 template <class T, class Stored, int vectors, class Block>
 ADACACHE_HD void gated_residual_norm_meter_body(Block& block, const GatedResidualNormMeter& p,
                                                 const Plan& plan, double* partials) {

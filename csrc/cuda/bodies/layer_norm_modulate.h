@@ -1,4 +1,4 @@
-// (norm(x) * weight + bias) * (1 + scale) + shift: device body.
+// Device body of layer_norm_modulate: (norm(x) * weight + bias) * (1 + scale) + shift.
 #pragma once
 
 #include "../../core/layer_norm_modulate.h"
@@ -8,7 +8,7 @@ namespace adacache {
 
 inline namespace ADACACHE_ISA {
 
-// x as it is.
+// A Source whose result is x.
 template <class T, int width_, bool whole>
 class PlainSource {
  public:

@@ -1,5 +1,5 @@
-// The walk of the elementwise meters: a thread owns a channel vector of one place and follows it through the
-// frames, so that it has r of two frames at once.
+// The loop of the elementwise meters: a thread processes one channel vector of one place over all frames of a
+// segment, so that it has r of several frames for motion.
 #pragma once
 
 #include "block.h"
@@ -26,8 +26,8 @@ int64_t meter_walk_shared_bytes(const P& p, const Plan& plan) {
 
 inline namespace ADACACHE_ISA {
 
-// partials: [rows, columns, blocks_per_row]; a block writes one entry of each column that is measured.
-// Source gives r and writes the result; Kept reads the old r and writes the new one.
+// partials: [rows, columns, blocks_per_row]; a block writes one entry per measured column.
+// Source computes r and stores the result; Kept loads the old r and stores the new one.
 template <class Source, class Kept, bool all_columns, class P, class Block>
 ADACACHE_HD void meter_walk(Block& block, const P& p, const Plan& plan, double* partials) {
   constexpr int width = Source::width;
@@ -66,7 +66,7 @@ ADACACHE_HD void meter_walk(Block& block, const P& p, const Plan& plan, double* 
       source.advance();
       kept.advance();
       if (i + 1 < walk.count) {
-        // Into registers that are free now; in flight during the rest of this frame.
+        // Prefetch into registers that are free now.
         source.load_next(loaded, 0, width);
         old = kept.load();
       }
@@ -79,7 +79,7 @@ ADACACHE_HD void meter_walk(Block& block, const P& p, const Plan& plan, double* 
               plan.blocks_per_row);
 }
 
-// A kept residual of x's own dtype, at the tokens of a walk.
+// A kept residual in the dtype of x, at the tokens of a walk.
 template <class T, int width>
 class KeptVectors {
  public:

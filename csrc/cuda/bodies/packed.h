@@ -1,4 +1,4 @@
-// Neighbouring elements that one memory access loads or stores.
+// Vectors of contiguous elements for 16-byte memory accesses.
 #pragma once
 
 #if !defined(__CUDA_ARCH__)
@@ -8,7 +8,8 @@
 
 #include "../../core/numeric.h"
 
-// For loops over registers, which only constants can index; and for short ones that are not worth more code.
+// UNROLL: for loops over registers, which need constant indices. NO_UNROLL: for rare loops, to limit code
+// size.
 #if defined(__CUDA_ARCH__)
 #define ADACACHE_UNROLL _Pragma("unroll")
 #define ADACACHE_NO_UNROLL _Pragma("unroll 1")
@@ -26,7 +27,7 @@ struct Packed {
   static constexpr int alignment = bytes < 16 ? bytes : 16;
   static constexpr int per_word = 4 / sizeof(T);
   static_assert(bytes % 4 == 0, "whole words");
-  // Words, so that the compiler sees one 16-byte access and not eight of two bytes.
+  // Words, so that the compiler emits one 16-byte access instead of eight 2-byte ones.
   struct alignas(alignment) Words {
     uint32_t word[bytes / 4];
   } words;
@@ -44,7 +45,7 @@ struct Packed {
 
   ADACACHE_HD void store(T* to) const {
 #if defined(__CUDA_ARCH__)
-    // Not an assignment of Words: the optimizer may split it into stores of single words.
+    // An assignment of Words may be split into stores of single words.
     ADACACHE_UNROLL
     for (int i = 0; i < bytes / 4; i += alignment / 4) store_words(reinterpret_cast<uint32_t*>(to) + i, i);
 #else
@@ -53,7 +54,7 @@ struct Packed {
 #endif
   }
 
-  // The first `count` elements, at any alignment; the others are 0 and so add nothing to any sum.
+  // The first `count` elements, at any alignment. The others are 0, which is neutral in sums.
   static ADACACHE_HD Packed load(const T* from, int count) {
     float values[width];
     ADACACHE_UNROLL
@@ -70,7 +71,7 @@ struct Packed {
   ADACACHE_HD float get(int i) const {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
     if constexpr (std::is_same_v<T, float8_e4m3>) {
-      uint32_t halves;  // float16 holds all of float8's numbers
+      uint32_t halves;  // float16 represents all float8 values exactly
       asm("cvt.rn.f16x2.e4m3x2 %0, %1;"
           : "=r"(halves)
           : "h"(static_cast<uint16_t>(words.word[i / 4] >> (i % 4 / 2 * 16))));
@@ -90,7 +91,7 @@ struct Packed {
 
  private:
 #if defined(__CUDA_ARCH__)
-  // As many words as one access takes, from the first-th on.
+  // Stores the words of one access, from word `first` on.
   __device__ __forceinline__ void store_words(uint32_t* to, int first) const {
     const uint32_t* word = words.word + first;
     if constexpr (alignment == 16)
@@ -146,7 +147,7 @@ struct Packed {
   }
 };
 
-// A single element: any alignment that the type itself has.
+// A single element, with the alignment of T.
 template <class T>
 struct Packed<T, 1> {
   T element;
@@ -165,7 +166,7 @@ struct Packed<T, 1> {
 template <class T>
 constexpr int vector_width = 16 / sizeof(T);
 
-// Sums in a fixed order that does not wait for one addition after the other.
+// Tree sum in a fixed order.
 template <int width>
 ADACACHE_HD float sum_of(const float (&values)[width]) {
   float sums[width];
@@ -181,7 +182,7 @@ ADACACHE_HD float sum_of(const float (&values)[width]) {
 
 inline int vector_width_of(DType dtype) { return static_cast<int>(16 / bytes_of(dtype)); }
 
-// Whether every access of `width` elements at this pointer and these strides may be one of a whole vector.
+// Whether vectors of `width` elements are aligned for this pointer and these strides.
 template <class... Strides>
 bool vectors_are_aligned(const void* data, DType dtype, int width, Strides... strides) {
   const int64_t bytes = width * bytes_of(dtype);

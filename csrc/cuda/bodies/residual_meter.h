@@ -1,4 +1,4 @@
-// The sums between two residuals that the caller holds: device body.
+// Device body of residual_meter: the sums of two given residuals.
 #pragma once
 
 #include "../../core/residual_meter.h"
@@ -9,7 +9,7 @@ namespace adacache {
 
 inline namespace ADACACHE_ISA {
 
-// r is read from memory; nothing is written.
+// A Source that loads r from memory and stores nothing.
 template <class T, int width_>
 class PairSource {
  public:

@@ -1,4 +1,4 @@
-// x + R for the rows whose video reuses, x for the others: device body.
+// Device body of reuse_residual: x + R for the rows of videos that reuse, x for the others.
 #pragma once
 
 #include "../../core/reuse_residual.h"
@@ -8,7 +8,7 @@ namespace adacache {
 
 inline namespace ADACACHE_ISA {
 
-// R in whatever type it has, element by element.
+// Single elements of R, in any dtype.
 struct AnyElement {
   float value;
 
@@ -39,8 +39,8 @@ struct KnownElements {
 
 enum class RowOutcome { added, copied, left, unknown };
 
-// What becomes of a row. One of no known video, or of no row that x or R has, cannot be reported without
-// stopping the host, and must not pass for a result.
+// The outcome of a row. Reporting an out-of-range video or row would synchronize; the output of such a row is
+// NaN.
 ADACACHE_HD RowOutcome outcome_of(const ReuseResidual& p, int64_t row) {
   if (row_of(p.x_rows, row) < 0 || row_of(p.residual.rows, row) < 0) return RowOutcome::unknown;
   if (p.reuse == nullptr) return RowOutcome::added;
@@ -50,7 +50,7 @@ ADACACHE_HD RowOutcome outcome_of(const ReuseResidual& p, int64_t row) {
   return p.out == p.x ? RowOutcome::left : RowOutcome::copied;
 }
 
-// Residual is KnownElements<R, width>, or AnyElement with width 1.
+// Residual is KnownElements<R, width>, or AnyElement if width is 1.
 template <class T, int width, class Residual, bool flat, class Block>
 ADACACHE_HD void reuse_residual_body(Block& block, const ReuseResidual& p, const Plan& plan) {
   using Values = Packed<T, width>;

@@ -1,4 +1,4 @@
-// R = x_out - x_in written over the old R, and the sums between the two: device body.
+// Device body of stack_residual_meter: R = x_out - x_in stored over the old R, and the sums of both.
 #pragma once
 
 #include "../../core/stack_residual_meter.h"
@@ -9,7 +9,7 @@ namespace adacache {
 
 inline namespace ADACACHE_ISA {
 
-// R and what is put into `out`, at the tokens of a walk.
+// Computes R at the tokens of a walk, and copies x_out to `out`.
 template <class T, int width_, bool whole>
 class StackSource {
  public:
@@ -32,7 +32,7 @@ class StackSource {
   static ADACACHE_HD bool readable(const StackResidualMeter& p, int64_t row) {
     return row_of(p.rows, row) >= 0;
   }
-  // The outputs of a row that there is not are not there either.
+  // `out` is indexed by the same row, which is out of range.
   static ADACACHE_HD void poison(const StackResidualMeter&, const Steps&, const Walk&, int64_t, int) {}
 
   ADACACHE_HD void load(Loaded& loaded, int64_t offset, int count) const { loaded = at(0, offset, count); }
@@ -44,7 +44,7 @@ class StackSource {
     for (int c = 0; c < width; ++c) r[c] = add(loaded.x_out.get(c), -loaded.x_in.get(c));
     return Values::of(r);
   }
-  // R of a token `steps` away: earlier ones only where `out` is not x_in.
+  // Recomputes R of a token `steps` away; of an earlier one only if `out` is not x_in.
   ADACACHE_HD Values residual_at(int64_t steps, int64_t offset, int count) const {
     return residual(at(steps, offset, count));
   }
@@ -76,7 +76,7 @@ ADACACHE_HD void meter_body(Block& block, const StackResidualMeter& p, const Pla
   meter_walk<StackSource<T, width, true>, KeptVectors<T, width>, all_columns>(block, p, plan, partials);
 }
 
-// Where the residual is kept in float8.
+// For a residual kept in float8.
 template <class T, int vectors, class Block>
 ADACACHE_HD void float8_meter_body(Block& block, const StackResidualMeter& p, const Plan& plan,
                                    double* partials) {
@@ -95,7 +95,7 @@ inline bool vectors_fit(const StackResidualMeter& p, int width) {
          vectors_are_aligned(p.residual, width);
 }
 
-// Segments would read x_in of each other's frames, which are gone once `out` is put there.
+// A segment reads x_in of frames of the previous segment, which are overwritten if `out` is x_in.
 inline bool frames_divisible(const StackResidualMeter& p) { return p.out == nullptr || p.out != p.x_in; }
 
 inline Steps stack_steps(const StackResidualMeter& p) {

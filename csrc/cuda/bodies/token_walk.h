@@ -1,6 +1,6 @@
-// The walk of the ops that need a whole token: layer norms, and residuals kept in float8, whose scale follows
-// from a token's largest element. A block owns a token at a time, and its threads hold the token's
-// channel vectors in registers.
+// The loop of the ops that reduce over a token: layer norms, and residuals kept in float8, whose scale
+// depends on the largest element of the token. A block processes one token at a time, with its channel
+// vectors in registers.
 #pragma once
 
 #include <cmath>
@@ -10,8 +10,8 @@
 
 namespace adacache {
 
-// Channel vectors that a thread holds at the most, and threads of a block at the most by vectors held. A row
-// longer than that is read again in each pass.
+// The maximum number of channel vectors that a thread holds in registers, and of threads per block by that
+// number. A longer row is read again in each pass.
 constexpr int most_vectors_held = 4;
 
 ADACACHE_HD constexpr int most_threads_of_token(int vectors_held, int width) {
@@ -19,8 +19,8 @@ ADACACHE_HD constexpr int most_threads_of_token(int vectors_held, int width) {
   return vectors_held == most_vectors_held && width <= 4 ? 384 : 256;
 }
 
-// Threads and vectors of each depend on the channels alone: how vectors travel must not change the order in
-// which a norm adds up.
+// Threads and vectors per thread depend only on the channels, so that alignment does not change the order of
+// the sums of a norm.
 inline Plan plan_token(int64_t channels, DType dtype, bool vectors_fit) {
   Plan plan;
   plan.width = vector_width_of(dtype);
@@ -40,7 +40,7 @@ inline Plan plan_token(int64_t channels, DType dtype, bool vectors_fit) {
   return plan;
 }
 
-// Where tokens have nothing to do with each other, a block takes several neighbours of a frame.
+// For ops with independent tokens: a block processes several contiguous tokens of a frame.
 inline Plan plan_tokens(const TokenShape& shape, DType dtype, bool vectors_fit) {
   Plan plan = plan_token(shape.channels, dtype, vectors_fit);
   if (shape.channels == 0 || shape.places == 0) return plan;
@@ -85,7 +85,7 @@ inline bool norm_vectors_fit(const Norm& norm, DType dtype, int width) {
 
 inline namespace ADACACHE_ISA {
 
-// The kept residual of a token, in x's dtype or in float8.
+// The kept residual of a token, in the dtype of x or in float8.
 template <class T, class Stored, int width, bool whole>
 class KeptTokens {
  public:
@@ -133,7 +133,7 @@ class KeptTokens {
   Cursor<float> scale_;
 };
 
-// In place of KeptTokens and ThreadSums where no residual is kept.
+// Replaces KeptTokens if no residual is kept; NoSums replaces ThreadSums.
 struct NothingKept {
   static constexpr bool float8 = false;
   struct Loaded {};
@@ -157,7 +157,8 @@ struct NoSums {
   ADACACHE_HD void poison() {}
 };
 
-// The norm of a token: (v - mean) * rstd, * weight + bias, * (1 + scale) + shift, in float32, rounded once.
+// The modulated norm of a token, ((v - mean) * rstd * weight + bias) * (1 + scale) + shift, in float32,
+// rounded once.
 template <class T, int width, bool whole>
 class NormedTokens {
  public:
@@ -213,7 +214,7 @@ class NormedTokens {
   int64_t channel_;
 };
 
-// In place of Norm and NormedTokens where there is none.
+// Replaces Norm if there is no norm; NoNorm replaces NormedTokens.
 struct NothingNormed {};
 
 struct NoNorm {
@@ -222,15 +223,15 @@ struct NoNorm {
   ADACACHE_HD void advance() {}
 };
 
-// The channel vectors of a row that a thread handles: every threads()-th one.
+// The channel vectors of a row that a thread processes: every threads()-th one.
 template <int vectors, int width>
 struct OwnVectors {
   int64_t channels;
   int64_t first;     // channel
   int64_t distance;  // in channels
 
-  // Calls body(k, offset, count) for each vector: its offset from the first one, and how many of its elements
-  // the row has.
+  // Calls body(k, offset, count) for each vector, with its offset from the first one and the number of its
+  // elements within the row.
   template <class Body>
   ADACACHE_HD void visit(const Body& body) const {
     if constexpr (vectors > 0) {
@@ -263,9 +264,9 @@ ADACACHE_HD float reciprocal_root(float value) {
 #endif
 }
 
-// Source gives r and the result. Kept is KeptTokens, with which the walk follows the frames of a place and
-// writes sums to partials as meter_walk does, or NothingKept. Normed is NormedTokens or NoNorm.
-// `vectors` is how many of a row a thread holds, 0 if the row is read again instead.
+// Source computes r and the result. Kept is KeptTokens or NothingKept. With KeptTokens the walk is over the
+// frames of a place, and sums are written to partials as in meter_walk. Normed is NormedTokens or NoNorm.
+// vectors: channel vectors that a thread holds in registers; 0: the row is read again in each pass.
 template <class Source, class Kept, class Normed, int vectors, class P, class N, class Block>
 ADACACHE_HD void token_walk(Block& block, const P& p, const N& norm, const Plan& plan, double* partials) {
   constexpr int width = Source::width;
@@ -355,8 +356,7 @@ ADACACHE_HD void token_walk(Block& block, const P& p, const N& norm, const Plan&
       if constexpr (metered) sums.finish_frame(frame);
 
       if constexpr (holds) {
-        // The rest of this token's work needs only registers. The next token is loaded meanwhile, into
-        // registers that are free now.
+        // The rest of this iteration uses other registers. Prefetch the next token.
         source.advance();
         if (i + 1 < walk.count) {
           own.visit([&](int k, int64_t offset, int count) {

@@ -1,4 +1,4 @@
-// The tokens that a block visits, and pointers that advance from token to token.
+// The division of work between blocks, and pointers that advance from token to token.
 #pragma once
 
 #include <type_traits>
@@ -8,27 +8,27 @@
 
 namespace adacache {
 
-// Bytes between one token of a walk and the next, in each tensor. Multiplied out on the host: the device then
-// has them in constant memory and not in registers.
+// Bytes between consecutive tokens of a walk, per tensor. Computed on the host, so that the device reads them
+// from constant memory instead of registers.
 struct Steps {
-  int64_t x, y, gate, out;  // of the stack's residual: x is x_out, y is x_in
+  int64_t x, y, gate, out;  // stack_residual_meter: x is x_out, y is x_in
   int64_t residual, residual_scale;
   int64_t shift, scale, norm;
 };
 
-// How the work of a launch is divided: each row of the batch into segments of frames, each segment into
-// blocks. Chosen from shapes alone and never from the device, because the order of sums depends on it.
+// The division of a launch: each batch row into segments of frames, each segment into blocks. Depends only on
+// shapes, never on the device, because it determines the order of sums.
 struct Plan {
-  int threads = 0;             // of a block
+  int threads = 0;             // per block
   int width = 1;               // elements per memory access
-  int vectors_per_thread = 0;  // of a token whose row is kept in registers; 0: it is read again instead
-  int history = 0;             // frames before the current one whose r is kept in shared memory
-  int per_segment = 0;         // frames of a segment; tokens of a block where frames do not matter
-  int64_t segments = 0;        // of a row
+  int vectors_per_thread = 0;  // of a token held in registers; 0: the token is read again in each pass
+  int history = 0;             // earlier frames whose r is in shared memory
+  int per_segment = 0;         // frames per segment; tokens per block if tokens are independent
+  int64_t segments = 0;        // per row
   int64_t blocks_per_segment = 0;
   int64_t blocks_per_row = 0;
   int64_t blocks = 0;
-  bool flat = false;  // of the elementwise ops: the tokens of a row are contiguous in each tensor
+  bool flat = false;  // elementwise ops: the tokens of a row are contiguous in each tensor
   Steps steps = {};
 };
 
@@ -38,7 +38,7 @@ struct Quotient {
   int64_t quotient, remainder;
 };
 
-// Of numbers that are not negative. Divisions of 64 bits take a GPU a hundred instructions.
+// For non-negative numbers. A 64-bit division takes about a hundred instructions on a GPU.
 ADACACHE_HD Quotient divide(int64_t number, int64_t by) {
   if (((number | by) >> 32) == 0) {
     const uint32_t quotient = static_cast<uint32_t>(number) / static_cast<uint32_t>(by);
@@ -47,7 +47,7 @@ ADACACHE_HD Quotient divide(int64_t number, int64_t by) {
   return {number / by, number % by};
 }
 
-// Tokens at equal distances within a row: one place through the frames, or neighbours within a frame.
+// Equidistant tokens of a row: one place over several frames, or contiguous tokens of a frame.
 struct Walk {
   int64_t row;
   int64_t frame, place;  // of the first token
@@ -57,7 +57,7 @@ struct Walk {
   ADACACHE_HD int64_t token() const { return frame * places + place; }
 };
 
-// One channel of a tensor at the current token.
+// A pointer to one channel of the current token.
 template <class T>
 class Cursor {
  public:
@@ -87,7 +87,7 @@ class Cursor {
   const int64_t& step_;
 };
 
-// Whole vectors or, where memory does not allow them, their elements one by one: the first `count` of them.
+// Loads a whole vector, or the first `count` elements one by one if memory is not aligned.
 template <bool whole, int width, class T>
 ADACACHE_HD Packed<T, width> load_vector(const T* from, int count) {
   if constexpr (whole)

@@ -4,6 +4,7 @@ are measured."""
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -23,27 +24,30 @@ def generic_spec(model: nn.Module) -> ModelSpec:
         ValueError: the model has no list of blocks, or its forward has no argument for the timestep.
     """
     kind: Any = plain_class(model)
-    where = f"{kind.__module__}.{kind.__qualname__}"
     lists = tuple(BlockList(name) for name in block_lists(model))
     if not lists:
         raise ValueError(
-            f"model: found no list of blocks in {where}: expected a torch.nn.ModuleList of at least two "
-            "modules of one class"
+            f"model: found no list of blocks in {kind.__module__}.{kind.__qualname__}: expected a "
+            "torch.nn.ModuleList of at least two modules of one class"
         )
+    return replace(spec_without_blocks(model), lists=lists, default_part=BLOCK, streams_by_shape=True)
+
+
+def spec_without_blocks(model: nn.Module) -> ModelSpec:
+    """A declaration of a model whose own call is the only thing that is wrapped.
+
+    Raises:
+        ValueError: its forward has no argument for the timestep.
+    """
+    kind: Any = plain_class(model)
+    where = f"{kind.__module__}.{kind.__qualname__}"
     names = list(inspect.signature(kind.forward).parameters)[1:]
     timesteps = [name for name in names if name in TIMESTEPS]
     if not timesteps:
         raise ValueError(
             f"model: the forward of {where} takes {names}; expected one of {list(TIMESTEPS)} among them"
         )
-    return ModelSpec(
-        classes=(kind.__name__,),
-        lists=lists,
-        latents=names[0],
-        timestep=timesteps[0],
-        default_part=BLOCK,
-        streams_by_shape=True,
-    )
+    return ModelSpec(classes=(kind.__name__,), lists=(), latents=names[0], timestep=timesteps[0])
 
 
 def block_lists(model: nn.Module) -> list[str]:

@@ -9,7 +9,7 @@ import warnings
 from torch import nn
 
 import adacache.adapters
-from adacache.adapters.generic import generic_spec
+from adacache.adapters.generic import generic_spec, spec_without_blocks
 from adacache.adapters.spec import ModelSpec
 from adacache.interpose import plain_class
 
@@ -29,9 +29,12 @@ def known_models() -> list[str]:
     return [spec.model_class for spec in declared()]
 
 
-def spec_for(model: object) -> tuple[ModelSpec, bool]:
+def spec_for(model: object, blocks: bool = True) -> tuple[ModelSpec, bool]:
     """The declaration of a model, and whether it is declared; if not, one is made from its block lists (with
     a warning).
+
+    Args:
+        blocks: whether block lists are needed.
 
     Raises:
         ValueError: it has none.
@@ -44,6 +47,8 @@ def spec_for(model: object) -> tuple[ModelSpec, bool]:
                 return spec, True
     if not isinstance(model, nn.Module):
         raise ValueError(f"model: expected a torch.nn.Module or a pipeline, got {type(model).__qualname__}")
+    if not blocks:
+        return spec_without_blocks(model), False
     spec = generic_spec(model)
     warnings.warn(
         f"AdaCache: {plain_class(model).__name__} is not a known model; its blocks were detected in "

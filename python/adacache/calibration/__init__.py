@@ -1,4 +1,6 @@
-"""`adacache calibrate`: searches a codebook for a model and a sampler from a few full runs.
+"""`adacache calibrate`: finds planned paths (`planning`), or a codebook, for a model and a sampler.
+
+A codebook is searched with few full runs.
 
 One run per prompt computes every step and records some tokens of the metric residual and the stack residual.
 A few more runs reuse steps in one segment of the schedule only and measure how sensitive the output is there.
@@ -6,6 +8,7 @@ The computed steps and the output error of any codebook are then simulated from 
 codebook is run on held-out prompts. This takes minutes and no gradient.
 """
 
+from adacache.calibration.planning import PathCalibration, calibrate_paths
 from adacache.calibration.recording import Record, Recording
 from adacache.calibration.runs import (
     Outcome,
@@ -21,10 +24,12 @@ from adacache.calibration.search import calibrate, choose, scale, write
 
 __all__ = [
     "Outcome",
+    "PathCalibration",
     "Record",
     "Recording",
     "Subject",
     "calibrate",
+    "calibrate_paths",
     "choose",
     "difference",
     "even_schedule",

@@ -34,12 +34,34 @@ class Subject:
         generate: (prompt, seed) -> the final latent or video of one prompt.
         num_steps: steps of the sampler.
         name: written to the file.
+        scheduler: the sampler calls its `step(output, timestep, sample, ...)`; None: that of the pipeline.
+            Calibration of a planned path needs it.
+        generate_with: (prompt, seed, num_steps) -> `generate` with another number of steps; None: unknown.
+        peak: largest minus smallest value of what `generate` returns, for PSNR; None: measured.
     """
 
     model: Any
     generate: Callable[[Any, int], Tensor]
     num_steps: int
     name: str
+    scheduler: Any = None
+    generate_with: Callable[[Any, int, int], Tensor] | None = None
+    peak: float | None = None
+
+    @property
+    def sampler(self) -> Any:
+        """The scheduler.
+
+        Raises:
+            ValueError: there is none.
+        """
+        scheduler = self.scheduler if self.scheduler is not None else getattr(self.model, "scheduler", None)
+        if not hasattr(scheduler, "step"):
+            raise ValueError(
+                "scheduler: expected an object with a method step(output, timestep, sample), "
+                f"got {type(scheduler).__name__}"
+            )
+        return scheduler
 
     def __post_init__(self) -> None:
         whole(1)(self.num_steps, "num_steps")
@@ -229,11 +251,11 @@ def _saved_pipeline(path: str, num_steps: int, arguments: dict[str, Any]) -> Sub
         pipeline.to("cuda")
     _check_arguments(pipeline, arguments)
 
-    def generate(prompt: str, seed: int) -> Tensor:
+    def generate_with(prompt: str, seed: int, steps: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
         output = pipeline(
             prompt=prompt,
-            num_inference_steps=num_steps,
+            num_inference_steps=steps,
             generator=generator,
             output_type="latent",
             **arguments,
@@ -241,4 +263,10 @@ def _saved_pipeline(path: str, num_steps: int, arguments: dict[str, Any]) -> Sub
         frames: Tensor = output.frames
         return frames
 
-    return Subject(pipeline, generate, num_steps, type(pipeline).__name__)
+    return Subject(
+        pipeline,
+        lambda prompt, seed: generate_with(prompt, seed, num_steps),
+        num_steps,
+        type(pipeline).__name__,
+        generate_with=generate_with,
+    )

@@ -155,11 +155,7 @@ def calibrate(
         number(above=0)(error, "error")
     recorder = Record() if recorder is None else recorder
     seeds = list(range(seed, seed + len(prompts) + len(held_out)))
-    known = AdaCache(codebook=preset("open-sora/fast", 30).codebook)
-    if isinstance(like, AdaCache):
-        known = like
-    elif like is not None:
-        known = AdaCache(codebook=preset(like, None).codebook)
+    known = codebook_of("open-sora/fast" if like is None else like)
     recording, full = record(subject, prompts, seeds[: len(prompts)], recorder)
     recording = probe(subject, prompts[:probed], seeds[:probed], full[:probed], recording)
     if like is not None:
@@ -205,3 +201,13 @@ def _check_share(share: float, num_steps: int) -> None:
 def write(path: str | Path, found: dict[str, Any]) -> None:
     """Writes a calibration as JSON, for `enable`."""
     write_json(path, found)
+
+
+def codebook_of(like: AdaCache | str) -> AdaCache:
+    """Settings, or those of a preset of AdaCache without its motion regularisation."""
+    if isinstance(like, AdaCache):
+        return like
+    policy = preset(like, None)
+    if not isinstance(policy, AdaCache):
+        refuse("like", "settings or a preset of AdaCache", like)
+    return AdaCache(codebook=policy.codebook)

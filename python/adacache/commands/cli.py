@@ -1,4 +1,4 @@
-"""The command `adacache`: doctor, verify, flops, demo, calibrate."""
+"""The command `adacache`: doctor, verify, flops, demo, calibrate, study."""
 
 from __future__ import annotations
 
@@ -7,19 +7,9 @@ import sys
 from collections.abc import Sequence
 
 from adacache.checks import printable
-from adacache.commands.options import (
-    device,
-    input_file,
-    json_object,
-    output_file,
-    real_number,
-    whole_number,
-)
+from adacache.commands import calibrate, study
+from adacache.commands.options import device, real_number, whole_number
 from adacache.commands.table import print_table
-from adacache.files import MEBIBYTE, read_text
-
-SUBJECTS = {"digits": "adacache.digits.subject:subject"}
-"""Models that `calibrate` accepts by name, and the function of each."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -85,75 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", default="adacache_demo", help="folder of the report (default: %(default)s)")
     demo.set_defaults(run=_demo)
 
-    calibrate = commands.add_parser(
-        "calibrate", help="search a codebook for a model and a sampler, from one full run per prompt"
-    )
-    calibrate.add_argument(
-        "model",
-        help=f"{', '.join(SUBJECTS)}, the folder of a saved diffusers pipeline, or module:function. The "
-        "function takes the number of steps, or None, and returns an adacache.calibration.Subject and a list "
-        "of prompts",
-    )
-    goal = calibrate.add_mutually_exclusive_group()
-    goal.add_argument(
-        "--share", type=real_number(above=0, most=1), help="largest share of computed steps (default: 0.4)"
-    )
-    goal.add_argument(
-        "--error", type=real_number(above=0), help="largest predicted mean relative error of the output"
-    )
-    goal.add_argument("--like", help='same share of computed steps as a preset, e.g. "open-sora/fast"')
-    calibrate.add_argument("--prompts", type=input_file, help="text file, one prompt per line")
-    calibrate.add_argument(
-        "--count",
-        type=whole_number(1),
-        default=6,
-        help="prompts on which the codebook is chosen (default: %(default)s)",
-    )
-    calibrate.add_argument(
-        "--held-out",
-        type=whole_number(1),
-        default=4,
-        help="further prompts on which it is evaluated (default: %(default)s)",
-    )
-    calibrate.add_argument(
-        "--probed",
-        type=whole_number(0),
-        default=2,
-        help="of the --count prompts, those with six extra runs, which measure where in the schedule reuse "
-        "harms the output most (default: %(default)s)",
-    )
-    calibrate.add_argument("--num-steps", type=whole_number(1), help="steps of the sampler")
-    calibrate.add_argument(
-        "--arguments",
-        type=json_object,
-        default={},
-        help="JSON object with further arguments of the pipeline's call",
-    )
-    calibrate.add_argument(
-        "--metric-block", type=whole_number(0), help="measured block (default: the middle one)"
-    )
-    calibrate.add_argument(
-        "--metric-part", help="measured sub-layer (default: the model's (temporal) self-attention)"
-    )
-    calibrate.add_argument(
-        "--tokens",
-        type=whole_number(1),
-        default=512,
-        help="tokens per video that are recorded (default: %(default)s)",
-    )
-    calibrate.add_argument(
-        "--seed",
-        type=whole_number(0, (1 << 63) - 1),
-        default=0,
-        help="seed of the first prompt; the next ones count up (default: %(default)s)",
-    )
-    calibrate.add_argument(
-        "--out",
-        type=output_file,
-        default="adacache.json",
-        help="file for adacache.enable (default: %(default)s)",
-    )
-    calibrate.set_defaults(run=_calibrate)
+    calibrate.add(commands)
+    study.add(commands)
     return parser
 
 
@@ -254,35 +177,3 @@ def _demo(options: argparse.Namespace) -> int:
     from adacache.commands.demo import run
 
     return run(options.out)
-
-
-def _calibrate(options: argparse.Namespace) -> int:
-    from adacache.calibration import Record, calibrate, subject_of, write
-
-    name = SUBJECTS.get(options.model, options.model)
-    subject, prompts = subject_of(name, options.num_steps, options.arguments)
-    if options.prompts:
-        lines = read_text(options.prompts, MEBIBYTE).splitlines()
-        prompts = [line.strip() for line in lines if line.strip()]
-    needed = options.count + options.held_out
-    if len(prompts) < needed:
-        raise ValueError(f"--prompts: expected at least {needed} (--count + --held-out), got {len(prompts)}")
-    share = options.share
-    if share is None and options.error is None and options.like is None:
-        share = 0.4
-    found = calibrate(
-        subject,
-        prompts[: options.count],
-        prompts[options.count : needed],
-        share=share,
-        error=options.error,
-        like=options.like,
-        seed=options.seed,
-        probed=options.probed,
-        recorder=Record(options.metric_block, options.metric_part, options.tokens),
-        say=lambda line: print(line, flush=True),
-    )
-    write(options.out, found)
-    path = str(options.out)
-    print(f"written to {path}: adacache.enable(model, {path!r}, num_steps={subject.num_steps})")
-    return 0

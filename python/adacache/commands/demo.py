@@ -1,7 +1,7 @@
 """`adacache demo`: generates clips with and without caching, compares them, and writes a report.
 
-The digit model generates each clip from the same noise without caching, with AdaCache fast and slow, and with
-fast and motion regularisation.
+The digit model generates each clip from the same noise without caching, with fewer steps, with AdaCache, and
+with a planned path.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,11 @@ from adacache.commands.report import (
     write_results,
 )
 from adacache.commands.table import print_table
-from adacache.digits import FPS, FRAMES, SIZE, encode, load, noise, parse, sampler, with_null
+from adacache.digits import FPS, FRAMES, PATHS, SIZE, encode, load, noise, parse, sampler, with_null
 from adacache.files import check_writable
 from adacache.models.rectified_flow import RectifiedFlow
 from adacache.models.stdit3 import STDiT3
-from adacache.policies import AdaCache, Policy, preset
+from adacache.policies import AdaCache, Named, Policy
 from adacache.trace import Trace
 
 PROMPTS = (
@@ -49,13 +50,17 @@ PROMPTS = (
 """From still to racing; held out from training and calibration."""
 
 BASELINE, FAST, SLOW, REGULARISED = "no caching", "fast", "slow", "fast + MoReg"
-METHODS: Mapping[str, str | None] = {
+PLANNED, FEWER = "planned 3x", "10 steps"
+Method = Policy | Named | int | None
+"""A policy, or a number of steps without caching; None: all steps without caching."""
+METHODS: Mapping[str, Method] = {
     BASELINE: None,
-    FAST: "digits/fast",
-    SLOW: "digits/slow",
-    REGULARISED: "digits/fast+moreg",
+    FEWER: 10,
+    FAST: Named("digits/fast"),
+    SLOW: Named("digits/slow"),
+    REGULARISED: Named("digits/fast+moreg"),
+    PLANNED: Named(PATHS, speedup=3),
 }
-"""The preset of each method."""
 
 SUBLAYERS = 4
 """Residuals that the published code caches per block pair: attention and cross-attention + MLP in each."""
@@ -72,7 +77,7 @@ def run(
     model: STDiT3 | None = None,
     prompts: Sequence[str] = PROMPTS,
     seeds_per_prompt: int = 2,
-    methods: Mapping[str, Policy | str | None] = METHODS,
+    methods: Mapping[str, Method] = METHODS,
     num_steps: int = 30,
     threads: int = 1,
 ) -> int:
@@ -84,8 +89,7 @@ def run(
         model: a loaded model instead of `weights`.
         prompts: sentences of the digit model's grammar, from still to racing.
         seeds_per_prompt: clips per prompt.
-        methods: policy or preset of each method, by display name; None: no caching. The first is the
-            baseline.
+        methods: each method by display name. The first is the baseline.
         num_steps: denoising steps.
         threads: CPU threads. The network is small; with one thread, other programs disturb the times least.
 
@@ -145,7 +149,7 @@ def compare(
     flow: RectifiedFlow,
     prompts: Sequence[str],
     seeds: Sequence[int],
-    methods: Mapping[str, Policy | str | None] = METHODS,
+    methods: Mapping[str, Method] = METHODS,
     progress: bool = True,
 ) -> Study:
     """Generates every prompt and seed with every method, one clip at a time.
@@ -153,7 +157,10 @@ def compare(
     The methods alternate clip by clip, so that a drift of the machine's speed affects all alike. Each method
     generates one clip as warm-up.
     """
-    policies = {name: policy_of(policy, flow.num_steps) for name, policy in methods.items()}
+    policies = {
+        name: method.policy(flow.num_steps) if isinstance(method, Named) else method
+        for name, method in methods.items()
+    }
     names = list(policies)
     baseline = names[0]
     study = Study(
@@ -181,24 +188,25 @@ def compare(
             for name in names:
                 video, seconds, trace = made[name]
                 psnr, ssim = (None, None) if name == baseline else fidelity(video, reference)
-                computed = flow.num_steps if trace is None else len(trace.steps_of(0))
+                policy = policies[name]
+                without = policy if isinstance(policy, int) else flow.num_steps
+                computed = without if trace is None else len(trace.steps_of(0))
                 study.clips.append(
                     Clip(prompt, motions[prompt], seed, name, video, seconds, computed, psnr, ssim, trace)
                 )
     return study
 
 
-def policy_of(policy: Policy | str | None, num_steps: int) -> Policy | None:
-    """A policy, given as such or as a preset."""
-    return preset(policy, num_steps) if isinstance(policy, str) else policy
-
-
 def generate(
-    model: STDiT3, flow: RectifiedFlow, prompt: str, seed: int, policy: Policy | None
+    model: STDiT3, flow: RectifiedFlow, prompt: str, seed: int, policy: Policy | int | None
 ) -> tuple[Tensor, float, Trace | None]:
     """One clip [T, H, W] float32 in 0 .. 1, the seconds of its denoising loop, and its trace if any."""
     y, z = with_null(model, encode([prompt])), noise([seed])
-    handle = None if policy is None else enable(model, policy, num_steps=flow.num_steps)
+    handle = None
+    if isinstance(policy, int):
+        flow = replace(flow, num_steps=policy)
+    elif policy is not None:
+        handle = enable(model, policy, num_steps=flow.num_steps)
     try:
         start = time.perf_counter()
         z = flow.sample(model, z, y, fps=FPS, height=SIZE, width=SIZE)
@@ -219,10 +227,12 @@ def fidelity(video: Tensor, reference: Tensor) -> tuple[float, float]:
     return float(psnr), float(ssim)
 
 
-def describe(policy: Policy | None) -> str:
+def describe(policy: Policy | int | None) -> str:
     """The settings of a policy as text."""
     if policy is None:
         return "every step computed"
+    if isinstance(policy, int):
+        return f"{policy} steps, every one computed"
     if not isinstance(policy, AdaCache):
         return str(policy.describe())
     text = "codebook " + ", ".join(f"{threshold:g}: {rate}" for threshold, rate in policy.codebook.items())

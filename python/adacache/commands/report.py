@@ -132,15 +132,15 @@ def method_table(study: Study) -> Table:
 
 
 def motion_table(study: Study) -> Table:
-    """Mean computed steps and PSNR of each caching method by motion class."""
-    cached = [method for method in study.methods if method != study.baseline]
-    header = ["motion", *(f"{method}: {what}" for method in cached for what in ("steps", "dB"))]
+    """Mean computed steps and PSNR of each method but the baseline, by motion class."""
+    header = ["method", *(f"{motion}: {what}" for motion in study.motions for what in ("steps", "dB"))]
     rows = []
-    for motion in study.motions:
-        row = [motion]
-        for method in cached:
-            row += [f"{study.computed(method, motion):.1f}", decibels(study.psnr(method, motion))]
-        rows.append(row)
+    for method in study.methods:
+        if method != study.baseline:
+            row = [method]
+            for motion in study.motions:
+                row += [f"{study.computed(method, motion):.1f}", decibels(study.psnr(method, motion))]
+            rows.append(row)
     return header, rows
 
 

@@ -16,6 +16,7 @@ __all__ = [
     "FPS",
     "FRAMES",
     "GUIDANCE",
+    "PATHS",
     "SIZE",
     "WEIGHTS",
     "encode",
@@ -32,6 +33,8 @@ FPS = 24.0
 
 WEIGHTS = Path(__file__).with_name("digits.safetensors")
 """The shipped weights; digits.json in the same folder states the network's shape."""
+PATHS = Path(__file__).with_name("paths.json")
+"""Planned paths for 30 steps, as `adacache calibrate digits` writes them."""
 GUIDANCE = 2.5
 """Guidance scale of the demo and the evaluation."""
 

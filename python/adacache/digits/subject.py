@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -25,11 +26,19 @@ def subject(num_steps: int | None = None) -> tuple[Subject, list[Prompt]]:
 def subject_of_model(model: STDiT3, flow: RectifiedFlow) -> Subject:
     """A digit model and its sampler; `generate` returns one clip [1, 1, T, 32, 32] in -1 .. 1."""
 
-    def generate(prompt: Prompt, seed: int) -> Tensor:
+    def run(sampler: RectifiedFlow, prompt: Prompt, seed: int) -> Tensor:
         y = with_null(model, encode([prompt]))
-        return flow.sample(model, noise([seed]), y, fps=FPS, height=SIZE, width=SIZE).clamp(-1, 1)
+        return sampler.sample(model, noise([seed]), y, fps=FPS, height=SIZE, width=SIZE).clamp(-1, 1)
 
-    return Subject(model, generate, flow.num_steps, "digits")
+    return Subject(
+        model,
+        lambda prompt, seed: run(flow, prompt, seed),
+        flow.num_steps,
+        "digits",
+        scheduler=flow,
+        generate_with=lambda prompt, seed, steps: run(replace(flow, num_steps=steps), prompt, seed),
+        peak=2.0,
+    )
 
 
 def calibration_prompts(per_motion: int, seed: int = 0) -> list[Prompt]:

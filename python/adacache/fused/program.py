@@ -61,6 +61,9 @@ class Program(Protocol):
     def rows(self, context: Any, index: Tensor) -> Any:
         """The context of some rows, index int32 [b]."""
 
+    def first_input(self, model: Any, tokens: Tensor, context: Any) -> Tensor:
+        """What the first sub-layer of the first block takes: the modulated norm of the tokens."""
+
     def blocks(
         self, model: Any, tokens: Tensor, context: Any, emit: Emit, rows: Tensor | None, first: int, last: int
     ) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from adacache.fused.program import Emit
-from adacache.models.stdit3 import NORM_EPS, AddResidual, Conditioning, STDiT3
+from adacache.models.stdit3 import NORM_EPS, AddResidual, Conditioning, STDiT3, norm_modulate
 from adacache.sites import BlockSites
 
 
@@ -57,6 +57,10 @@ class STDiT3Program:
     def rows(self, context: STDiT3Context, index: Tensor) -> STDiT3Context:
         embedded = context.embedded().rows(index)
         return STDiT3Context(context.model, embedded, context.y, context.mask, embedded)
+
+    def first_input(self, model: STDiT3, tokens: Tensor, context: STDiT3Context) -> Tensor:
+        block, _ = next(model.stack(context.conditioning))
+        return norm_modulate(tokens, block.modulation(context.conditioning).attention_norm)
 
     def blocks(
         self,

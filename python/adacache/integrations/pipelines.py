@@ -9,36 +9,41 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from adacache.handle import Handle
 from adacache.interpose import STATE, interpose, restore
 from adacache.runtime.clock import Calls, Tick, TimestepClock
+from adacache.runtime.guided import guided_output
 from adacache.runtime.request import Facts, Request
 from adacache.trace import Trace
 
 ATTRIBUTE = f"{STATE}_pipeline"
 TRANSFORMERS = ("transformer", "transformer_2", "dit", "denoiser", "model")
 """Names that pipelines give their transformers."""
+UNETS = ("unet",)
+"""Names of models without blocks in a row, for policies that wrap none."""
 
 _RUN: ContextVar[PipelineRun | None] = ContextVar("adacache_run", default=None)
 
 
-def transformers(pipeline: Any) -> dict[str, nn.Module]:
-    """The transformers of a pipeline by name."""
+def transformers(pipeline: Any, unets: bool = True) -> dict[str, nn.Module]:
+    """The transformers of a pipeline by name, and its UNet if it has no transformer."""
     found = {name: getattr(pipeline, name, None) for name in TRANSFORMERS}
+    if unets and not any(isinstance(module, nn.Module) for module in found.values()):
+        found = {name: getattr(pipeline, name, None) for name in UNETS}
     return {name: module for name, module in found.items() if isinstance(module, nn.Module)}
 
 
-def is_pipeline(thing: Any) -> bool:
-    """Whether a thing is not a model but has one under a name that pipelines use.
+def is_pipeline(thing: Any, unets: bool = False) -> bool:
+    """Whether a thing is not a model but has one under a name that pipelines use; `unets`: a UNet counts.
 
     Raises:
         ValueError: it looks like a pipeline, but lacks what caching needs.
     """
     if isinstance(thing, nn.Module) or thing is None:
         return False
-    if not transformers(thing):
+    if not transformers(thing, unets):
         modules = [name for name, value in getattr(thing, "components", {}).items() if value is not None]
         if not modules:
             return False
@@ -113,10 +118,12 @@ class PipelineHandle:
         Raises:
             RuntimeError: nothing has run yet.
         """
-        traces = list(self.traces.values())
+        traces = self.traces
         if not traces:
             raise RuntimeError("trace: the pipeline's call ended before a transformer ran")
-        return functools.reduce(Trace.followed_by, traces)
+        if self._latest is not None and self._latest.guided is not None:
+            return next(iter(traces.values()))  # all transformers share one request
+        return functools.reduce(Trace.followed_by, traces.values())
 
     def describe(self) -> dict[str, Any]:
         """What was matched, per transformer; see `Handle.describe`."""
@@ -137,6 +144,10 @@ class PipelineHandle:
                     "caching; disable and enable the pipeline again",
                 )
         run = self._latest = PipelineRun(pipeline, list(self.handles.values()))
+        if run.grid is not None and not hasattr(pipeline.scheduler, "set_timesteps"):
+            raise ValueError(
+                "policy: the pipeline's scheduler has no set_timesteps, so it keeps all timesteps"
+            )
         token = _RUN.set(run)
         scheduler = pipeline.scheduler
         # A pipeline may copy its scheduler: the steps of the copies count too.
@@ -175,6 +186,9 @@ class PipelineRun:
         loop: loops that the scheduler has begun.
         num_videos: rows of the latents, once they are made.
         requests: the latest request of each transformer.
+        grid: the timesteps that the scheduler keeps; None: all.
+        guided: the request whose guided output is kept, if any; all transformers share it.
+        stream: how many outputs the scheduler has got since the model ran.
     """
 
     def __init__(self, pipeline: Any, handles: list[Handle]):
@@ -184,7 +198,11 @@ class PipelineRun:
         self.loop = 0
         self.num_videos: int | None = None
         self.requests: dict[Handle, Request] = {}
+        self.grid = handles[0].grid
+        self.guided: Request | None = None
+        self.stream = 0
         self._before: tuple[int | None, int | None] = (None, None)
+        self._guided_loop = 0
 
     def begin_loop(self) -> None:
         """Notes that the scheduler is about to begin a loop."""
@@ -240,13 +258,42 @@ class PipelineRun:
         """Begins the request of a transformer."""
         if handle in self.requests:
             self.requests[handle].close()
-        elif handle.num_steps is not None and handle.num_steps != num_steps:
+        elif handle.num_steps is not None and self.grid is None and handle.num_steps != num_steps:
             raise ValueError(
                 f"num_steps: AdaCache is enabled for {handle.num_steps} steps, the pipeline runs {num_steps}"
             )
-        request = handle.open_request(num_steps, self.videos_of(rows, in_branch, handle))
+        shared = self.guided
+        if shared is not None and self._guided_loop == self.loop and not shared.closed:
+            self.requests[handle] = shared
+            return shared
+        in_pipeline = handle.wraps == "guided"
+        request = handle.open_request(
+            num_steps, self.videos_of(rows, in_branch, handle), in_pipeline=in_pipeline
+        )
+        handle.check_scheduler(request.policy, self.pipeline.scheduler)
+        if in_pipeline:
+            self.guided, self._guided_loop = request, self.loop
         self.requests[handle] = request
         return request
+
+    def take_step(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Notes a step of the scheduler; returns its arguments, with the guided output to use."""
+        self.step += 1
+        request, stream = self.guided, self.stream
+        self.stream += 1
+        if request is None or request.step == 0 or request.closed or request.ended_by is not None:
+            return args, kwargs
+        name = "model_output"
+        output = args[0] if args else kwargs.get(name)
+        if not isinstance(output, Tensor):
+            raise ValueError(
+                f"level: expected a tensor as the first argument of the scheduler's step, got "
+                f'{type(output).__name__}; use level="branch"'
+            )
+        output = guided_output(request, output, stream)
+        return ((output, *args[1:]), kwargs) if args else (args, {**kwargs, name: output})
 
     def close(self) -> None:
         for request in self.requests.values():
@@ -256,15 +303,19 @@ class PipelineRun:
 def _note_step(plain: Callable[..., Any], scheduler: Any, *args: Any, **kwargs: Any) -> Any:
     run = _RUN.get()
     if run is not None:
-        run.step += 1
+        args, kwargs = run.take_step(args, kwargs)
     return plain(scheduler, *args, **kwargs)
 
 
 def _note_loop(plain: Callable[..., Any], scheduler: Any, *args: Any, **kwargs: Any) -> Any:
     run = _RUN.get()
-    if run is not None:
-        run.begin_loop()
-    return plain(scheduler, *args, **kwargs)
+    if run is None:
+        return plain(scheduler, *args, **kwargs)
+    run.begin_loop()
+    result = plain(scheduler, *args, **kwargs)
+    if run.grid is not None:
+        run.grid.select(scheduler)
+    return result
 
 
 class SchedulerClock:
@@ -288,6 +339,7 @@ class SchedulerClock:
         if self._blind is not None or self._scheduler_is_unseen(facts):
             return self._tick_by_timestep(facts)
         run = self._run
+        run.stream = 0
         now = (run.loop, run.step)
         request, calls = self._request, self._calls
         new_step = request is None or now != self._seen
@@ -306,7 +358,7 @@ class SchedulerClock:
 
     def _open(self, facts: Facts) -> Request:
         run = self._run
-        first = self._handle not in run.requests
+        first = self._handle not in run.requests and self._handle.wraps != "guided"
         num_steps = run.steps_left(self._handle) if first else run.loop_steps()
         if num_steps is None:
             raise RuntimeError(
@@ -325,6 +377,11 @@ class SchedulerClock:
         return facts.read_timestep() != self._first.read_timestep()
 
     def _tick_by_timestep(self, facts: Facts) -> Tick:
+        if self._handle.wraps == "guided":
+            raise RuntimeError(
+                "level: the pipeline does not use its own scheduler, so its guided output cannot be "
+                'replaced; use a planned path with level="branch"'
+            )
         if self._blind is None:
             assert self._request is not None
             assert self._first is not None

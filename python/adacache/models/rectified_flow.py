@@ -66,6 +66,15 @@ class RectifiedFlow:
             t = timestep_transform(t, height=height, width=width, latent_frames=latent_frames)
         return [float(value) for value in t]
 
+    def step(self, output: Tensor, timestep: float, sample: Tensor, *, next_timestep: float) -> Tensor:
+        """The latents at the next timestep.
+
+        Args:
+            output: the guided velocity at `timestep`.
+            sample: the latents there.
+        """
+        return sample + output * ((timestep - next_timestep) / 1000.0)
+
     @torch.no_grad()
     def sample(
         self,
@@ -114,6 +123,6 @@ class RectifiedFlow:
         with generation(num_steps=self.num_steps, num_videos=z.shape[0]):
             for i in steps if progress is None else progress(steps):
                 velocity = guided_velocity(model, z, times[i], y, self.guidance_scale, **conditions)
-                moved = z + velocity * ((times[i] - times[i + 1]) / 1000.0)
+                moved = self.step(velocity, times[i], z, next_timestep=times[i + 1])
                 z = moved if generated is None else torch.where(generated[:, None, :, None, None], moved, z)
         return z

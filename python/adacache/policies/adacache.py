@@ -32,6 +32,7 @@ from adacache.policies.base import (
     dtype_name,
     forced,
 )
+from adacache.rows import HostCopy
 from adacache.sites import ModelSites, Site
 
 RULES = ("published", "paper")
@@ -238,8 +239,8 @@ class AdaCacheDecider(Decider):
             num_videos, len(watched), rule=policy.rule, device=device
         )
         self._columns = adacache_kernels.state_columns(len(watched))
-        self._host = _HostCopy(self._state)
-        self._copies: list[tuple[Site, int, _HostCopy]] = []
+        self._host = HostCopy(self._state)
+        self._copies: list[tuple[Site, int, HostCopy]] = []
 
     def plan(self, step: Step) -> Plan:
         if self._unmeasured and not self._warned:
@@ -271,7 +272,7 @@ class AdaCacheDecider(Decider):
             elements=sums.elements,
             **rule,
         )
-        self._host = _HostCopy(self._state)
+        self._host = HostCopy(self._state)
         if step.number > 1:
             self._copies.append((site, step.number, self._host))
 
@@ -297,25 +298,6 @@ def _sent(values: Sequence[float], device: torch.device) -> Tensor:
     """A float64 tensor built on the host and copied asynchronously: building it on the GPU would
     synchronize."""
     return torch.tensor(values, dtype=torch.float64).to(device, non_blocking=True)
-
-
-class _HostCopy:
-    """An asynchronous host copy of a small device tensor; `read` waits for it if it has not arrived."""
-
-    def __init__(self, tensor: Tensor):
-        if tensor.is_cuda:
-            self._values = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-            self._values.copy_(tensor, non_blocking=True)
-            self._arrived: torch.cuda.Event | None = torch.cuda.Event()
-            self._arrived.record(torch.cuda.current_stream(tensor.device))
-        else:
-            self._values, self._arrived = tensor.clone(), None
-
-    def read(self) -> Tensor:
-        if self._arrived is not None:
-            self._arrived.synchronize()
-            self._arrived = None
-        return self._values
 
 
 def check_codebook(codebook: Mapping[float, int]) -> None:

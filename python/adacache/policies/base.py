@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from enum import Enum, IntEnum
 from typing import Any, Protocol
 
@@ -12,9 +13,12 @@ from torch import Tensor
 
 from adacache.checks import whole
 from adacache.sites import ModelSites, Site
+from adacache_kernels import sum_columns
 
 MOST_FACTORS = 4
-"""What `adacache_kernels.extrapolate_residual` takes."""
+"""What `adacache_kernels.extrapolate_residual` takes in one pass."""
+MOST_KEPT = 16
+"""The most tensors of a recurrence."""
 STORAGE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn)
 
 
@@ -33,26 +37,37 @@ class What(Enum):
     OUTPUT = "output"
 
 
+Recurrence = Callable[[Sequence[int], int], Sequence[Sequence[float]]]
+"""(steps at which the site was kept before, this step) -> per kept tensor after the first, the weights of the
+new feature and of the old tensors in their order; weights that are left out are 0."""
+
+
 @dataclass(frozen=True)
 class Keep:
     """What is kept at a site at each computed step.
 
     Attributes:
-        what: RESIDUAL of a range of blocks, or OUTPUT of a sub-layer.
+        what: RESIDUAL of a range of blocks, or OUTPUT of a sub-layer, of the model (`sites.MODEL`) or of
+            guidance (`sites.GUIDED`).
         storage: of a range: "stack" (one tensor), "block" (one per block) or "sublayer" (one per sub-layer).
-        factors: kept tensors: the residual, and its first, second ... divided difference over the steps
-            between two computed ones. Differences of more computed steps than there were are 0.
+        factors: kept tensors: the newest feature, and its first, second ... divided difference over the
+            steps between two computed ones. Differences of more computed steps than there were are 0.
         dtype: of the kept tensors; None: that of the tokens.
+        recurrence: what is kept in place of divided differences, as linear combinations of the new feature
+            and the tensors kept before: earlier features, or running sums of them. More than 4 tensors cost
+            a further pass over memory in a forecast.
     """
 
     what: What = What.RESIDUAL
     storage: str = "stack"
     factors: int = 1
     dtype: torch.dtype | None = None
+    recurrence: Recurrence | None = None
 
     def __post_init__(self) -> None:
-        if not 1 <= self.factors <= MOST_FACTORS:
-            raise ValueError(f"factors: expected 1..{MOST_FACTORS}, got {self.factors}")
+        most = MOST_FACTORS if self.recurrence is None else MOST_KEPT
+        if not 1 <= self.factors <= most:
+            raise ValueError(f"factors: expected 1..{most}, got {self.factors}")
         if self.factors > 1 and self.dtype == torch.float8_e4m3fn:
             raise ValueError(
                 "dtype: expected float32, bfloat16, float16 or None with several factors, got float8_e4m3fn"
@@ -61,18 +76,24 @@ class Keep:
 
 @dataclass(frozen=True)
 class Watch:
-    """A residual that is measured against the one kept from an earlier step.
+    """A tensor that is measured against the one kept from an earlier step.
 
     Attributes:
         metric: "l1", "l2" or "cosine".
         strides: frame strides of the motion sums.
-        until: None: each measured residual becomes the next old one; a kept site: only those of the
+        until: None: each measured tensor becomes the next old one; a kept site: only those of the
             videos that compute this site at the step do.
+        what: of a range of blocks: its RESIDUAL or its OUTPUT. Of `sites.MODEL`: OUTPUT.
+        age: the old tensor is the one before `age - 1` newer ones, which are kept too.
+        transform: of a signal: applied before it is measured.
     """
 
     metric: str = "l1"
     strides: tuple[int, ...] = ()
     until: Site | None = None
+    what: What = What.RESIDUAL
+    age: int = 1
+    transform: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -137,12 +158,16 @@ class Decider:
 
     Attributes:
         keeps: what is kept at which sites; ranges of blocks must not overlap.
-        watches: the sites whose residual is measured.
+        watches: the sites that are measured where they run.
+        signals: inputs that are measured at each step before the step's plan is final (`sites.LATENTS`,
+            `sites.TOKENS`, `sites.MODULATED`). A plan that `observe` returns for them holds for the
+            whole step. Reading their sums waits for the device.
         needs_timestep: `Step.timestep` is read from the device.
     """
 
     keeps: Mapping[Site, Keep] = {}
     watches: Mapping[Site, Watch] = {}
+    signals: Mapping[Site, Watch] = {}
     needs_timestep = False
 
     def plan(self, step: Step) -> Plan:
@@ -150,8 +175,13 @@ class Decider:
         raise NotImplementedError
 
     def observe(self, step: Step, site: Site, sums: Sums) -> Plan | None:
-        """Called after a watched site was measured. May revise the plan for the sites that have not run."""
+        """Called after a watched site or a signal was measured. May revise the plan for the sites that have
+        not run."""
         return None
+
+    def overruled(self, step: Step, site: Site, videos: Sequence[int]) -> None:
+        """Called if a kept site is computed for videos that the plan skips (`Limits`). A method that counts
+        its computed steps notes it."""
 
     def finished(self, step: Step, kept: Kept) -> None:
         """Called after a forward call of the measured branch."""
@@ -162,7 +192,9 @@ class Decider:
 
 
 class Policy(Protocol):
-    """Frozen settings of a method. Each request starts a decider of its own."""
+    """Frozen settings of a method. Each request starts a decider of its own.
+
+    A policy that needs no block states so with the attribute `wraps`, see `wraps_of`."""
 
     @property
     def per_video(self) -> bool:
@@ -180,6 +212,37 @@ class Policy(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """The settings, for the trace."""
+
+
+def wraps_of(policy: Any) -> str:
+    """What has to be wrapped for a policy: "blocks" (the default), "model" (the model's own call only), or
+    "guided" (that and the step of a pipeline's scheduler)."""
+    return str(getattr(policy, "wraps", "blocks"))
+
+
+def columns_of(sums: Sums) -> list[dict[str, float]]:
+    """The sums of each video by column (waits for the device)."""
+    names = sum_columns(sums.strides)
+    return [dict(zip(names, row, strict=True)) for row in sums.values.tolist()]
+
+
+def relative_changes(sums: Sums) -> list[float]:
+    """sum|r - old| / sum|old| of each video, inf without an old one (waits for the device)."""
+    return [row["abs_diff"] / row["abs_old"] if row["abs_old"] else math.inf for row in columns_of(sums)]
+
+
+def measurement(step: Step, name: str, distances: Sequence[float]) -> dict[str, Any]:
+    """A record of the trace."""
+    unmeasured = [None] * len(distances)
+    return {
+        "step": step.number,
+        "site": name,
+        "distance": [distance if math.isfinite(distance) else None for distance in distances],
+        "motion": unmeasured,
+        "factor": unmeasured,
+        "rate": unmeasured,
+        "nonfinite": [not math.isfinite(distance) for distance in distances],
+    }
 
 
 def forced(step: int, num_steps: int) -> bool:
@@ -202,6 +265,27 @@ def check_dtype(dtype: torch.dtype | None) -> None:
 def dtype_name(dtype: torch.dtype | None) -> str | None:
     """Such as "float16", for traces."""
     return None if dtype is None else str(dtype).removeprefix("torch.")
+
+
+def described(policy: Any) -> dict[str, Any]:
+    """The fields of a policy in JSON's types, for traces."""
+    return {
+        "policy": type(policy).__name__,
+        **{one.name: _in_json(getattr(policy, one.name)) for one in fields(policy)},
+    }
+
+
+def _in_json(value: Any) -> Any:
+    if isinstance(value, torch.dtype):
+        return dtype_name(value)
+    if isinstance(value, tuple | list):
+        return [_in_json(one) for one in value]
+    return value
+
+
+def history(kept: Sequence[int], step: int) -> list[list[float]]:
+    """A `Recurrence`: the features of the last computed steps, the newest first."""
+    return [[0.0] * i + [1.0] for i in range(1, MOST_KEPT)]
 
 
 def check_parts(name: str, parts: Any) -> tuple[str, ...]:

@@ -132,3 +132,12 @@ def _is_window(window: Any) -> bool:
         and 0 <= window[0] < window[1]
         and math.isfinite(window[1])
     )
+
+
+_LATTE = {"spatial_attention": 2, "temporal_attention": 3, "cross_attention": 6}
+PRESETS = {
+    "pab/open-sora": PAB(),
+    "pab/open-sora-fast": PAB(PAB.FAST),
+    "pab/open-sora-plan": PAB(window=(100, 850)),
+    "pab/latte": PAB(_LATTE, window=(100, 800)),
+}

@@ -1,4 +1,4 @@
-"""Settings by name.
+"""Settings by name. A module of this package that has `PRESETS`, {name: policy}, adds these to the names.
 
 Open-Sora's codebooks are the published ones (arXiv 2411.02397 and its code). For 100 steps no slow codebook
 was published: ours is the fast one with its rates halved. The digit model's codebooks fit that model alone:
@@ -8,13 +8,19 @@ of the same cost, on clips of training prompts.
 
 from __future__ import annotations
 
-from dataclasses import replace
+import functools
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from adacache.checks import anything, array, fields, number, optional, refuse, text, whole
 from adacache.files import read_json
 from adacache.policies.adacache import METRICS, AdaCache, MotionRegularization
+from adacache.policies.base import Policy
+from adacache.policies.planned_path import is_path_file, planned
 
 _OPEN_SORA_MOTION = {
     30: MotionRegularization(window=(4, 26)),
@@ -42,22 +48,44 @@ _DIGITS = ("digits/fast", "digits/slow")
 
 def preset_names() -> list[str]:
     """All preset names."""
-    return [name + suffix for name in (*_OPEN_SORA, *_DIGITS) for suffix in ("", "+moreg")]
+    adacache = [name + suffix for name in (*_OPEN_SORA, *_DIGITS) for suffix in ("", "+moreg")]
+    return [*adacache, *_others()]
 
 
-def preset(name: str | Path, num_steps: int | None) -> AdaCache:
-    """The settings of a preset, such as "open-sora/fast" or "open-sora/slow+moreg", or of a file that
-    `adacache calibrate` wrote.
+@functools.cache
+def _others() -> Mapping[str, Policy]:
+    """The settings of other methods, as their modules declare them."""
+    found: dict[str, Policy] = {}
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        if module.name != Path(__file__).stem:
+            own = importlib.import_module(f"{__package__}.{module.name}")
+            found |= getattr(own, "PRESETS", {})
+    return dict(sorted(found.items()))
+
+
+def preset(
+    name: str | Path, num_steps: int | None, *, budget: int | None = None, speedup: float | None = None
+) -> Policy:
+    """The settings of a preset, such as "open-sora/fast", "open-sora/slow+moreg" or
+    "teacache/open-sora-fast", or of a file that `adacache calibrate` wrote.
 
     Args:
         name: preset or path; text that ends in ".json" is a path.
         num_steps: steps of the schedule; None: those of the file, or of the preset's first codebook.
+        budget, speedup: for a file of planned paths, see `planned`.
 
     Raises:
         ValueError: an unknown name, a missing or invalid file, or a number of steps without a codebook.
     """
     if isinstance(name, Path) or name.endswith(".json"):
-        return _calibrated(Path(name), num_steps)
+        path = Path(name)
+        if is_path_file(_contents(path)):
+            return planned(path, num_steps=num_steps, budget=budget, speedup=speedup)
+        _refuse_budget(str(path), budget, speedup)
+        return _calibrated(path, num_steps)
+    _refuse_budget(name, budget, speedup)
+    if name in _others():
+        return _others()[name]
     base = name.removesuffix("+moreg")
     if base not in (*_OPEN_SORA, *_DIGITS):
         raise ValueError(f"policy: expected one of {preset_names()}, got {name!r}")
@@ -81,12 +109,42 @@ def _digit_codebooks(name: str) -> _Codebooks:
     return {file["num_steps"]: (values["codebook"], MotionRegularization(**motion))}
 
 
-def _calibrated(path: Path, num_steps: int | None) -> AdaCache:
-    """The settings in a file that `adacache calibrate` wrote."""
+@dataclass(frozen=True)
+class Named:
+    """A preset or a file by its name, before the number of steps is known; see `preset`."""
+
+    name: str | Path
+    budget: int | None = None
+    speedup: float | None = None
+
+    def policy(self, num_steps: int | None) -> Policy:
+        return preset(self.name, num_steps, budget=self.budget, speedup=self.speedup)
+
+
+def _refuse_budget(name: str, budget: int | None, speedup: float | None) -> None:
+    for argument, value in {"budget": budget, "speedup": speedup}.items():
+        if value is not None:
+            raise ValueError(
+                f"{argument}: expected None, because {name} has no planned paths "
+                f"(`adacache calibrate --method path` writes them), got {value!r}"
+            )
+
+
+def _contents(path: Path) -> Any:
     try:
-        values = read_json(path, _CALIBRATION)
+        return read_json(path, anything)
     except (OSError, ValueError) as error:
         raise ValueError(f"policy: not a file that `adacache calibrate` wrote: {error}") from error
+
+
+def _calibrated(path: Path, num_steps: int | None) -> AdaCache:
+    """The settings in a file with a codebook."""
+    try:
+        values = _CALIBRATION(_contents(path), "")
+    except ValueError as error:
+        raise ValueError(
+            f"policy: not a file that `adacache calibrate` wrote: {path}: {str(error).removeprefix(': ')}"
+        ) from error
     if num_steps not in (None, values["num_steps"]):
         raise ValueError(f"num_steps: {path} was calibrated for {values['num_steps']} steps, got {num_steps}")
     block = values.get("metric_block")

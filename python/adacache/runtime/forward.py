@@ -14,7 +14,7 @@ from adacache.policies.base import Action, Keep, What
 from adacache.rows import Split
 from adacache.runtime.clock import Tick
 from adacache.runtime.meter import Meter, Reduce
-from adacache.sites import Site
+from adacache.sites import MODEL, Site
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def segments(keeps: Mapping[Site, Keep], blocks: int, per_block: bool) -> list[S
     """
     found: list[Segment] = []
     position = 0
-    for site in sorted(site for site, keep in keeps.items() if keep.what is What.RESIDUAL):
+    for site in sorted(site for site, keep in keeps.items() if keep.what is What.RESIDUAL and site != MODEL):
         keep = keeps[site]
         if not position <= site.first < site.last <= blocks:
             raise ValueError(
@@ -222,9 +222,10 @@ class Forward:
             elif rows is not None and result is not None:
                 rows.put(result, out)
             whole.append(out if result is None else result)
+        keys = [self._key(k) for k in range(len(whole))]
         for site in (self.segment.site, self.segment.planned):
             assert site is not None
-            self.request.note_kept(self.branch, site, self._actions)
+            self.request.note_kept(self.branch, site, self._actions, keys)
         self.due = False
         return whole
 

@@ -11,10 +11,11 @@ from torch import Tensor
 import adacache_kernels
 from adacache.fused import Norm, Program
 from adacache.models.modulation import gated
+from adacache.policies.base import What
 from adacache.rows import Split
 from adacache.runtime.forward import Forward
 from adacache.runtime.outputs import KeptOutput
-from adacache.sites import Site
+from adacache.sites import MODULATED, TOKENS, Site
 
 
 def run_program(forward: Forward, program: Program, model: Any, tokens: Tensor, context: Any) -> Tensor:
@@ -22,6 +23,8 @@ def run_program(forward: Forward, program: Program, model: Any, tokens: Tensor, 
     contexts: dict[int, Any] = {}
     ranges = [site for site in forward.meter.watches if site.part is None]
     starts: dict[Site, tuple[Split, Tensor]] = {}
+    forward.meter.measure(TOKENS, lambda: tokens)
+    forward.meter.measure(MODULATED, lambda: program.first_input(model, tokens, context))
     for segment in forward.call.segments:
         forward.enter(segment, [tokens])
         forward.order += range(segment.site.first, segment.site.last)
@@ -44,7 +47,8 @@ def run_program(forward: Forward, program: Program, model: Any, tokens: Tensor, 
             for site in [site for site in starts if site.last == last]:
                 computing, start = starts.pop(site)
                 if computing is forward.split:
-                    forward.meter.residual(site, x - start, split)
+                    output = forward.meter.watches[site].what is What.OUTPUT
+                    forward.meter.residual(site, x.clone() if output else x - start, split)
         (tokens,) = forward.leave([x], in_place=not starts)
     if not forward.skipped:
         forward.branch.order = forward.order

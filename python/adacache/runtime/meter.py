@@ -12,6 +12,7 @@ import adacache_kernels
 from adacache.policies.base import Sums
 from adacache.rows import Split
 from adacache.runtime.request import Branch, Request
+from adacache.runtime.store import as_tokens
 from adacache.sites import Site
 
 Norm = tuple[Tensor, Tensor]
@@ -37,10 +38,35 @@ class Meter:
         self.apart = True
         """Whether the rows of residuals are known to be those of the batch."""
         self.watches = request.decider.watches
+        self.signals = request.decider.signals
         self._first_only = branch.index > 0
         """The call is one of a further branch: what it measures is only kept, and only in the first step."""
         if self._first_only and not (request.may_restart and request.step == 1):
             self.watches = {}
+
+    def measure(self, signal: Site, value: Callable[[], Tensor]) -> None:
+        """Measures an input of this step for each signal of its kind.
+
+        Args:
+            value: returns [B, ...], or [B * n, N, C] with each row's parts together.
+        """
+        sites = [site for site in self.signals if site.part == signal.part]
+        if sites and self.branch.index == 0:
+            found = value().detach()
+            for site in sites:
+                self._signal(site, found)
+
+    def _signal(self, site: Site, value: Tensor) -> None:
+        watch = self.signals[site]
+        if watch.transform is not None:
+            value = watch.transform(value)
+        value = as_tokens(value)
+        kept = self.request.store.old_watched(site, value, value.shape)
+        self._observe(site, self.sums(site, value, kept))
+        if watch.until is not None:
+            self._refresh(watch.until, site, value)
+        else:
+            self.request.store.copy_watched(site, value)
 
     def residual(self, site: Site, residual: Tensor, split: Split | None) -> None:
         """Measures a residual that is already formed, and keeps it.
@@ -57,11 +83,11 @@ class Meter:
         watch, rows = self.watches[site], len(self.branch.videos)
         computing = rows if split is None else len(split.computing)
         whole = (residual.shape[0] * rows // computing, *residual.shape[1:])
-        kept = self.request.store.old_watched(site, residual, whole)
+        kept = self.request.store.old_watched(site, residual, whole, watch.age)
         old = kept if split is None else split.rows_of(kept)
         self._observe(site, self.sums(site, residual, old, split))
         if watch.until is not None:
-            self._refresh(watch.until, kept, residual)
+            self._refresh(watch.until, site, residual)
         elif split is None and not residual.is_inference():
             self.request.store.swap_watched(site, residual)
         elif split is None:
@@ -80,14 +106,12 @@ class Meter:
             values = values.expand(self.request.decisions, -1).contiguous()
         return self._sums(values, arguments, residual.numel() // computing)
 
-    def _refresh(self, until: Site, kept: Tensor, residual: Tensor) -> None:
-        """Keeps the residual of the videos that compute a site at this step; all rows were measured."""
+    def _refresh(self, until: Site, site: Site, residual: Tensor) -> None:
+        """Keeps what was measured of the videos that compute a site at this step; all rows were measured."""
         actions = self.request.actions(self.branch, until, until)
         split = self.request.split(self.branch, actions, residual.device)
-        if split.mixed:
-            split.put(kept, split.rows_of(residual))
-        elif split.computing:
-            kept.copy_(residual)
+        if split.computing:
+            self.request.store.copy_watched(site, residual, split if split.mixed else None)
 
     def adding(
         self,
@@ -127,7 +151,7 @@ class Meter:
     def _arguments(self, site: Site, split: Split | None, frames: int, per_row: int | None) -> dict[str, Any]:
         """Arguments of the meter ops. `per_row`: first dimension of a residual per row of the batch; None:
         all rows are measured as one video."""
-        watch = self.watches[site]
+        watch = self.watches[site] if site in self.watches else self.signals[site]
         video_of_row = self.branch.video_of_row if per_row is not None else None
         if video_of_row is not None and split is not None:
             video_of_row = video_of_row.index_select(0, split.index)

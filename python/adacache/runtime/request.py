@@ -13,7 +13,7 @@ from adacache.checks import whole
 from adacache.policies.base import Action, Decider, Plan, Policy, Step, Sums, What
 from adacache.rows import Split, to_device
 from adacache.runtime.store import Store
-from adacache.sites import ModelSites, Site
+from adacache.sites import MODEL, ModelSites, Site
 from adacache.trace import Trace
 
 
@@ -54,7 +54,8 @@ class Branch:
         order: positions of the blocks that ran at its last computed step; None before the first.
         chained: positions of blocks whose input was the very output of the block before.
         kept_at: per kept site, the step at which each decision's rows were kept (0: never).
-        off_plan: sites and decisions whose rows were kept at a step that the plan did not compute.
+        off_plan: sites and decisions whose rows were kept at a step that the plan did not compute; with a
+            recurrence, for all further steps.
     """
 
     index: int
@@ -122,6 +123,8 @@ class Request:
         self.plan = Plan()
         self.output_forms: dict[Any, Any] = {}
         """Per branch and site, the form of a kept output (see `runtime.outputs`)."""
+        self.guided: dict[str, Branch] = {}
+        """What is kept of guided outputs (see `runtime.guided`)."""
         self._video_of_row = None if video_of_row is None else list(video_of_row)
         self._branches: dict[Hashable, Branch] = {}
         self._decider: Decider | None = None
@@ -193,20 +196,22 @@ class Request:
         if branch is None:
             branch = self._branches[key] = Branch(len(self._branches))
         if branch.shape != facts.shape:
-            self._reshape(branch, facts)
+            self.reshape(branch, facts)
         if new_step:
             self.step += 1
+            self.store.step = self.step
             if self.step == 3:
                 self.store.forget_first()
             self._computed.append([False] * self.decisions)
             self._timesteps.append(facts.timestep)
             timestep = facts.read_timestep() if self.decider.needs_timestep else None
             self.plan = self.decider.plan(Step(self.step, self.num_steps, timestep))
-            if not any(keep.what is What.RESIDUAL for keep in self.decider.keeps.values()):
+            keeps = self.decider.keeps
+            if MODEL not in keeps and not any(keep.what is What.RESIDUAL for keep in keeps.values()):
                 self.note_computed([True] * self.decisions)
         return branch
 
-    def _reshape(self, branch: Branch, facts: Facts) -> None:
+    def reshape(self, branch: Branch, facts: Facts) -> None:
         """A branch's first call, or its first of a new shape: nothing that it kept fits."""
         rows = facts.shape[0]
         videos = self._video_of_row or [row % self.num_videos for row in range(rows)]
@@ -264,15 +269,23 @@ class Request:
         kept = branch.kept_at.get(site, [0] * self.decisions)
         return [max(1, self.step - kept[video]) if kept[video] else 1 for video in branch.videos]
 
-    def note_kept(self, branch: Branch, site: Site, actions: Sequence[Action]) -> None:
-        """Notes that a site's tensors are of this step for the videos that computed it."""
+    def note_kept(self, branch: Branch, site: Site, actions: Sequence[Action], keys: Sequence[Any]) -> None:
+        """Notes that a site's features, which are stored under these keys, are of this step for the videos
+        that computed it."""
         kept = branch.kept_at.setdefault(site, [0] * self.decisions)
+        keep = self.decider.keeps.get(site)
+        recurs = keep is not None and keep.recurrence is not None
         for video, action in enumerate(actions):
             if action is Action.COMPUTE:
                 kept[video] = self.step
                 planned = self.plan.actions.get(site)
-                as_planned = planned is None or planned[video] is Action.COMPUTE
-                (branch.off_plan.discard if as_planned else branch.off_plan.add)((site, video))
+                # A feature of a new shape lacks the earlier steps that the plan's forecasts count on.
+                rows = [row for row, own in enumerate(branch.videos) if own == video]
+                lost = recurs and self.step > 1 and any(self.store.kept_once(key, rows) for key in keys)
+                if lost or (planned is not None and planned[video] is not Action.COMPUTE):
+                    branch.off_plan.add((site, video))
+                elif not recurs:
+                    branch.off_plan.discard((site, video))
 
     def note_computed(self, videos: Sequence[bool]) -> None:
         """Notes in the trace which videos computed blocks whose residual is kept."""
@@ -303,13 +316,15 @@ class Request:
                     if old is not None:
                         decider.observe(step, site, measure(site, old))
         self._decider = decider
+        for site in decider.signals:
+            self.store.forget_watched(site)
         for key in list(self._branches)[calls:]:
             self.store.drop(self._branches.pop(key).index)
 
     def free(self) -> None:
         """Frees the kept tensors; a further call of this step computes."""
         self.store.clear()
-        for branch in self._branches.values():
+        for branch in [*self._branches.values(), *self.guided.values()]:
             branch.forget()
 
     def end(self, reason: str) -> None:

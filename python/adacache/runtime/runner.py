@@ -15,14 +15,17 @@ from torch import Tensor
 
 from adacache.adapters.spec import Arguments, ModelSpec
 from adacache.interpose import interpose, plain_class, restore
+from adacache.policies.base import What
 from adacache.runtime.clock import Clock
 from adacache.runtime.forward import Call, Forward, segments
 from adacache.runtime.fused_forward import run_program
 from adacache.runtime.meter import Reduce
+from adacache.runtime.outputs import KeptOutput, flatten
 from adacache.runtime.request import Facts
+from adacache.runtime.store import as_tokens
 from adacache.runtime.wrapped_block import OWNER, WrappedBlock
 from adacache.runtime.wrapped_forward import WrappedForward
-from adacache.sites import ModelSites
+from adacache.sites import LATENTS, MODEL, ModelSites
 
 NOT_COMPILED = (
     "AdaCache decides in Python which blocks run, so the whole model cannot be one graph; compile its blocks "
@@ -46,9 +49,15 @@ class Host(Protocol):
     def generation(self, num_steps: int, num_videos: int) -> AbstractContextManager[Any]:
         """Calls inside are one generation of a sampler."""
 
+    def check_call(self, policy: Any, facts: Facts) -> None:
+        """Warns if the policy was made for other inputs than those of a call."""
+
 
 class Runner:
     """Runs the forward calls of one model.
+
+    Args:
+        wraps: see `policies.base.wraps_of`.
 
     Attributes:
         model, spec, sites: what is run.
@@ -56,11 +65,12 @@ class Runner:
         reduce: see `runtime.meter.Reduce`.
     """
 
-    def __init__(self, host: Host, model: Any, spec: ModelSpec):
+    def __init__(self, host: Host, model: Any, spec: ModelSpec, wraps: str = "blocks"):
         self.host = host
+        self.wraps_blocks = wraps == "blocks"
         self.model = model
         self.spec = spec
-        self.sites: ModelSites = spec.sites(model)
+        self.sites: ModelSites = spec.sites(model) if self.wraps_blocks else ModelSites(())
         self.on = False
         self.reduce: Reduce | None = None
         self.always_compute = False
@@ -88,10 +98,10 @@ class Runner:
             methods["cache_context"] = self._note_context
         if hasattr(kind, "generation"):
             methods["generation"] = self._open_generation
-        if self.spec.program is not None:
+        if self.spec.program is not None and self.wraps_blocks:
             methods[self.spec.program.method] = self._run_stack
         self._interpose(self.model, methods)
-        if self.spec.program is None:
+        if self.spec.program is None and self.wraps_blocks:
             run_block = _uncompiled(self._run_block)
             for place in self.spec.places(self.model):
                 block = WrappedBlock(self.spec, place)
@@ -141,9 +151,12 @@ class Runner:
         running = _Running(self, clock, facts, given)
         token = _UNDER_WAY.set(running)
         try:
-            if self.spec.reuse_arguments and running.spares():
-                args, kwargs = _with_arguments(signature, args, kwargs, self.spec.reuse_arguments)
-            output = plain(model, *args, **kwargs)
+            if not self.wraps_blocks:
+                output = running.whole(lambda: plain(model, *args, **kwargs), [*args, *kwargs.values()])
+            else:
+                if self.spec.reuse_arguments and running.spares():
+                    args, kwargs = _with_arguments(signature, args, kwargs, self.spec.reuse_arguments)
+                output = plain(model, *args, **kwargs)
             running.finish()
         except BaseException as error:
             running.fail(error)
@@ -249,6 +262,8 @@ class _Running:
         if self._forward is None:
             runner = self.runner
             tick = self._clock.tick(self._facts)
+            if tick.request.step == 1:
+                runner.host.check_call(tick.request.policy, self._facts)
             keeps = tick.request.decider.keeps
             call = Call(
                 tick,
@@ -259,12 +274,17 @@ class _Running:
                 self._facts.must_compute or runner.always_compute,
                 runner.reduce,
             )
-            if runner.spec.program is None:
+            if runner.spec.program is None and runner.wraps_blocks:
                 self._forward = WrappedForward(runner, runner.spec, call)
             else:
                 self._forward = Forward(call)
             self._tick = tick
+            self._forward.meter.measure(LATENTS, self._latents)
         return self._forward
+
+    def _latents(self) -> Tensor:
+        latents = self._given[self.runner.spec.latents]
+        return latents if isinstance(latents, Tensor) else torch.stack(list(latents))
 
     def spares(self) -> bool:
         """Whether this call reuses the whole stack, so that it runs with the spec's `reuse_arguments`."""
@@ -272,6 +292,25 @@ class _Running:
         assert isinstance(forward, WrappedForward)
         forward.spared = forward.reuses_all()
         return forward.spared
+
+    def whole(self, compute: Callable[[], Any], inputs: list[Any]) -> Any:
+        """The output of the model, where its own call is the only thing that is wrapped."""
+        forward = self.forward()
+        request = forward.request
+        if MODEL not in request.decider.keeps:
+            return compute()
+
+        def computed() -> Any:
+            request.note_computed([True] * request.decisions)
+            output = compute()
+            if MODEL in forward.meter.watches:
+                first = flatten(output)[0][0]
+                # A copy, because a sampler may modify its output in place.
+                forward.meter.residual(MODEL, as_tokens(first).clone(), None)
+            return output
+
+        residual = request.decider.keeps[MODEL].what is What.RESIDUAL
+        return KeptOutput(forward, MODEL, self._latents() if residual else None).run(computed, inputs)
 
     def finish(self) -> None:
         forward = self.forward()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import adacache_kernels
-from adacache.policies.base import Keep
+from adacache.policies.base import MOST_FACTORS, Keep
 from adacache.rows import Split, to_device
 from adacache.sites import Site
 
@@ -24,10 +24,10 @@ class Kept:
     """One kept feature.
 
     Attributes:
-        factors: of its forecast: the feature, its first, second ... divided difference.
+        factors: of its forecast: the feature, and what `Keep` states beside it.
         scale: of a float8 feature, per token.
         copies: how often the blocks repeat the tokens that they take (1, or once per frame).
-        times: per row of the batch, how often the feature was kept, if it has differences.
+        steps: per row of the batch, the steps at which the feature was kept.
         version: of the feature's tensor when it was kept.
         copied: the model modifies the tensor when it is reused, so it gets copies.
     """
@@ -35,7 +35,7 @@ class Kept:
     factors: list[Tensor] = field(default_factory=list)
     scale: Tensor | None = None
     copies: int = 1
-    times: list[int] = field(default_factory=list)
+    steps: list[list[int]] = field(default_factory=list)
     version: int = 0
     copied: bool = False
 
@@ -58,8 +58,12 @@ class Store:
     def __init__(self) -> None:
         self._kept: dict[Any, Kept] = {}
         self._watched: dict[Site, Tensor] = {}
+        self._newer: dict[Site, list[Tensor]] = {}
+        """Watched tensors that are newer than the one that is compared, the oldest first."""
         self._first: dict[tuple[int, Site], Tensor] = {}
         """What further branches measured in the first step."""
+        self.step = 0
+        """The step under way."""
         self.bytes = 0
         """Most bytes kept at once so far, watched residuals included."""
 
@@ -68,6 +72,11 @@ class Store:
 
     def get(self, key: Any) -> Kept | None:
         return self._kept.get(key)
+
+    def kept_once(self, key: Any, rows: Sequence[int]) -> bool:
+        """Whether a feature was kept no more than once in some of these rows."""
+        kept = self._kept.get(key)
+        return kept is None or any(len(kept.steps[row]) < 2 for row in rows)
 
     def keep_difference(
         self,
@@ -134,20 +143,60 @@ class Store:
             self.keep_difference(key, value.to(base.dtype), base, Keep(dtype=dtype), split, gaps)
             return
         kept = self._allocated(key, like, dtype, keep.factors)
-        kept.times = kept.times or [0] * len(gaps)
+        kept.steps = kept.steps or [[] for _ in gaps]
         computing = range(len(gaps)) if split is None else split.computing
+        if keep.recurrence is None:
+            self._keep_differences(kept, value, split, gaps, computing)
+        else:
+            weights = [keep.recurrence(kept.steps[row], self.step) for row in computing]
+            self._keep_combinations(kept, value, split, weights)
+        for row in computing:
+            kept.steps[row].append(self.step)
+        kept.version = kept.factors[0]._version
+
+    def _keep_differences(
+        self, kept: Kept, value: Tensor, split: Split | None, gaps: Sequence[int], computing: Sequence[int]
+    ) -> None:
+        """The feature and its divided differences."""
         new, difference = value, value
         for i, factor in enumerate(kept.factors):
             if i + 1 < len(kept.factors):
                 old = factor if split is None else split.rows_of(factor)
-                steps = [gaps[row] if kept.times[row] > i else math.inf for row in computing]
+                steps = [gaps[row] if len(kept.steps[row]) > i else math.inf for row in computing]
                 wide = new.to(torch.promote_types(new.dtype, torch.float32))
                 difference = (wide - old) / self._per_row(steps, old)
-            self._write(factor, saturated(new, dtype), split)
+            self._write(factor, new, split)
             new = difference
-        for row in computing:
-            kept.times[row] += 1
-        kept.version = kept.factors[0]._version
+
+    def _keep_combinations(
+        self,
+        kept: Kept,
+        value: Tensor,
+        split: Split | None,
+        weights: Sequence[Sequence[Sequence[float]]],
+    ) -> None:
+        """The feature, and per further factor and row the weighted sum of the feature and the old factors.
+        From the last factor on, so that few new ones have to wait until the old ones are not needed."""
+        wide = torch.promote_types(value.dtype, torch.float32)
+        waiting: list[tuple[Tensor, Tensor]] = []
+        columns = len(kept.factors) + 1
+        table = [[[*row, *[0.0] * columns][:columns] for row in one] for one in weights]
+        for i in range(len(kept.factors) - 1, -1, -1):
+            new = value
+            if i > 0:
+                new = torch.zeros_like(value, dtype=wide)
+                for k in range(columns):
+                    own = [rows[i - 1][k] for rows in table]
+                    if any(own):
+                        factor = value if k == 0 else kept.factors[k - 1]
+                        term = factor if split is None or k == 0 else split.rows_of(factor)
+                        new += term.to(wide) * self._per_row(own, term)
+            if any(rows[j][i + 1] for rows in table for j in range(i - 1)):
+                waiting.append((kept.factors[i], new))
+            else:
+                self._write(kept.factors[i], new, split)
+        for factor, new in waiting:
+            self._write(factor, new, split)
 
     @staticmethod
     def _per_row(values: Sequence[float], like: Tensor) -> Tensor | float:
@@ -160,6 +209,7 @@ class Store:
 
     @staticmethod
     def _write(into: Tensor, value: Tensor, split: Split | None) -> None:
+        value = saturated(value, into.dtype)
         if split is None:
             into.copy_(value)
         else:
@@ -212,13 +262,8 @@ class Store:
                 out=given,
             )
         else:
-            result = adacache_kernels.extrapolate_residual(
-                tokens,
-                [as_tokens(factor).view(tokens.shape) for factor in kept.factors],
-                coefficients,
-                video_of_row=video_of_row,
-                out=given,
-            )
+            factors = [as_tokens(factor).view(tokens.shape) for factor in kept.factors]
+            result = _extrapolated(tokens, factors, coefficients, video_of_row, given)
         return result.view(x.shape)
 
     def output(
@@ -241,9 +286,7 @@ class Store:
         if video_of_row is not None:
             video_of_row = video_of_row.repeat_interleave(kept.shape[0] // len(video_of_row))
         nothing = zeros(factors[0].shape[2:], dtype, factors[0].device).expand(factors[0].shape)
-        return adacache_kernels.extrapolate_residual(
-            nothing, factors, coefficients, video_of_row=video_of_row
-        ).view(kept.shape)
+        return _extrapolated(nothing, factors, coefficients, video_of_row).view(kept.shape)
 
     def intact(self, key: Any) -> bool:
         """Whether a kept output is unmodified: the model may have modified it in place when it was reused."""
@@ -254,16 +297,33 @@ class Store:
         kept.copied = kept.copied or modified
         return not modified
 
-    def old_watched(self, site: Site, like: Tensor, shape: Sequence[int]) -> Tensor:
-        """The residual last measured at a site; zeros before the first and after a change of shape, so that
-        the distance from it is not finite."""
+    def old_watched(self, site: Site, like: Tensor, shape: Sequence[int], age: int = 1) -> Tensor:
+        """The tensor last measured at a site, or with a greater age one before it; zeros before the first and
+        after a change of shape, so that the distance from it is not finite."""
         old = self._watched.get(site)
         if old is None or old.shape != torch.Size(shape) or old.dtype != like.dtype:
             with torch.inference_mode(False):
                 old = zeros(shape, like.dtype, like.device)
+                self._newer[site] = [zeros(shape, like.dtype, like.device) for _ in range(age - 1)]
             self._watched[site] = old
             self._count()
         return old
+
+    def copy_watched(self, site: Site, value: Tensor, split: Split | None = None) -> None:
+        """Copies what was measured, in the rows of a split or in all.
+
+        Args:
+            value: has all rows.
+        """
+        tensors = [self._watched[site], *self._newer.get(site, [])]  # the oldest first
+        for into, new in zip(tensors, [*tensors[1:], value], strict=True):
+            if split is None:
+                into.copy_(new)
+            else:
+                split.put(into, split.rows_of(new))
+
+    def forget_watched(self, site: Site) -> None:
+        self._watched.pop(site, None)
 
     def note_first(self, branch: int, site: Site, value: Tensor) -> None:
         """Keeps what a further branch measured in the first step."""
@@ -296,11 +356,33 @@ class Store:
     def clear(self) -> None:
         self._kept.clear()
         self._watched.clear()
+        self._newer.clear()
         self._first.clear()
 
     def _count(self) -> None:
-        tensors = [*self._watched.values(), *(t for kept in self._kept.values() for t in kept.tensors())]
+        tensors = [*self._watched.values(), *(t for newer in self._newer.values() for t in newer)]
+        tensors += [t for kept in self._kept.values() for t in kept.tensors()]
         self.bytes = max(self.bytes, sum(t.numel() * t.element_size() for t in tensors))
+
+
+def _extrapolated(
+    x: Tensor,
+    factors: Sequence[Tensor],
+    coefficients: Tensor,
+    video_of_row: Tensor | None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """x + the weighted sum of the factors, as many of them in a pass as the op takes."""
+    for start in range(0, len(factors), MOST_FACTORS):
+        chosen = slice(start, start + MOST_FACTORS)
+        x = adacache_kernels.extrapolate_residual(
+            x,
+            list(factors[chosen]),
+            coefficients[:, chosen].contiguous(),
+            video_of_row=video_of_row,
+            out=out,
+        )
+    return x
 
 
 def _forecast(

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from adacache.adapters.spec import Arguments, GatedResidual, ModelSpec
 from adacache.interpose import plain_class
+from adacache.policies.base import What
 from adacache.rows import Split
 from adacache.runtime.forward import Call, Forward, Segment
 from adacache.runtime.layout import from_video, to_measure, to_video
 from adacache.runtime.outputs import KeptOutput
 from adacache.runtime.wrapped_block import WrappedBlock
-from adacache.sites import Site
+from adacache.sites import MODULATED, TOKENS, Site
 
 
 class WrappedForward(Forward):
@@ -55,6 +56,8 @@ class WrappedForward(Forward):
         self._starts: dict[Site, tuple[Split, str, Tensor]] = {}
         """Where watched ranges of blocks began: the rows, the layout and the tokens."""
         self._children: _Children | None = None
+        self._stop_at: str | None = None
+        """The child at whose call the block under way ends."""
         watched = {at for site in self.meter.watches for at in range(site.first, site.last)}
         self._concerned = watched | {position for position, _ in self.kept_outputs}
         """Positions of the blocks in which something is watched or whose outputs are kept."""
@@ -66,6 +69,8 @@ class WrappedForward(Forward):
             raise TypeError(
                 f"model: {plain_class(block.module).__name__} was called without {block.streams[0]!r}"
             )
+        if not self.order and self.meter.signals:
+            self._measure_signals(block, args, kwargs, streams[0])
         entering = not self.segment.site.holds(position)
         if self._after and streams[0] is self._after[0]:
             self._chained.add(position)
@@ -84,6 +89,33 @@ class WrappedForward(Forward):
         if self._spec.streams_by_shape and any(isinstance(value, Tensor) for value in rest):
             self.unknown_output = plain_class(block.module).__name__
         return block.returned(self._after, rest)
+
+    def _measure_signals(self, block: WrappedBlock, args: Any, kwargs: Any, tokens: Tensor) -> None:
+        """Measures what the first block and its first sub-layer take."""
+
+        def modulated() -> Tensor:
+            return to_measure(self._first_input(block, args, kwargs), block.list.layout, self.call.batch)
+
+        self.meter.measure(TOKENS, lambda: to_measure(tokens, block.list.layout, self.call.batch))
+        self.meter.measure(MODULATED, modulated)
+
+    def _first_input(self, block: WrappedBlock, args: Any, kwargs: Any) -> Tensor:
+        """Runs a block up to its first sub-layer; returns the first tensor that this takes."""
+        name = next(iter(block.list.outputs.values()), None)
+        if name is None:
+            raise ValueError(
+                f"model: {plain_class(block.module).__name__} has no declared sub-layer, so its modulated "
+                "input cannot be measured"
+            )
+        block.wrap_children([name], self.owner)
+        self._stop_at = name
+        try:
+            block.run_uncompiled(args, kwargs)
+        except _Reached as reached:
+            return reached.value
+        finally:
+            self._stop_at = None
+        raise RuntimeError(f"model: {plain_class(block.module).__name__} did not run its {name!r}")
 
     def _begin_segment(self, block: WrappedBlock, streams: list[Tensor]) -> None:
         self._close()
@@ -239,7 +271,8 @@ class WrappedForward(Forward):
             computing = len(split.computing)
             before, after = to_video(before, layout_before, computing), to_video(after, layout, computing)
             layout = "video"
-        self._measure(site, after - before, layout)
+        output = self.meter.watches[site].what is What.OUTPUT
+        self._measure(site, after.clone() if output else after - before, layout)
 
     def _measure(self, site: Site, residual: Tensor, layout: str) -> None:
         computing = len(self.split.computing)
@@ -273,9 +306,19 @@ class WrappedForward(Forward):
         self, block: WrappedBlock, name: str, plain: Callable[..., Any], child: Any, args: Any, kwargs: Any
     ) -> Any:
         """What a wrapped child of a block returns in this call."""
+        if name == self._stop_at:
+            raise _Reached(next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)))
         if self._children is None or self._children.block is not block:
             return plain(child, *args, **kwargs)
         return self._children.run(name, plain, child, args, kwargs)
+
+
+class _Reached(BaseException):
+    """Ends a block at one of its children; no `Exception`, so that a model does not handle it."""
+
+    def __init__(self, value: Tensor):
+        super().__init__()
+        self.value = value
 
 
 class _Children:

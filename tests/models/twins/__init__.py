@@ -1,2 +1,2 @@
-"""Structural twins of models that no package index ships, in our own words: the names, arguments, token
-layouts and the order of steps of the originals, on tiny layers."""
+"""Structural twins of models that no package index ships, written independently: names, arguments, token
+layouts and order of operations of the originals, on tiny layers."""

@@ -1,6 +1,6 @@
-"""LatteT2V of Latte's own repository, Open-Sora-Plan 1.1 and videosys, and Latte without text: spatial
-blocks take [B*T, S, C], temporal ones [B*S, T, C], and the model turns tokens in between and adds a temporal
-embedding after the first spatial block."""
+"""LatteT2V of the Latte repository, Open-Sora-Plan 1.1 and videosys, and Latte without text. Spatial blocks
+have the layout [B*T, S, C], temporal blocks [B*S, T, C]; the model rearranges tokens between them, and adds a
+temporal embedding after the first spatial block."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class TransformerBlock(nn.Module):
 
 
 class Latte(nn.Module):
-    """Without text: one list holds both kinds of block, and samplers call `forward_with_cfg`."""
+    """Without text: one list has spatial and temporal blocks, and samplers call `forward_with_cfg`."""
 
     def __init__(self, dim: int = 16, depth: int = 8, frames: int = 3):
         super().__init__()

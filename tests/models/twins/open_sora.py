@@ -1,5 +1,5 @@
-"""Open-Sora's STDiT3 (its own repository at v1.2.0 and v1.3; videosys has 1.2's): both kinds of block take
-[B, T*S, C] and fold it themselves; captions of all rows are packed, with their lengths as `mask`."""
+"""STDiT3 of Open-Sora v1.2.0 and v1.3 (videosys has that of 1.2). Spatial and temporal blocks take [B, T*S,
+C] and reshape it; captions of all rows are packed, with their lengths in `mask`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from twins.parts import Attention, Patches, TimeEmbedding, mlp, norm
 
 
 class PackedCrossAttention(Attention):
-    """To the captions of all rows, which stand one after the other in [1, sum of lengths, C]."""
+    """Cross-attention to the captions of all rows, packed as [1, sum of lengths, C]."""
 
     def forward(self, x: Tensor, cond: Tensor, mask: list[int]) -> Tensor:  # type: ignore[override]
         pieces = cond.split(mask, dim=1)
@@ -22,7 +22,7 @@ class PackedCrossAttention(Attention):
 
 
 class WindowAttention(Attention):
-    """Over [B, H, W, T, C] as 1.3 has it, here with the whole clip for a window."""
+    """Attention over [B, H, W, T, C] as in 1.3; here the window is the whole clip."""
 
     def forward(self, x: Tensor, *_: Any) -> Tensor:  # type: ignore[override]
         return super().forward(x.flatten(1, 3)).reshape(x.shape)

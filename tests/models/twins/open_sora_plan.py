@@ -1,5 +1,5 @@
-"""Open-Sora-Plan 1.2 (OpenSoraT2V: Latte's block over all tokens at once) and 1.3 (OpenSoraT2V_v1_3: its
-blocks take tokens first, [N, B, C], and some attend in groups of tokens, with masks [groups * B, ...])."""
+"""Open-Sora-Plan 1.2 (OpenSoraT2V: the block of Latte over all tokens) and 1.3 (OpenSoraT2V_v1_3: blocks have
+the layout [N, B, C], and some attend within groups of tokens, with masks [groups * B, ...])."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class OpenSoraT2V_v1_3(OpenSoraT2V):
         return super().bias(block, by_group)
 
     def run(self, x: Tensor, captions: Tensor, time: Tensor, mask: Tensor | None, **size: int) -> Tensor:
-        # The timestep's six values come first too, as the block takes them.
+        # The block takes the modulation as [6, B, C].
         time = time.unflatten(1, (6, -1)).transpose(0, 1).contiguous()
         x, captions = (value.transpose(0, 1).contiguous() for value in (x, captions))
         return super().run(x, captions, time, mask, **size).transpose(0, 1).contiguous()

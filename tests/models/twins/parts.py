@@ -1,4 +1,4 @@
-"""Layers that the twins share."""
+"""Layers shared by the twins."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Attention(nn.Module):
-    """Self-attention, or cross-attention to `encoder_hidden_states`, of [sequences, length, C]."""
+    """Self-attention on [sequences, length, C], or cross-attention to `encoder_hidden_states`."""
 
     def __init__(self, dim: int, heads: int = 2):
         super().__init__()

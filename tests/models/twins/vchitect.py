@@ -1,5 +1,5 @@
-"""Vchitect 2.0 as in videosys: frames lie in the blocks' batch, captions are repeated for each by the first
-block, the last one returns no captions, and captions are returned first."""
+"""Vchitect 2.0 as in videosys: frames are in the batch dimension of the blocks, the first block repeats
+captions per frame, blocks return captions first, and the last block returns no captions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from twins.parts import Attention, Patches, TimeEmbedding, mlp, norm
 
 
 class Norm(nn.Module):
-    """A norm that also returns the block's other four modulations."""
+    """A norm that also returns the other four modulations of the block."""
 
     def __init__(self, dim: int):
         super().__init__()

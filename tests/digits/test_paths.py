@@ -1,0 +1,44 @@
+"""The shipped planned paths of the digit model, in a real run through `enable`."""
+
+from __future__ import annotations
+
+import adacache
+import pytest
+import torch
+from adacache.calibration.planning import psnr
+from adacache.digits import FPS, PATHS, SIZE, encode, load, noise, sampler, with_null
+from adacache.digits.captions import held_out_prompts
+from adacache.models.stdit3 import STDiT3
+from adacache.policies import PlannedPath
+from torch import Tensor
+
+PROMPT = held_out_prompts()[3]
+
+
+@pytest.fixture(scope="module")
+def model() -> STDiT3:
+    return load().requires_grad_(False)
+
+
+def generate(model: STDiT3, num_steps: int = 30) -> Tensor:
+    y = with_null(model, encode([PROMPT]))
+    return sampler(num_steps).sample(model, noise([5]), y, fps=FPS, height=SIZE, width=SIZE).clamp(-1, 1)
+
+
+def test_three_times_fewer_steps_are_close_to_all(model: STDiT3) -> None:
+    full, fewer = generate(model), generate(model, 10)
+    handle = adacache.enable(model, PATHS, num_steps=30, speedup=3)
+    planned = generate(model)
+    adacache.disable(model)
+    assert len(handle.trace.computed_steps) == 10
+    assert psnr(planned, full, 2.0) > 40
+    assert psnr(planned, full, 2.0) > psnr(fewer, full, 2.0) + 5
+    assert torch.equal(generate(model), full)
+
+
+@pytest.mark.parametrize("budget", [15, 12, 10, 8, 6])
+def test_every_budget_is_a_path(budget: int) -> None:
+    policy = adacache.planned(PATHS, budget=budget)
+    assert isinstance(policy, PlannedPath)
+    assert len(policy.computed) == budget
+    assert policy.origin.model == "STDiT3"
