@@ -16,7 +16,7 @@ from adacache.commands.cli import _parser
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
-PAGES += [ROOT / "benchmarks" / "README.md", ROOT / "examples" / "digits" / "README.md"]
+PAGES += [ROOT / "benchmarks" / "README.md", *sorted(ROOT.glob("examples/*/README.md"))]
 PAGES += sorted(page for page in (ROOT / "docs").glob("*.md") if page.name != "models_tests.md")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
 ADAPTER = "# python/adacache/adapters/"
