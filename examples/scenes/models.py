@@ -118,7 +118,11 @@ def call_arguments(
     if len(prompts) != len(seeds):
         raise ValueError(f"seeds: expected one per prompt, got {len(seeds)} for {len(prompts)} prompts")
     # Without a VAE the pipelines assume one that scales by 8 in space and, for Wan, by 4 in time.
-    frames = {"num_frames": 4 * FRAMES - 3} if isinstance(pipe, WanPipeline) else {"video_length": FRAMES}
+    frames = (
+        {"num_frames": 4 * FRAMES - 3}
+        if isinstance(pipe, WanPipeline)
+        else {"video_length": FRAMES, "negative_prompt": None}
+    )
     return {
         "prompt_embeds": embed(prompts),
         "negative_prompt_embeds": null_captions(len(prompts)),
