@@ -262,8 +262,16 @@ def unlisted_imports(stages: Sequence[Stage]) -> dict[str, list[str]]:
 
 
 def scripts_of(path: Path) -> list[Path]:
-    """The files of a folder, or of the folder of a script, which may import them."""
-    return sorted(path.rglob("*.py")) if path.is_dir() else sorted(path.parent.glob("*.py"))
+    """The files of a folder; or a script with the modules of its folder that it imports, also indirectly."""
+    if path.is_dir():
+        return sorted(path.rglob("*.py"))
+    found, waiting = {path}, [path]
+    while waiting:
+        imported = {path.with_name(f"{name}.py") for name in imported_modules(waiting.pop())}
+        fresh = [file for file in imported - found if file.exists()]
+        found.update(fresh)
+        waiting += fresh
+    return sorted(found)
 
 
 def imported_modules(file: Path) -> set[str]:

@@ -199,3 +199,12 @@ def test_results_are_written_after_each_stage(
     assert (also / "kernels.log").exists()
     monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--commit", "0123456789abcdef", "--stages", "build"])
     assert gpu_check.main() == 1  # the results contain the failure of the other call
+
+
+def test_only_modules_that_a_script_imports_are_checked(gpu_check: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text("import first, json\n")
+    (tmp_path / "first.py").write_text("def f():\n    import second\n")
+    (tmp_path / "second.py").write_text("import script\n")
+    (tmp_path / "other.py").write_text("import torchmetrics\n")
+    found = gpu_check.scripts_of(tmp_path / "script.py")
+    assert [path.name for path in found] == ["first.py", "script.py", "second.py"]
