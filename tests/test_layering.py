@@ -17,6 +17,7 @@ LAYERS = [
     "adacache.commands",
     "adacache.digits",
     "adacache.calibration",
+    "adacache.serving",
     "adacache",
     "adacache.api",
     "adacache.integrations",

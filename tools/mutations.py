@@ -377,9 +377,9 @@ MUTATIONS = [
     ),
     Mutation(
         "kept rows are reversed in a mixed step",
-        "python/adacache/runtime/meter.py",
-        '"residual_rows": None if split is None else split.index}',
-        '"residual_rows": None if split is None else split.index.flip(0)}',
+        "python/adacache/runtime/store.py",
+        "        return None if split is None else split.index\n",
+        "        return None if split is None else split.index.flip(0)\n",
         "layer",
     ),
     Mutation(

@@ -83,17 +83,13 @@ class Meter:
         watch, rows = self.watches[site], len(self.branch.videos)
         computing = rows if split is None else len(split.computing)
         whole = (residual.shape[0] * rows // computing, *residual.shape[1:])
-        kept = self.request.store.old_watched(site, residual, whole, watch.age)
-        old = kept if split is None else split.rows_of(kept)
+        store = self.request.store
+        old = store.watched_of(store.old_watched(site, residual, whole, watch.age), split, residual)
         self._observe(site, self.sums(site, residual, old, split))
         if watch.until is not None:
             self._refresh(watch.until, site, residual)
-        elif split is None and not residual.is_inference():
-            self.request.store.swap_watched(site, residual)
-        elif split is None:
-            kept.copy_(residual)
         else:
-            split.put(kept, residual)
+            store.write_watched(site, residual, split)
 
     def sums(self, site: Site, residual: Tensor, old: Tensor, split: Split | None = None) -> Sums:
         """The sums of a residual against an old one of the same shape."""
@@ -134,7 +130,7 @@ class Meter:
         whole = (len(self.branch.videos), *y.shape[1:])
         old = torch.zeros_like(y) if self._first_only else store.old_watched(site, y, whole)
         arguments = self._arguments(site, split, self.frames, 1)
-        rows: dict[str, Any] = {"x_rows": x_rows, "residual_rows": None if split is None else split.index}
+        rows: dict[str, Any] = {"x_rows": x_rows, "residual_rows": store.watched_rows(split)}
         normed: Tensor | None = None
         if norm is None:
             x, sums = adacache_kernels.gated_residual_meter(x, y, gate, old, **rows, **arguments)

@@ -1,0 +1,23 @@
+"""Serving: continuous batching of videos with a cache (docs/serving.md)."""
+
+from adacache.serving.denoiser import (
+    Denoiser,
+    Denoising,
+    DiffusersDenoiser,
+    DiffusersJob,
+    FlowDenoiser,
+    FlowJob,
+)
+from adacache.serving.engine import Engine, NoCache, Video
+
+__all__ = [
+    "Denoiser",
+    "Denoising",
+    "DiffusersDenoiser",
+    "DiffusersJob",
+    "Engine",
+    "FlowDenoiser",
+    "FlowJob",
+    "NoCache",
+    "Video",
+]
