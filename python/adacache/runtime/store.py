@@ -375,7 +375,7 @@ class Store:
 
     def named_tensors(self) -> list[tuple[Any, Tensor]]:
         """All that is kept now; each tensor with a key of its own."""
-        watched = [(("watched", site), tensor) for site, tensor in self._watched.items()]
+        watched: list[tuple[Any, Tensor]] = [(("watched", site), one) for site, one in self._watched.items()]
         watched += [
             (("newer", site, i), t) for site, newer in self._newer.items() for i, t in enumerate(newer)
         ]

@@ -1,5 +1,6 @@
 """Serving: continuous batching of videos with a cache (docs/serving.md)."""
 
+from adacache.serving.batcher import AsyncBatcher, Batcher, Counts, DeadlineExceeded, QueueFull, Ticket
 from adacache.serving.denoiser import (
     Denoiser,
     Denoising,
@@ -11,6 +12,10 @@ from adacache.serving.denoiser import (
 from adacache.serving.engine import Engine, NoCache, Video
 
 __all__ = [
+    "AsyncBatcher",
+    "Batcher",
+    "Counts",
+    "DeadlineExceeded",
     "Denoiser",
     "Denoising",
     "DiffusersDenoiser",
@@ -19,5 +24,7 @@ __all__ = [
     "FlowDenoiser",
     "FlowJob",
     "NoCache",
+    "QueueFull",
+    "Ticket",
     "Video",
 ]
