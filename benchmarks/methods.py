@@ -25,9 +25,9 @@ from typing import Any
 import adacache
 import numpy as np
 import torch
-from adacache.calibration import Subject
+from adacache.calibration import Subject, psnr
 from adacache.calibration.paths import minimax
-from adacache.calibration.planning import Clip, _projected, psnr
+from adacache.calibration.planning import Clip, _projected
 from adacache.calibration.trajectory import trajectory
 from adacache.calibration.windows import Windows
 from adacache.commands.options import input_file, whole_number
