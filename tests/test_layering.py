@@ -19,6 +19,7 @@ LAYERS = [
     "adacache.calibration",
     "adacache.serving",
     "adacache",
+    "adacache.plugins",
     "adacache.api",
     "adacache.integrations",
     "adacache.handle",

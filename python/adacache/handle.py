@@ -126,6 +126,22 @@ class Handle:
             finally:
                 request.close()
 
+    @property
+    def has_run(self) -> bool:
+        """Whether there is a trace."""
+        return self._latest is not None
+
+    def refresh(self, num_steps: int) -> None:
+        """Forgets the request of calls outside `request()` in this thread, and sets the number of steps of
+        the following ones.
+
+        Raises:
+            ValueError: the policy does not fit the number of steps.
+        """
+        self.policy = self.policy_for(num_steps)
+        self.num_steps = num_steps
+        self.reset()
+
     def reset(self) -> None:
         """Forgets the request of calls outside `request()` in this thread; the next call begins one."""
         clock = getattr(self._threads, "clock", None)

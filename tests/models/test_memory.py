@@ -17,6 +17,13 @@ pytest.importorskip("diffusers", reason="diffusers is not installed")
 CHECKED = CASES
 STEPS = 9
 WITHIN = 0.02
+REFUSED = {
+    "MochiTransformer3DModel",  # autocast of the tokens' device
+    "HunyuanVideo15Transformer3DModel",  # the length of the prompt is a value of its mask
+    "HunyuanVideoFramepackTransformer3DModel",
+    "HeliosTransformer3DModel",
+}
+"""Models that need values, so that their memory cannot be predicted."""
 
 
 def meta(values: dict[str, Any]) -> dict[str, Any]:
@@ -28,6 +35,10 @@ def test_a_prediction_is_right_for_each_model(case: Case) -> None:
     handle = adacache.enable(model, adacache.AdaCache({99.0: 3}), num_steps=STEPS, rows_per_video=1)
     t = case.timestep(case.schedule, 1)
     arguments = {**meta(values), case.time: t.to("meta"), **case.options}
+    if case.name in REFUSED:
+        with pytest.raises(RuntimeError, match=f"memory: {case.name} does not run on the meta device"):
+            handle.predict_memory(kwargs=arguments)
+        return
     predicted = handle.predict_memory(kwargs=arguments)
     with handle.request() as request:
         case.denoise(model, values, STEPS)
