@@ -2,9 +2,10 @@
 
     python benchmarks/serving.py --json build/bench/serving.json --plot build/bench/serving.png
 
-Videos of all motion classes and backgrounds arrive as a Poisson process. Four servers get the same arrivals:
+Videos of all motion classes and backgrounds arrive as a Poisson process. Five servers get the same arrivals:
 
 - slots, AdaCache: `adacache.serving.Engine`; videos join and leave between steps, each decides for itself
+- slots, one per call: the same with `max_batch=1`; the video that joined first takes its steps first
 - one by one, AdaCache: one video after the other, first come, first served
 - slots, no cache: the same engine, every step computed
 - one decision, AdaCache: all that wait, up to the number of slots, run as one batch with one decision
@@ -39,8 +40,9 @@ from adacache.policies.presets import preset
 from adacache.serving import Engine, FlowDenoiser, FlowJob
 from torch import Tensor
 
-SLOTS, ONE_BY_ONE, NO_CACHE, ONE_DECISION = (
+SLOTS, ONE_PER_CALL, ONE_BY_ONE, NO_CACHE, ONE_DECISION = (
     "slots, AdaCache",
+    "slots, one per call, AdaCache",
     "one by one, AdaCache",
     "slots, no cache",
     "one decision, AdaCache",
@@ -92,14 +94,15 @@ Server = Callable[[Sequence[float]], Served]
 """Serves videos that arrive at these times."""
 
 
-def by_engine(setting: Setting, policy: Any) -> Server:
+def by_engine(setting: Setting, policy: Any, max_batch: int | None = None) -> Server:
     """A server with slots."""
 
     def serve(arrivals: Sequence[float]) -> Served:
         served, now, running = Served({}, {}, {}), 0.0, {}
         waiting = list(range(len(arrivals)))
         denoiser = FlowDenoiser(setting.model, sampler(setting.steps))
-        with Engine(denoiser, policy, slots=setting.slots, largest=setting.job(0)) as engine:
+        settings = {"slots": setting.slots, "largest": setting.job(0), "max_batch": max_batch}
+        with Engine(denoiser, policy, **settings) as engine:
             while waiting or running:
                 if not running:
                     now = max(now, arrivals[waiting[0]])
@@ -213,6 +216,7 @@ def run(setting: Setting, loads: Sequence[float | None], seed: int = 0) -> dict[
     alone, seconds = one_by_one(setting)
     servers: dict[str, Server] = {
         SLOTS: by_engine(setting, setting.policy),
+        ONE_PER_CALL: by_engine(setting, setting.policy, 1),
         ONE_BY_ONE: in_turn(alone, seconds),
         NO_CACHE: by_engine(setting, None),
         ONE_DECISION: by_batches(setting),
@@ -249,12 +253,12 @@ def draw(report: dict[str, Any], path: Path) -> None:
         strict=True,
     ):
         for i, name in enumerate(names):
-            places = [place + 0.2 * (i - 1.5) for place in range(len(loads))]
+            places = [place + 0.16 * (i - 2) for place in range(len(loads))]
             values = [rows[name][key] for rows in loads.values()]
-            panel.bar(places, values, 0.2, color=COLORS[i], label=name)
+            panel.bar(places, values, 0.16, color=COLORS[i], label=name)
         panel.set_xticks(range(len(loads)), [f"load {key}" if key != "all" else key for key in loads])
         panel.set_title(title)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=120)
 
 

@@ -305,6 +305,13 @@ def test_the_model_is_restored(tiny_digit_model: Any) -> None:
         )
         running = join(server, MIXED[0])
     assert running.done
+    with pytest.raises(RuntimeError, match="engine: it was closed"):
+        join(server, MIXED[0])
+    with engine(model, MIXED[:1]) as server:
+        join(server, MIXED[0])
+        adacache.disable(model)
+        with pytest.raises(RuntimeError, match="AdaCache was disabled on its model"):
+            server.step()
     assert type(model) is plain
     assert "_adacache_handle" not in model.__dict__
 

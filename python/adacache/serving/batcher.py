@@ -68,7 +68,7 @@ class Ticket:
     @property
     def step(self) -> int:
         """Steps that have begun; 0 while it waits."""
-        return 0 if self.began is None else self.video.step
+        return self.video.step
 
     @property
     def num_steps(self) -> int:

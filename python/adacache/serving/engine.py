@@ -76,22 +76,19 @@ class Video:
         done: whether it has left the engine.
     """
 
-    def __init__(self, job: Any, policy: Policy, state: Any):
+    def __init__(self, job: Any, policy: Policy, state: Any, request: Request):
         self.job = job
         self.policy = policy
         self.state = state
+        self.request = request
         self.rows: list[int] = []
         self.alone = False
         self.error: BaseException | None = None
         self.done = False
         self.result: Any = None
-        self.turn = 0
-        """The engine's step at which it last took a step."""
         self._outputs: list[Tensor] = []
         self.dtype = torch.float32
         """Of the model's output."""
-
-    request: Request
 
     @property
     def step(self) -> int:
@@ -142,7 +139,8 @@ class Engine:
         max_cache_bytes: of the allocation; if it does not suffice, kept tensors have fewer bits, then there
             are fewer slots, with a warning.
         leaner: dtypes to try for that, in order; may have float8_e4m3fn.
-        max_batch: the most videos in one call; None: all that are at the same kind of step.
+        max_batch: the most videos in one call, those that joined first; None: all. Where batching saves
+            nothing, as on most CPUs, 1 or 2 gives the shortest latency.
         pack: videos whose next step is known to be reused go first, so that more videos are in a call that
             computes.
 
@@ -182,7 +180,6 @@ class Engine:
         self._pool: SlotPool | None = None
         self._needs: dict[Any, dict[Any, int]] = {}
         self._sized: dict[Any, dict[Any, int]] = {}
-        self._turn = 0
         model: Any = denoiser.model
         if ATTRIBUTE in model.__dict__:
             raise ValueError("model: AdaCache is enabled on it already; call adacache.disable(model) first")
@@ -245,7 +242,7 @@ class Engine:
         settings = self._settings(self._policies[0] if policy is None else policy, state.num_steps)
         decider = settings.start(self._runner.sites, state.num_steps, 1, torch.device("cpu"))
         refuse_unsupported(settings, decider)
-        return Video(job, settings, state)
+        return Video(job, settings, state, self._request(settings, state))
 
     def join(self, job: Any, policy: Policy | str | Path | None = None) -> Video:
         """Begins a video.
@@ -263,8 +260,9 @@ class Engine:
 
         Raises:
             ValueError: its kept tensors do not fit into a slot.
-            RuntimeError: all slots are taken.
+            RuntimeError: all slots are taken, or the engine is closed.
         """
+        self._check_on()
         if not self.has_room:
             raise RuntimeError(f"slots: all {self.slots} are taken")
         if self._pool is None:
@@ -274,7 +272,6 @@ class Engine:
         self._reserve(video)
         assert self._pool is not None
         video.rows = self._pool.take(int(video.state.rows))
-        self._begin(video)
         self.videos.append(video)
 
     def leave(self, video: Video) -> None:
@@ -289,12 +286,15 @@ class Engine:
 
     def step(self) -> list[Video]:
         """Takes one step of the videos whose turn it is; returns those that are done. A video whose step
-        failed is done with its `error`; errors of one video do not affect others."""
-        self._turn += 1
+        failed is done with its `error`; errors of one video do not affect others.
+
+        Raises:
+            RuntimeError: the engine is closed.
+        """
+        self._check_on()
         left: list[Video] = []
         groups: dict[Any, list[Video]] = {}
         for video in self._chosen():
-            video.turn = self._turn
             groups.setdefault((video.state.shape, video if video.alone else None), []).append(video)
         with torch.no_grad():
             for videos in groups.values():
@@ -395,14 +395,18 @@ class Engine:
 
     # One step.
 
-    def _begin(self, video: Video) -> None:
-        video.request = Request(
-            video.policy,
+    def _request(self, policy: Policy, state: Any) -> Request:
+        return Request(
+            policy,
             self._runner.sites,
-            num_steps=video.num_steps,
+            num_steps=int(state.num_steps),
             num_videos=1,
             branches=self.denoiser.branches,
         )
+
+    def _check_on(self) -> None:
+        if not self._runner.on:
+            raise RuntimeError("engine: it was closed, or AdaCache was disabled on its model")
 
     def _restart(self, video: Video) -> None:
         """Begins a video anew, alone: a call with several videos failed, and the error may be another's."""
@@ -416,15 +420,12 @@ class Engine:
             video.state = self.denoiser.start(video.job)
         except Exception as error:
             video.error = error
-        self._begin(video)
+        video.request = self._request(video.policy, video.state)
 
     def _chosen(self) -> list[Video]:
         """The videos that take a step."""
         reusing = [video for video in self.videos if video.reuses_next] if self._pack else []
-        chosen = reusing or self.videos
-        if self._max_batch is None or len(chosen) <= self._max_batch:
-            return list(chosen)
-        return sorted(chosen, key=lambda video: video.turn)[: self._max_batch]
+        return list(reusing or self.videos)[: self._max_batch]
 
     def _take_step(self, videos: list[Video]) -> None:
         for branch in range(self.denoiser.branches):
