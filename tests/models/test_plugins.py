@@ -182,7 +182,11 @@ def test_sglang() -> None:
             assert torch.equal(denoise(model, steps), result)
         assert request.trace.computed_steps == computed
         assert model.adacache_handle.trace.computed_steps == computed
-    # Another policy for the next request; then none.
+    # A preset, another policy for the next request, then none.
+    with model.adacache_request("fbcache/fast", STEPS):
+        handle = model.adacache_handle
+    with model.adacache_request("fbcache/fast", STEPS):
+        assert model.adacache_handle is handle
     with model.adacache_request(adacache.Replay([1, 5]), STEPS) as request:
         denoise(model)
     assert request.trace.computed_steps == [1, 5]

@@ -17,7 +17,7 @@ from torch import Tensor
 CODEBOOK = {0.02: 4, 0.1: 3, 0.3: 2, 1.0: 1}
 ADACACHE = adacache.AdaCache(CODEBOOK)
 PATH = adacache.PlannedPath([1, 2, 4, 7], [0.0, 0.9, 0.8, 0.5])
-STACK_PATH = adacache.PlannedPath([1, 2, 5, 7], [0.0, 0.9, 0.8, 0.5], level="stack")
+STACK_PATH = adacache.PlannedPath([1, 3, 5, 7], [0.7, 0.9, 0.8, 0.5], level="stack")
 REPLAY = adacache.Replay([1, 2, 4, 6])
 FLOAT8 = adacache.AdaCache(CODEBOOK, cache_dtype=torch.float8_e4m3fn)
 

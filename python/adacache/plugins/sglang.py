@@ -16,7 +16,7 @@ from pathlib import Path
 
 from adacache.api import ATTRIBUTE, disable, enable
 from adacache.handle import Handle
-from adacache.policies import Policy
+from adacache.policies import Named, Policy
 from adacache.runtime.request import Request
 
 
@@ -48,7 +48,8 @@ class AdaCacheMixin:
             yield None
             return
         handle = self.adacache_handle
-        if handle is not None and not handle.has_settings(policy, handle.num_steps, None):
+        settings = Named(policy, None, None) if isinstance(policy, str | Path) else policy
+        if handle is not None and not handle.has_settings(settings, handle.num_steps, None):
             self.disable_adacache()
             handle = None
         if handle is None:
