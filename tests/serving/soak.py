@@ -107,8 +107,9 @@ def soak(seconds: float, seed: int, model: STDiT3 | None = None) -> Tally:
     while time.monotonic() < end:
         tally.engines += 1
         wanted = []
-        while len(wanted) < 12:
-            number = source.randrange(len(POLICIES))
+        chosen = source.sample(range(len(POLICIES)), 3)
+        while len(wanted) < 20:
+            number = source.choice(chosen)
             one = Wanted(
                 source.randrange(6), source.choice([7, 8, 9, 11]), source.choice([1.5, 3.0]), POLICIES[number]
             )

@@ -17,7 +17,7 @@ def test_servers_are_compared(
 ) -> None:
     serving = load(monkeypatch, "benchmarks/serving.py")
     files = ["--json", str(tmp_path / "serving.json"), "--plot", str(tmp_path / "plots" / "serving.png")]
-    arguments = ["--videos", "3", "--slots", "2", "--loads", "0.7,all", *files]
+    arguments = ["--videos", "3", "--slots", "2", "--loads", "0.7,all", "--repeats", "2", *files]
     report = serving.main(arguments, tiny_digit_model)
     assert json.loads((tmp_path / "serving.json").read_text()) == report
     assert (tmp_path / "plots" / "serving.png").stat().st_size > 1000
@@ -36,7 +36,8 @@ def test_servers_are_compared(
         assert rows[serving.NO_CACHE]["computed_steps"] == 30
         for row in rows.values():
             assert 0 < row["p50_s"] <= row["p95_s"]
-            assert len(row["latencies_s"]) == 3
+            assert [len(latencies) for latencies in row["latencies_s"]] == [3, 3]
+            assert row["videos_per_s_range"][0] <= row["videos_per_s"] <= row["videos_per_s_range"][1]
     printed = capsys.readouterr().out
     assert "load 0.7, 3 videos of 30 steps, 2 slots" in printed
     assert "load all" in printed

@@ -252,13 +252,10 @@ class Batcher:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        if drain:
-            if self._thread is None:
-                while self.run_step():
-                    pass
-            else:
-                with self._changed:
-                    self._changed.wait_for(lambda: not self._waiting and not self._running)
+        if drain and self._thread is not None:
+            self._thread.join()  # it ends when nothing is left
+        while drain and self.run_step():
+            pass
         with self._changed:
             left = [*self._waiting, *self._running]
             for ticket in left:
