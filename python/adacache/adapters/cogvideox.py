@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from adacache.adapters.spec import Arguments, BlockList, GatedResidual, ModelSpec, Outputs
+from adacache.fused.cogvideox import CogVideoXBlock
 
 
 def gated_attention(block: Any, outputs: Outputs, given: Arguments) -> Tensor:
@@ -23,10 +24,12 @@ COGVIDEOX = ModelSpec(
     shared=("image_rotary_emb",),
     frame_axis=1,
     residuals=(GatedResidual("attention", "transformer_blocks", ("norm1", "attn1"), gated_attention),),
+    block_program=CogVideoXBlock(),
 )
 EASYANIMATE = replace(
     COGVIDEOX,
     classes=("EasyAnimateTransformer3DModel",),
     lists=(BlockList("transformer_blocks", outputs={"attention": "attn1"}),),
     frame_axis=2,
+    block_program=None,
 )

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from adacache.fused import Program
+from adacache.fused import BlockProgram, Program
 from adacache.rows import Split
 from adacache.sites import BlockSites, ModelSites
 
@@ -110,7 +110,8 @@ class ModelSpec:
         select: (name, value, split, arguments) -> the rows of a block argument that compute, or None to use
             the default: by the first dimension.
         requires: (model) -> whether the spec fits an instance of such a class.
-        program: the fused program of the class; None: its blocks are wrapped.
+        program: runs all blocks on the fused ops, in place of a method of the model.
+        block_program: runs wrapped blocks on the fused ops, in place of their forward.
         streams_by_shape: streams are unknown: recognize them by what the blocks return.
     """
 
@@ -132,6 +133,7 @@ class ModelSpec:
     select: Callable[[str, Any, Split, Arguments], Any] | None = None
     requires: Callable[[Any], bool] = lambda model: True
     program: Program | None = None
+    block_program: BlockProgram | None = None
     streams_by_shape: bool = False
 
     @property
@@ -204,5 +206,15 @@ class ModelSpec:
 
 
 def argument_names(module: Any) -> list[str]:
-    """Names of the arguments of a module's forward, also of a compiled one."""
-    return list(inspect.signature(getattr(module, "_orig_mod", module).forward).parameters)
+    """Names of the arguments of a module's forward, also of a compiled one; if it was replaced by one that
+    takes any, those of its class."""
+    module = getattr(module, "_orig_mod", module)
+    of_class = [vars(kind)["forward"] for kind in type(module).__mro__ if "forward" in vars(kind)]
+    own = inspect.signature(module.forward).parameters
+    for parameters in (own, *(inspect.signature(forward).parameters for forward in of_class)):
+        variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        names = [name for name, one in parameters.items() if one.kind not in variadic]
+        names = names if parameters is own else names[1:]
+        if names:
+            return names
+    return list(own)

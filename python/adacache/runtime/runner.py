@@ -16,6 +16,7 @@ from torch import Tensor
 from adacache.adapters.spec import Arguments, ModelSpec
 from adacache.interpose import interpose, plain_class, restore
 from adacache.policies.base import What
+from adacache.runtime.accelerated import how_blocks_run
 from adacache.runtime.clock import Clock
 from adacache.runtime.forward import Call, Forward, segments
 from adacache.runtime.fused_forward import run_program
@@ -58,6 +59,7 @@ class Runner:
 
     Args:
         wraps: see `policies.base.wraps_of`.
+        tier: of block programs, see `fused.TIERS`; None: blocks run their own forward.
 
     Attributes:
         model, spec, sites: what is run.
@@ -65,8 +67,11 @@ class Runner:
         reduce: see `runtime.meter.Reduce`.
     """
 
-    def __init__(self, host: Host, model: Any, spec: ModelSpec, wraps: str = "blocks"):
+    def __init__(
+        self, host: Host, model: Any, spec: ModelSpec, wraps: str = "blocks", tier: str | None = "exact"
+    ):
         self.host = host
+        self.tier = tier
         self.wraps_blocks = wraps == "blocks"
         self.model = model
         self.spec = spec
@@ -104,7 +109,8 @@ class Runner:
         if self.spec.program is None and self.wraps_blocks:
             run_block = _uncompiled(self._run_block)
             for place in self.spec.places(self.model):
-                block = WrappedBlock(self.spec, place)
+                program = None if self.tier is None else self.spec.block_program
+                block = WrappedBlock(self.spec, place, program)
                 self.blocks.append(block)
                 place.module.__dict__[OWNER] = block
                 self._interpose(place.module, {"__call__": run_block})
@@ -132,6 +138,14 @@ class Runner:
                 "is disabled there, but the class stays",
                 stacklevel=4,
             )
+
+    def how_blocks_run(self) -> dict[str, Any]:
+        """See `Handle.describe`."""
+        if not self.wraps_blocks:
+            return {"runs": "whole model", "tier": None}
+        if self.spec.program is not None:
+            return {"runs": type(self.spec.program).__name__, "tier": "exact"}
+        return how_blocks_run(self.blocks, self.tier)
 
     # What the wrapped methods do.
 
@@ -275,7 +289,7 @@ class _Running:
                 runner.reduce,
             )
             if runner.spec.program is None and runner.wraps_blocks:
-                self._forward = WrappedForward(runner, runner.spec, call)
+                self._forward = WrappedForward(runner, runner.spec, call, runner.tier or "exact")
             else:
                 self._forward = Forward(call)
             self._tick = tick
