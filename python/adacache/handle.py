@@ -158,7 +158,11 @@ class Handle:
         self.reset()
 
     def has_settings(
-        self, policy: Policy | Named, num_steps: int | None, rows_per_video: int | None, fused: bool | str
+        self,
+        policy: Policy | Named,
+        num_steps: int | None,
+        rows_per_video: int | None,
+        fused: bool | str = True,
     ) -> bool:
         """Whether `enable` was called with these settings."""
         own = (self._named_policy, self.num_steps, self.rows_per_video, self._fused)

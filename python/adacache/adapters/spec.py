@@ -68,6 +68,35 @@ class GatedResidual:
 
 
 @dataclass(frozen=True)
+class Spared:
+    """A child of the model that only feeds its blocks, so that it does not run where all of them are skipped.
+
+    Attributes:
+        child: its name.
+        output: (child, arguments of its call) -> what the model gets instead.
+        stream: the stream of the blocks that it makes from its first argument, token by token; None: none.
+    """
+
+    child: str
+    output: Callable[..., Any]
+    stream: int | None = None
+
+
+def one_token(child: Any, x: Tensor, *args: Any) -> Tensor:
+    """In place of embedded tokens [B, L, C] that are an argument of the blocks."""
+    return x[:, :1, :1]
+
+
+def nothing(child: Any, *args: Any) -> None:
+    """In place of rotary tables."""
+
+
+def zero_tokens(child: Any, x: Tensor) -> Tensor:
+    """In place of embedded tokens [B, L, C] that are a stream; `child` is a linear layer."""
+    return x.new_zeros(*x.shape[:-1], child.out_features)
+
+
+@dataclass(frozen=True)
 class BlockPlace:
     """One block of a model: its position in the order of execution, its number, its list and its module."""
 
@@ -106,6 +135,7 @@ class ModelSpec:
         frames: (model, arguments) -> latent frames; None: from the latents and the patch size.
         reuse_arguments: arguments of the model to set on a step that reuses the whole stack, to spare work
             between the blocks.
+        spared: children of the model that do not run on such a step.
         applies: on such a step, kind of the blocks that still run; None: all.
         select: (name, value, split, arguments) -> the rows of a block argument that compute, or None to use
             the default: by the first dimension.
@@ -129,6 +159,7 @@ class ModelSpec:
     default_part: str = "attention"
     frames: Callable[[Any, Arguments], int] | None = None
     reuse_arguments: Mapping[str, Any] = field(default_factory=dict)
+    spared: tuple[Spared, ...] = ()
     applies: str | None = None
     select: Callable[[str, Any, Split, Arguments], Any] | None = None
     requires: Callable[[Any], bool] = lambda model: True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from adacache.adapters.spec import Arguments, ModelSpec
+from adacache.adapters.spec import Arguments, ModelSpec, Spared
 from adacache.interpose import interpose, plain_class, restore
 from adacache.policies.base import What
 from adacache.runtime.accelerated import how_blocks_run
@@ -114,6 +114,11 @@ class Runner:
                 self.blocks.append(block)
                 place.module.__dict__[OWNER] = block
                 self._interpose(place.module, {"__call__": run_block})
+            for spared in self.spec.spared:
+                child = _child(self.model, spared.child)
+                if child is not None:
+                    run = _uncompiled(functools.partial(self._run_spared, spared))
+                    self._interpose(child, {"__call__": run})
         self.on = True
 
     def _interpose(self, thing: Any, methods: Mapping[str, Callable[..., Any]]) -> None:
@@ -217,6 +222,15 @@ class Runner:
         assert isinstance(forward, WrappedForward)
         return forward.run_block(block, plain, args, kwargs)
 
+    def _run_spared(
+        self, spared: Spared, plain: Callable[..., Any], child: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """The `__call__` of a child that only feeds the blocks."""
+        running = _UNDER_WAY.get()
+        if running is None or running.runner is not self or kwargs or not running.skips(spared, args):
+            return plain(child, *args, **kwargs)
+        return spared.output(child, *args)
+
     def run_child(self, plain: Callable[..., Any], module: Any, *args: Any, **kwargs: Any) -> Any:
         """A wrapped child's `__call__`."""
         running, owner = _UNDER_WAY.get(), module.__dict__.get(OWNER)
@@ -307,6 +321,18 @@ class _Running:
         forward.spared = forward.reuses_all()
         return forward.spared
 
+    def skips(self, spared: Spared, args: Sequence[Any]) -> bool:
+        """Whether this call skips all blocks, so that a child which only feeds them need not run."""
+        forward = self.forward()
+        if any(signal.part != LATENTS.part for signal in forward.meter.signals):
+            return False  # they are measured at the first block, and may revise the plan
+        if spared.stream is not None and not forward.fits_stream(spared.stream, args[0]):
+            return False
+        if not forward.reuses_all():
+            return False
+        forward.must_reuse = True
+        return True
+
     def whole(self, compute: Callable[[], Any], inputs: list[Any]) -> Any:
         """The output of the model, where its own call is the only thing that is wrapped."""
         forward = self.forward()
@@ -341,6 +367,13 @@ class _Running:
     def fail(self, error: BaseException) -> None:
         if self._forward is not None:
             self._tick.request.end(f"{type(error).__name__}: {error}")
+
+
+def _child(model: Any, name: str) -> Any:
+    """A child of a model by its path; None: it has none."""
+    for part in name.split("."):
+        model = getattr(model, part, None)
+    return model
 
 
 def _with_arguments(
