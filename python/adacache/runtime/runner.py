@@ -218,8 +218,11 @@ class Runner:
         running, block = _UNDER_WAY.get(), module.__dict__.get(OWNER)
         if block is None or running is None or running.runner is not self:
             return plain(module, *args, **kwargs)
-        forward = running.forward()
-        assert isinstance(forward, WrappedForward)
+        forward = running.wrapped
+        if forward is None:
+            running.forward()
+            forward = running.wrapped
+            assert forward is not None
         return forward.run_block(block, plain, args, kwargs)
 
     def _run_spared(
@@ -285,6 +288,8 @@ class _Running:
         self._facts = facts
         self._given = given
         self._forward: Forward | None = None
+        self.wrapped: WrappedForward | None = None
+        """The same, of a model whose blocks are wrapped; None before it has begun."""
 
     def forward(self) -> Forward:
         if self._forward is None:
@@ -303,7 +308,9 @@ class _Running:
                 runner.reduce,
             )
             if runner.spec.program is None and runner.wraps_blocks:
-                self._forward = WrappedForward(runner, runner.spec, call, runner.tier or "exact")
+                self._forward = self.wrapped = WrappedForward(
+                    runner, runner.spec, call, runner.tier or "exact"
+                )
             else:
                 self._forward = Forward(call)
             self._tick = tick

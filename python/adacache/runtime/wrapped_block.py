@@ -42,6 +42,9 @@ class WrappedBlock:
         self.streams = (self.names[0],) if spec.streams_by_shape else spec.streams
         self._places = {name: place for place, name in enumerate(self.names)}
         self._by_shape = spec.streams_by_shape
+        single = len(self.streams) == 1 and not self._by_shape
+        self._place = self._places.get(self.streams[0], len(self.names)) if single else -1
+        """Of the only stream among the arguments; -1: there are several."""
         self._backwards = spec.reversed_streams
         self._slots: list[str | None] = []
         """Per returned value, the stream that it is, if any."""
@@ -64,6 +67,9 @@ class WrappedBlock:
 
     def inputs(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
         """The streams among the arguments of a call."""
+        if 0 <= self._place < len(args):
+            only = args[self._place]
+            return [only] if isinstance(only, Tensor) else []
         found = []
         for name in self.streams:
             stream = kwargs.get(name)
@@ -72,6 +78,13 @@ class WrappedBlock:
             if isinstance(stream, Tensor):
                 found.append(stream)
         return found
+
+    def passes(self, x: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Whether a call gets x as its only stream and would return a tensor alone."""
+        place = self._place
+        if place < 0 or self._returns_tuple:
+            return False
+        return (args[place] if place < len(args) else kwargs.get(self.streams[0])) is x
 
     def outputs(
         self, returned: Any, args: Sequence[Any], kwargs: Mapping[str, Any]

@@ -53,6 +53,8 @@ class WrappedForward(Forward):
         """The streams as the last block returned them."""
         self._shown: list[Tensor] = []
         """What the model gets in place of gathered rows."""
+        self._entered = 0
+        """Position of the first block of a segment in which every row reuses."""
         self._last = -1
         """Position of the segment's last block, if kept residuals have to be added there."""
         self._held: list[Tensor] | None = None
@@ -68,14 +70,18 @@ class WrappedForward(Forward):
 
     def run_block(self, block: WrappedBlock, plain: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """What a block returns in this call."""
-        position, streams = block.position, block.inputs(args, kwargs)
+        position = block.position
+        if self._entered < position < self._last and block.passes(self._after[0], args, kwargs):
+            return self._after[0]
+        streams = block.inputs(args, kwargs)
         if not streams:
             raise TypeError(
                 f"model: {plain_class(block.module).__name__} was called without {block.streams[0]!r}"
             )
         if not self.order and self.meter.signals:
             self._measure_signals(block, args, kwargs, streams[0])
-        entering = not self.segment.site.holds(position)
+        site = self.segment.site
+        entering = not site.first <= position < site.last
         if self._after and streams[0] is self._after[0]:
             self._chained.add(position)
         elif self._after and not entering and self.segment.keep is not None and not self._spec.alternating:
@@ -87,13 +93,22 @@ class WrappedForward(Forward):
         if not self.split.computing:
             return self._skip(block, streams)
         needed = self.due or block.program is not None or position in self._concerned
-        given = block.arguments(args, kwargs) if needed else None
-        if self.due and given is not None:
+        if not needed:
+            returned = plain(block.module, *args, **kwargs)
+            self._after, rest = block.outputs(returned, args, kwargs)
+            self._check_rest(block, rest)
+            return returned
+        given = block.arguments(args, kwargs)
+        if self.due:
             return self._run_mixed(block, plain, args, kwargs, given, streams)
         self._after, rest = self._compute(block, plain, args, kwargs, given)
-        if self._spec.streams_by_shape and any(isinstance(value, Tensor) for value in rest):
-            self.unknown_output = plain_class(block.module).__name__
+        self._check_rest(block, rest)
         return block.returned(self._after, rest)
+
+    def _check_rest(self, block: WrappedBlock, rest: list[Any]) -> None:
+        """Notes a tensor that a block returned and that is no stream."""
+        if rest and self._spec.streams_by_shape and any(isinstance(value, Tensor) for value in rest):
+            self.unknown_output = plain_class(block.module).__name__
 
     def _measure_signals(self, block: WrappedBlock, args: Any, kwargs: Any, tokens: Tensor) -> None:
         """Measures what the first block and its first sub-layer take."""
@@ -131,6 +146,7 @@ class WrappedForward(Forward):
         self.enter(segment, [to_video(x, layout, self.call.batch) for x in streams], self.meter.apart)
         self._shown, self._held = streams, None
         self._last = self._end(segment) if self.due else -1
+        self._entered = self._last if self.split.computing else block.position
 
     def _found_between(self) -> None:
         """The model modifies tokens between two blocks, so the residuals of blocks do not add up."""
@@ -235,21 +251,16 @@ class WrappedForward(Forward):
         plain: Callable[..., Any],
         args: Any,
         kwargs: Any,
-        given: Arguments | None,
+        given: Arguments,
     ) -> tuple[list[Tensor], list[Any]]:
         """Runs a block and measures what is watched in it; returns its streams and its other values.
 
         Args:
-            given: the arguments by name; None: nothing is watched or kept in the block, and it has no
-                program.
+            given: the arguments by name.
         """
-        fused = given is not None and block.runs_fused(given)
-        if given is None or block.position not in self._concerned:
-            returned = (
-                self._run_fused(block, given, [])
-                if given is not None and fused
-                else plain(block.module, *args, **kwargs)
-            )
+        fused = block.runs_fused(given)
+        if block.position not in self._concerned:
+            returned = self._run_fused(block, given, []) if fused else plain(block.module, *args, **kwargs)
             return block.outputs(returned, args, kwargs)
         position, x, layout = block.position, given[block.streams[0]], block.list.layout
         ranges = [site for site in self.meter.watches if site.part is None]
