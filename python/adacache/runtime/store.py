@@ -48,12 +48,19 @@ class Kept:
         kept = self.shape
         return kept == x.shape if self.copies == 1 else kept == repeated(x, self.copies).shape
 
+    def fits_tokens(self, x: Tensor) -> bool:
+        """Whether x has as many rows and tokens as the feature."""
+        return self.shape[:2] == x.shape[:2]
+
     def tensors(self) -> list[Tensor]:
         return self.factors if self.scale is None else [*self.factors, self.scale]
 
 
 class Store:
     """Kept tensors of one request. A key is (branch, site, stream)."""
+
+    parts_have_rows = True
+    """Whether each part of a row is a row of a watched tensor."""
 
     def __init__(self) -> None:
         self._kept: dict[Any, Kept] = {}
@@ -322,10 +329,10 @@ class Store:
             else:
                 split.put(into, split.rows_of(new))
 
-    def watched_rows(self, split: Split | None) -> Tensor | None:
-        """int32 [b], the rows of a watched tensor that belong to the rows that compute; None: all, in
+    def watched_rows(self, split: Split | None, parts: int) -> Tensor | None:
+        """int32 [b * parts], the rows of a watched tensor that belong to the rows that compute; None: all, in
         order."""
-        return None if split is None else split.index
+        return None if split is None else split.part_index(parts)
 
     def watched_of(self, watched: Tensor, split: Split | None, like: Tensor) -> Tensor:
         """The rows that compute of what `old_watched` returned, in like's shape."""

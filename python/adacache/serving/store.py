@@ -23,9 +23,12 @@ class PooledFeature(Kept):
     def fits(self, x: Tensor) -> bool:
         return self.shape[1:] == x.shape[1:]
 
+    def fits_tokens(self, x: Tensor) -> bool:
+        return self.shape[1:2] == x.shape[1:2]
+
 
 class SlotStore(Store):
-    """Kept tensors of the videos of one call.
+    """Kept tensors of the videos of one call. The parts of a row are one row of the pool.
 
     Args:
         pool, layout: where they are.
@@ -34,6 +37,8 @@ class SlotStore(Store):
         keepers: the same -> per row of the batch, whether its video keeps it.
         device: of the pool.
     """
+
+    parts_have_rows = False
 
     def __init__(
         self,
@@ -199,7 +204,8 @@ class SlotStore(Store):
         own = tuple(shape[1:]) if parts == 1 else (parts * shape[1], *shape[2:])
         return self._pool.tensor(self._layout, ("watched", site), own, like.dtype)
 
-    def watched_rows(self, split: Split | None) -> Tensor:
+    def watched_rows(self, split: Split | None, parts: int = 1) -> Tensor:
+        assert parts == 1
         return self._index(self._computing(split))
 
     def watched_of(self, watched: Tensor, split: Split | None, like: Tensor) -> Tensor:
