@@ -108,10 +108,11 @@ class Meter:
         if split.computing:
             self.request.store.copy_watched(site, residual, split if split.mixed else None)
 
-    def adds(self, site: Site, y: Tensor, gate: Tensor | None, parts: int) -> bool:
-        """Whether `adding` can measure a site: its residual [b * parts, N, C] is compared with the one
-        measured before, and frames are whole."""
-        if parts > 1 and not self.request.store.parts_have_rows:
+    def adds(self, site: Site, y: Tensor, gate: Tensor | None, split: Split | None) -> bool:
+        """Whether `adding` can measure a site: its residual [b * n, N, C] is compared with the one measured
+        before, and frames are whole."""
+        computing = len(self.branch.videos) if split is None else len(split.computing)
+        if y.shape[0] > computing and not self.request.store.has_part_rows:
             return False
         watch = self.watches.get(site)
         if watch is not None and (watch.until is not None or watch.age > 1):
@@ -141,9 +142,8 @@ class Meter:
         whole = (batch * per_row, *y.shape[1:])
         old = torch.zeros_like(y) if self._first_only else store.old_watched(site, y, whole)
         arguments = self._arguments(site, split, self.frames, per_row)
-        rows: dict[str, Any] = {"x_rows": x_rows, "residual_rows": None}
-        if not self._first_only:
-            rows["residual_rows"] = store.watched_rows(split, per_row)
+        kept_rows = None if self._first_only else store.watched_rows(split, per_row)
+        rows: dict[str, Any] = {"x_rows": x_rows, "residual_rows": kept_rows}
         normed: Tensor | None = None
         if norm is None:
             x, sums = adacache_kernels.gated_residual_meter(x, y, gate, old, **rows, **arguments)

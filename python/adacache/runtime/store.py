@@ -59,9 +59,6 @@ class Kept:
 class Store:
     """Kept tensors of one request. A key is (branch, site, stream)."""
 
-    parts_have_rows = True
-    """Whether each part of a row is a row of a watched tensor."""
-
     def __init__(self) -> None:
         self._kept: dict[Any, Kept] = {}
         self._watched: dict[Site, Tensor] = {}
@@ -328,6 +325,9 @@ class Store:
                 into.copy_(new)
             else:
                 split.put(into, split.rows_of(new))
+
+    has_part_rows = True
+    """Whether `watched_rows` can be of several parts per row."""
 
     def watched_rows(self, split: Split | None, parts: int) -> Tensor | None:
         """int32 [b * parts], the rows of a watched tensor that belong to the rows that compute; None: all, in

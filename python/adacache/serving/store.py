@@ -28,7 +28,7 @@ class PooledFeature(Kept):
 
 
 class SlotStore(Store):
-    """Kept tensors of the videos of one call. The parts of a row are one row of the pool.
+    """Kept tensors of the videos of one call.
 
     Args:
         pool, layout: where they are.
@@ -37,8 +37,6 @@ class SlotStore(Store):
         keepers: the same -> per row of the batch, whether its video keeps it.
         device: of the pool.
     """
-
-    parts_have_rows = False
 
     def __init__(
         self,
@@ -204,12 +202,15 @@ class SlotStore(Store):
         own = tuple(shape[1:]) if parts == 1 else (parts * shape[1], *shape[2:])
         return self._pool.tensor(self._layout, ("watched", site), own, like.dtype)
 
-    def watched_rows(self, split: Split | None, parts: int = 1) -> Tensor:
-        assert parts == 1
+    has_part_rows = False
+
+    def watched_rows(self, split: Split | None, parts: int) -> Tensor:
+        if parts > 1:
+            raise RuntimeError("rows of the pool contain all parts of a row")
         return self._index(self._computing(split))
 
     def watched_of(self, watched: Tensor, split: Split | None, like: Tensor) -> Tensor:
-        return watched.index_select(0, self.watched_rows(split)).view(like.shape)
+        return watched.index_select(0, self.watched_rows(split, 1)).view(like.shape)
 
     def write_watched(self, site: Site, value: Tensor, split: Split | None) -> None:
         rows = self._computing(split)
