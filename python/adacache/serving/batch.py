@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -55,7 +56,7 @@ def leaner(site: Site, keep: Keep, dtype: torch.dtype | None) -> Keep:
 
 @dataclass(eq=False)
 class Member:
-    """A video in a call.
+    """A video in a call; made after its request has begun the call.
 
     Attributes:
         request: its own, of one video.
@@ -69,7 +70,7 @@ class Member:
     rows: Sequence[int]
     kept_dtype: torch.dtype | None = None
 
-    @property
+    @cached_property
     def keeps(self) -> dict[Site, Keep]:
         """What is kept of its blocks."""
         keeps = self.request.decider.keeps.items()
@@ -78,7 +79,7 @@ class Member:
     def keep_of(self, site: Site, keep: Keep) -> Keep:
         return leaner(site, keep, self.kept_dtype)
 
-    @property
+    @cached_property
     def model_keep(self) -> Keep | None:
         """How the model's output is kept, if it is."""
         keep = self.request.decider.keeps.get(MODEL)
@@ -89,14 +90,14 @@ class Member:
         """What its plan does with the model's own call."""
         return self.request.actions(self.branch, MODEL, MODEL)[0]
 
-    @property
+    @cached_property
     def computes(self) -> bool:
         """Whether some of its blocks run."""
         return not self.keeps or any(
             Action.COMPUTE in self.request.actions(self.branch, site, site) for site in self.keeps
         )
 
-    @property
+    @cached_property
     def watches(self) -> Mapping[Site, Watch]:
         """What is measured in this call."""
         return self.request.decider.watches if self.computes else {}
