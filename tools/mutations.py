@@ -381,8 +381,8 @@ MUTATIONS = [
     Mutation(
         "kept rows are reversed in a mixed step",
         "python/adacache/runtime/store.py",
-        "        return None if split is None else split.index\n",
-        "        return None if split is None else split.index.flip(0)\n",
+        "        return None if split is None else split.part_index(parts)\n",
+        "        return None if split is None else split.part_index(parts).flip(0)\n",
         "layer",
     ),
     Mutation(

@@ -158,7 +158,7 @@ class Forward:
     def fits_stream(self, stream: int, tokens: Tensor) -> bool:
         """Whether the kept residual of the stack's stream has as many rows and tokens."""
         kept = self.store.get((self.branch.index, self.call.segments[0].site, stream, ""))
-        return kept is not None and kept.shape[:2] == tokens.shape[:2]
+        return kept is not None and kept.fits_tokens(tokens)
 
     def _fits(self, segment: Segment, streams: Sequence[Tensor]) -> bool:
         """Whether what is kept has the shape of the streams: a prompt may have another length."""

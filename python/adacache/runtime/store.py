@@ -48,6 +48,10 @@ class Kept:
         kept = self.shape
         return kept == x.shape if self.copies == 1 else kept == repeated(x, self.copies).shape
 
+    def fits_tokens(self, x: Tensor) -> bool:
+        """Whether x has as many rows and tokens as the feature."""
+        return self.shape[:2] == x.shape[:2]
+
     def tensors(self) -> list[Tensor]:
         return self.factors if self.scale is None else [*self.factors, self.scale]
 

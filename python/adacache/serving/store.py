@@ -23,6 +23,9 @@ class PooledFeature(Kept):
     def fits(self, x: Tensor) -> bool:
         return self.shape[1:] == x.shape[1:]
 
+    def fits_tokens(self, x: Tensor) -> bool:
+        return self.shape[1:2] == x.shape[1:2]
+
 
 class SlotStore(Store):
     """Kept tensors of the videos of one call.
