@@ -11,6 +11,7 @@ from adacache.adapters.registry import known_models
 from adacache.api import accelerate, disable, enable
 from adacache.handle import Handle
 from adacache.integrations.pipelines import PipelineHandle
+from adacache.plugins.diffusers import AdaCacheConfig
 from adacache.policies import (
     PAB,
     TGATE,
@@ -52,6 +53,7 @@ __all__ = [
     "TGATE",
     "Accelerated",
     "AdaCache",
+    "AdaCacheConfig",
     "BWCache",
     "DBCache",
     "DPCache",

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any
+from weakref import WeakSet
 
 from adacache.adapters.registry import spec_for
 from adacache.adapters.spec import ModelSpec
@@ -18,6 +19,7 @@ from adacache.interpose import plain_class
 from adacache.policies import Named, PlannedTimesteps, Policy
 from adacache.policies.base import wraps_of
 from adacache.runtime.clock import Clock, CountingClock, TimestepClock
+from adacache.runtime.prediction import predicted
 from adacache.runtime.request import Facts, Request
 from adacache.runtime.runner import Runner
 from adacache.trace import Trace
@@ -69,6 +71,7 @@ class Handle:
         self._warned: set[str] = set()
         self._threads = threading.local()
         self._latest: Request | None = None
+        self._requests: WeakSet[Request] = WeakSet()
         if num_steps is not None:
             self.policy: Policy = self.policy_for(num_steps)
 
@@ -127,11 +130,70 @@ class Handle:
             finally:
                 request.close()
 
+    @property
+    def has_run(self) -> bool:
+        """Whether there is a trace."""
+        return self._latest is not None
+
+    def refresh(self, num_steps: int) -> None:
+        """Forgets the request of calls outside `request()` in this thread, and sets the number of steps of
+        the following ones.
+
+        Raises:
+            ValueError: the policy does not fit the number of steps.
+        """
+        self.policy = self.policy_for(num_steps)
+        self.num_steps = num_steps
+        self.reset()
+
     def reset(self) -> None:
         """Forgets the request of calls outside `request()` in this thread; the next call begins one."""
         clock = getattr(self._threads, "clock", None)
         if clock is not None:
             clock.close()
+
+    def memory(self) -> int:
+        """Bytes that all requests under way keep now."""
+        return sum(request.store.bytes_now for request in list(self._requests))
+
+    def predict_memory(
+        self,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        num_videos: int = 1,
+        branches: int = 1,
+        num_steps: int | None = None,
+    ) -> int:
+        """The most bytes that a generation will keep. Nothing is computed: a copy of the model without values
+        runs a step.
+
+        Args:
+            args, kwargs: of one forward call, with tensors of the shapes and dtypes that it will have, on any
+                device ("meta" needs no memory).
+            num_videos, branches: see `request`.
+            num_steps: of a pipeline; None: those of `enable`.
+
+        Raises:
+            ValueError: the number of steps is unknown.
+            RuntimeError: the model does not run without values.
+        """
+        steps = self.num_steps if num_steps is None else num_steps
+        if steps is None:
+            raise ValueError("num_steps: pass it, because AdaCache was enabled without it")
+        policy: Any = self.policy_for(steps)
+        if wraps_of(policy) == "guided" and not self.users:
+            policy = policy.outside_pipeline()
+        store = predicted(
+            self.model,
+            self._runner.spec,
+            policy,
+            wraps_of(policy),
+            [(args, kwargs or {})] * branches,
+            num_steps=steps,
+            num_videos=num_videos,
+        )
+        return store.bytes
 
     def describe(self) -> dict[str, Any]:
         """What was matched: the class, whether it is declared, its block lists, and how its blocks run now:
@@ -212,6 +274,7 @@ class Handle:
             may_restart=may_restart,
         )
         self._latest = request
+        self._requests.add(request)
         return request
 
     @contextlib.contextmanager

@@ -42,7 +42,7 @@ class BlockResiduals(Residuals):
         meter, rows = self._forward.meter, self._forward.rows
         x_seen, y_seen = self._seen(x), self._seen(y)
         gate_seen = None if gate is None else self._seen(gate)
-        if fits(x, y, gate) and meter.adds(site, y_seen, gate_seen):
+        if fits(x, y, gate) and meter.adds(site, y_seen, gate_seen, rows):
             fused = self.fused(x, norm)
             given = None if fused is None or norm_out is not None else fused.grouped(self._seen)
             x_seen, normed = meter.adding(site, x_seen, y_seen, gate_seen, given, rows, None)

@@ -82,17 +82,13 @@ class Meter:
         watch, rows = self.watches[site], len(self.branch.videos)
         computing = rows if split is None else len(split.computing)
         whole = (residual.shape[0] * rows // computing, *residual.shape[1:])
-        kept = self.request.store.old_watched(site, residual, whole, watch.age)
-        old = kept if split is None else split.rows_of(kept)
+        store = self.request.store
+        old = store.watched_of(store.old_watched(site, residual, whole, watch.age), split, residual)
         self._observe(site, self.sums(site, residual, old, split))
         if watch.until is not None:
             self._refresh(watch.until, site, residual)
-        elif split is None and not residual.is_inference():
-            self.request.store.swap_watched(site, residual)
-        elif split is None:
-            kept.copy_(residual)
         else:
-            split.put(kept, residual)
+            store.write_watched(site, residual, split)
 
     def sums(self, site: Site, residual: Tensor, old: Tensor, split: Split | None = None) -> Sums:
         """The sums of a residual against an old one of the same shape."""
@@ -112,9 +108,12 @@ class Meter:
         if split.computing:
             self.request.store.copy_watched(site, residual, split if split.mixed else None)
 
-    def adds(self, site: Site, y: Tensor, gate: Tensor | None) -> bool:
+    def adds(self, site: Site, y: Tensor, gate: Tensor | None, split: Split | None) -> bool:
         """Whether `adding` can measure a site: its residual [b * n, N, C] is compared with the one measured
         before, and frames are whole."""
+        computing = len(self.branch.videos) if split is None else len(split.computing)
+        if y.shape[0] > computing and not self.request.store.has_part_rows:
+            return False
         watch = self.watches.get(site)
         if watch is not None and (watch.until is not None or watch.age > 1):
             return False
@@ -143,9 +142,8 @@ class Meter:
         whole = (batch * per_row, *y.shape[1:])
         old = torch.zeros_like(y) if self._first_only else store.old_watched(site, y, whole)
         arguments = self._arguments(site, split, self.frames, per_row)
-        rows: dict[str, Any] = {"x_rows": x_rows, "residual_rows": None}
-        if split is not None and not self._first_only:
-            rows["residual_rows"] = split.part_index(per_row)
+        kept_rows = None if self._first_only else store.watched_rows(split, per_row)
+        rows: dict[str, Any] = {"x_rows": x_rows, "residual_rows": kept_rows}
         normed: Tensor | None = None
         if norm is None:
             x, sums = adacache_kernels.gated_residual_meter(x, y, gate, old, **rows, **arguments)

@@ -254,6 +254,11 @@ class Runner:
     ) -> AbstractContextManager[Any]:
         return self.host.generation(num_steps, num_videos)
 
+    @property
+    def works_between(self) -> bool:
+        """Whether the model is known to modify tokens between its blocks."""
+        return self._between
+
     def found_between(self) -> None:
         """The model modifies tokens between its blocks: residuals are stored by block from now on."""
         if not self._between:
