@@ -25,6 +25,14 @@ _COMPILED = {
 }
 
 
+#: Per op, the indices of gate, shift and scale. These may be [B, G, 1, C].
+_MODULATORS = {
+    op: tuple(index for index, name in enumerate(names) if name in ("gate", "shift", "scale"))
+    for op, names in NAMES.items()
+    if op in OPS and "x" in names
+}
+
+
 def call(op: str, *arguments: Any, out: Any = None, norm_out: Any = None) -> Any:
     """Run `op` on the device of its first argument.
 
@@ -34,6 +42,10 @@ def call(op: str, *arguments: Any, out: Any = None, norm_out: Any = None) -> Any
     if not isinstance(first, torch.Tensor):
         require_tensor(NAMES[op][0], first)
     outputs = _given_outputs(op, out, norm_out)
+    for index in _MODULATORS.get(op, ()):
+        modulator = arguments[index]
+        if isinstance(modulator, torch.Tensor) and modulator.dim() == 4 and modulator.shape[2] == 1:
+            arguments = (*arguments[:index], modulator.squeeze(2), *arguments[index + 1 :])
     device_type = first.device.type
     if device_type != "meta" and torch.is_autocast_enabled(device_type):
         arguments = cast_under_autocast(first.dtype, NAMES[op], arguments)

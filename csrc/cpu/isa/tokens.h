@@ -30,6 +30,27 @@ const T* token_of(const Modulator& modulator, int64_t row, int64_t frame, int64_
          place * modulator.place;
 }
 
+// Channels stored as T or as float32, with an optional table that is added.
+template <class T>
+struct FloatChannels {
+  const void* values;
+  const float* table = nullptr;
+  bool wide;  // float32
+
+  FloatChannels(const ChannelVector& vector) : values(vector.data), wide(vector.dtype == DType::float32) {}
+  FloatChannels(const Modulator& modulator, int64_t row, int64_t frame, int64_t place)
+      : table(modulator.table), wide(modulator.dtype == DType::float32) {
+    if (wide)
+      values = token_of<float>(modulator, row, frame, place);
+    else
+      values = token_of<T>(modulator, row, frame, place);
+  }
+
+  explicit operator bool() const { return values != nullptr; }
+  template <class Count>
+  Lanes load(int64_t channel, Count count) const;
+};
+
 // A token that is read once, with a prefetch of the next token.
 template <class T>
 struct InputToken {
@@ -70,6 +91,14 @@ ADACACHE_INLINE StoredLanes<T> load_part(const InputToken<T>& token, int64_t cha
   const T* from = token.values + channel;
   __builtin_prefetch(from + token.to_next);
   return load_part(from, count);
+}
+
+template <class T>
+template <class Count>
+ADACACHE_INLINE Lanes FloatChannels<T>::load(int64_t channel, Count count) const {
+  const Lanes value = wide ? widen(load_part(static_cast<const float*>(values) + channel, count))
+                           : widen(load_part(static_cast<const T*>(values) + channel, count));
+  return table ? widen(load_part(table + channel, count)) + value : value;
 }
 
 template <class T>
