@@ -6,11 +6,13 @@ namespace adacache::cuda {
 
 // Stored is the type of the kept residual.
 template <class Element, class Stored, int vectors>
-__global__ void __launch_bounds__(most_threads_of_token(vectors, vector_width<Element>),
-                                  token_blocks(vectors, !std::is_same_v<Stored, float> &&
-                                                            !std::is_same_v<Stored, bfloat16>))
-gated_residual_norm_meter(const __grid_constant__ GatedResidualNormMeter p, const __grid_constant__ Plan plan,
-                          double* partials) {
+__global__ void
+    __launch_bounds__(most_threads_of_token(vectors, vector_width<Element>),
+                      token_blocks(vectors,
+                                   !std::is_same_v<Stored, float> && !std::is_same_v<Stored, bfloat16>,
+                                   Elements<Element>::general))
+    gated_residual_norm_meter(const __grid_constant__ GatedResidualNormMeter p,
+                              const __grid_constant__ Plan plan, double* partials) {
   DeviceBlock<0> block;
   if (block.index() < plan.blocks)
     gated_residual_norm_meter_body<Element, Stored, vectors>(block, p, plan, partials);

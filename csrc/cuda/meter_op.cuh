@@ -7,16 +7,16 @@
 namespace adacache::cuda {
 
 template <class P, class Element, int width, bool all_columns>
-__global__ void __launch_bounds__(block_threads, walk_blocks(all_columns)) meter(
+__global__ void __launch_bounds__(block_threads, walk_blocks(all_columns, Elements<Element>::general)) meter(
     const __grid_constant__ P p, const __grid_constant__ Plan plan, double* partials) {
   DeviceBlock<block_threads> block;
   if (block.index() < plan.blocks) meter_body<Element, width, all_columns>(block, p, plan, partials);
 }
 
 template <class P, class Element, int vectors>
-__global__ void
-    __launch_bounds__(most_threads_of_token(vectors, vector_width<Element>), token_blocks(vectors))
-    float8_meter(const __grid_constant__ P p, const __grid_constant__ Plan plan, double* partials) {
+__global__ void __launch_bounds__(most_threads_of_token(vectors, vector_width<Element>),
+                                  token_blocks(vectors, false, Elements<Element>::general))
+float8_meter(const __grid_constant__ P p, const __grid_constant__ Plan plan, double* partials) {
   DeviceBlock<0> block;
   if (block.index() < plan.blocks) float8_meter_body<Element, vectors>(block, p, plan, partials);
 }

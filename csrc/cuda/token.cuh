@@ -9,13 +9,13 @@
 namespace adacache::cuda {
 
 // Minimum blocks of maximum size per multiprocessor, by vectors per thread: the largest number without
-// spills. crowded: the kernel needs more registers per thread.
-constexpr int token_blocks(int vectors, bool crowded = false) {
+// spills. crowded: the kernel needs more registers per thread. general: so does a meter of General elements.
+constexpr int token_blocks(int vectors, bool crowded = false, bool general = false) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
   crowded = true;
 #endif
-  if (vectors == 1) return crowded ? 2 : 3;
-  return vectors == 2 ? 2 : 1;
+  if (vectors == 1) return crowded || general ? 2 : 3;
+  return vectors == 2 && !general ? 2 : 1;
 }
 
 // Calls function(std::integral_constant) with plan.vectors_per_thread.

@@ -47,6 +47,13 @@ inline void require_contiguous_channels(const char* argument, const Tensor& tens
   require(tensor.size(2) <= 1 || tensor.stride(2) == 1, argument, "strides");
 }
 
+// The groups of a modulator [B, G, C] or [B, G, 1, C]; -1 for other shapes.
+inline int64_t modulator_groups(const OptionalTensor& tensor) {
+  if (!tensor) return -1;
+  const bool fits = tensor->dim() == 3 || (tensor->dim() == 4 && tensor->size(2) == 1);
+  return fits ? tensor->size(1) : -1;
+}
+
 inline TokenStrides token_strides(const Tensor& tensor) { return {tensor.stride(0), tensor.stride(1)}; }
 
 // Whether two elements of the tensor share an address. Exact for views by slice, chunk, transpose and expand;
@@ -230,12 +237,13 @@ class Checks {
   Modulator modulator(const char* argument, const OptionalTensor& tensor, const TokenShape& batch) {
     if (!tensor) return {};
     const int64_t tokens = batch.frames * batch.places;
-    const int64_t groups = tensor->dim() == 3 ? tensor->size(1) : 0;
-    require(tensor->dim() == 3 && tensor->size(0) == batch.rows && tensor->size(2) == batch.channels &&
+    const int64_t groups = modulator_groups(tensor);
+    const int64_t last = tensor->dim() - 1;
+    require(groups >= 0 && tensor->size(0) == batch.rows && tensor->size(last) == batch.channels &&
                 (groups == 1 || groups == batch.frames || groups == tokens),
             argument, "shape");
     const DType dtype = like_or_float32(argument, *tensor);
-    require_contiguous_channels(argument, *tensor);
+    require(tensor->size(last) <= 1 || tensor->stride(last) == 1, argument, "strides");
     record(argument, *tensor, Use::read);
     const int64_t stride = tensor->stride(1);
     const void* data = tensor->const_data_ptr();

@@ -74,8 +74,7 @@ inline TokenShape groups_of(const Tensor& x, int64_t rows,
   const int64_t tokens = x.size(1);
   int64_t frames = 1;
   for (const auto& [name, modulator] : modulators) {
-    if (!*modulator || (*modulator)->dim() != 3) continue;
-    const int64_t groups = (*modulator)->size(1);
+    const int64_t groups = modulator_groups(*modulator);
     if (groups <= 1 || groups >= tokens) continue;
     require(tokens % groups == 0 && (frames == 1 || frames == groups), name, "shape");
     frames = groups;

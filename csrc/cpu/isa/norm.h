@@ -43,7 +43,9 @@ class TokenNorm {
         values_(scratch),
         factor_(scratch + padded_channels(shape.channels)),
         offset_(factor_ + padded_channels(shape.channels)),
-        streaming_(streaming) {}
+        streaming_(streaming),
+        plain_(norm && is_stored_as<T>(norm->shift) && is_stored_as<T>(norm->scale) &&
+               is_stored_as<T>(norm->weight) && is_stored_as<T>(norm->bias)) {}
 
   NormRow start_token() const { return {values_, {}}; }
 
@@ -83,12 +85,20 @@ class TokenNorm {
   // factor = weight * (1 + scale), offset = bias * (1 + scale) + shift; cached for consecutive tokens that
   // share them.
   void prepare_modulation(int64_t frame, int64_t place) {
-    const FloatChannels<T> scale(norm_->scale, row_, frame, place), shift(norm_->shift, row_, frame, place);
+    if (plain_)
+      prepare<StoredChannels<T>>(frame, place);
+    else
+      prepare<FloatChannels<T>>(frame, place);
+  }
+
+  template <class Channels>
+  void prepare(int64_t frame, int64_t place) {
+    const Channels scale(norm_->scale, row_, frame, place), shift(norm_->shift, row_, frame, place);
     if (prepared_ && scale.values == scale_ && shift.values == shift_) return;
     prepared_ = true;
     scale_ = scale.values;
     shift_ = shift.values;
-    const FloatChannels<T> weight(norm_->weight), bias(norm_->bias);
+    const Channels weight(norm_->weight), bias(norm_->bias);
     for_each_sixteen(shape_.channels, [&](int64_t c, auto count) ADACACHE_INLINE_LAMBDA {
       Lanes factor = lanes_of(1);
       Lanes offset;
@@ -108,6 +118,7 @@ class TokenNorm {
   float* factor_;
   float* offset_;
   bool streaming_;
+  bool plain_;  // weight, bias and modulators are in the dtype of x and without tables
   bool prepared_ = false;
   const void* scale_ = nullptr;
   const void* shift_ = nullptr;
