@@ -25,9 +25,9 @@ from typing import Any
 import adacache
 import numpy as np
 import torch
-from adacache.calibration import Subject
+from adacache.calibration import Subject, psnr
 from adacache.calibration.paths import minimax
-from adacache.calibration.planning import Clip, _projected, psnr
+from adacache.calibration.planning import Clip, _projected
 from adacache.calibration.trajectory import trajectory
 from adacache.calibration.windows import Windows
 from adacache.commands.options import input_file, whole_number
@@ -42,10 +42,11 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).resolve().parents[1]
 SHARES = (1 / 2, 2 / 5, 1 / 3, 4 / 15, 1 / 5)
 """Budgets: computed steps over all steps."""
-TUNING = 4
+TUNING = 3
 """Number of clips for tuning a threshold."""
-TOLERANCE = 0.35
-"""Tuning ends at this distance between the mean computed steps and the budget; the row states the mean."""
+TOLERANCE = 0.012
+"""Tuning ends at this distance between the mean share of computed steps and the budget's; the row states the
+mean."""
 
 
 @dataclass(frozen=True)
@@ -243,7 +244,7 @@ def tuned(model: Model, make: Callable[[float], Any], target: float) -> float:
         found = steps(middle)
         if abs(found - target) < gap:
             best, gap = middle, abs(found - target)
-        if gap <= TOLERANCE:
+        if gap <= TOLERANCE * model.subject.num_steps:
             break
         low, high = (middle, high) if found > target else (low, middle)
     return best
@@ -306,6 +307,7 @@ def figures(model: Model, clips: Sequence[Tensor], full: Sequence[Tensor]) -> di
         "PSNR 10th percentile": quantiles(psnrs, n=10)[0] if len(psnrs) > 1 else psnrs[0],
         "PSNR of mean error": 10 * math.log10(peak**2 / fmean(errors)) if any(errors) else 120.0,
         "PSNR by class": by_class,
+        "PSNR by clip": [round(one, 3) for one in psnrs],
         "SSIM": fmean(_ssim(a, b, peak) for a, b in zip(clips, full, strict=True)),
     }
 

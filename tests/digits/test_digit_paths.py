@@ -5,9 +5,10 @@ from __future__ import annotations
 import adacache
 import pytest
 import torch
-from adacache.calibration.planning import psnr
+from adacache.calibration import calibrate_paths, psnr
 from adacache.digits import FPS, PATHS, SIZE, encode, load, noise, sampler, with_null
 from adacache.digits.captions import held_out_prompts
+from adacache.digits.subject import subject
 from adacache.models.stdit3 import STDiT3
 from adacache.policies import PlannedPath
 from torch import Tensor
@@ -42,3 +43,13 @@ def test_every_budget_is_a_path(budget: int) -> None:
     assert isinstance(policy, PlannedPath)
     assert len(policy.computed) == budget
     assert policy.origin.model == "STDiT3"
+
+
+@pytest.mark.slow
+def test_refitted_factors_of_the_stack() -> None:
+    """Factors of the guided output fit the residual of the stack badly."""
+    found, prompts = subject()
+    paths = calibrate_paths(found, prompts[:2], [], budgets=[10], probed=2, refine=1, level="stack")
+    budget = paths.budgets[10]
+    assert budget.fit.startswith("stack, refitted")
+    assert budget.calibration[budget.fit] > budget.calibration["stack"] + 1

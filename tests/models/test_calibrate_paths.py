@@ -11,7 +11,7 @@ import adacache
 import numpy as np
 import pytest
 import torch
-from adacache.calibration import Subject, calibrate_paths
+from adacache.calibration import Subject, calibrate_paths, psnr
 from adacache.calibration.planning import Clip, _cached, _matched, measured_sensitivity, solver_coefficients
 from adacache.calibration.trajectory import trajectory
 from adacache.commands.cli import main
@@ -165,6 +165,22 @@ def test_calibration_and_its_file(tmp_path: Path) -> None:
     assert handle.trace.computed_steps == (
         entry["computed"] if entry["use"] == "cache" else list(range(1, 7))
     )
+
+
+def test_factors_of_the_stack_are_chosen_in_runs() -> None:
+    subject = small_subject()
+    found = calibrate_paths(subject, ["a", "b"], [], budgets=[5], refine=1, probed=2, level="stack")
+    budget = found.budgets[5]
+    assert set(budget.calibration) == {"stack", "stack, refitted x 1", "stack, refitted x 0.5"}
+    assert budget.calibration[budget.fit] == max(budget.calibration.values())
+    policy = PlannedPath([step + 1 for step in budget.path], budget.factors, "stack")
+    adacache.enable(subject.model, policy)
+    made = [subject.generate(prompt, seed) for seed, prompt in enumerate(["a", "b"])]
+    adacache.disable(subject.model)
+    full = [subject.generate(prompt, seed) for seed, prompt in enumerate(["a", "b"])]
+    peak = max(float(one.max() - one.min()) for one in full)
+    scores = [psnr(*pair, peak) for pair in zip(made, full, strict=True)]
+    assert np.mean(scores) == pytest.approx(budget.calibration[budget.fit], abs=0.01)
 
 
 def test_interrupted_calibration_resumes(tmp_path: Path) -> None:

@@ -48,6 +48,8 @@ NEAR = 4
 """Neighbours of the best path that are run before those of a better one."""
 CROP = 8
 """Size of the latents on which a scheduler's coefficients are measured."""
+CHANGE = 0.1
+"""Change of a factor in a run that measures its effect."""
 REPLAY = 1e-3
 """Largest relative difference of a scheduler's steps when they are repeated without the model."""
 
@@ -168,8 +170,8 @@ def calibrate_paths(
         prompts: at least one; three give nearly what twelve do.
         held_out: prompts on which the result is evaluated; may be empty.
         budgets: numbers of computed steps; None: `default_budgets`.
-        level: see `PlannedPath`. Factors are fitted on guided outputs; for "stack" they are evaluated, not
-            fitted anew.
+        level: see `PlannedPath`. Factors are fitted on guided outputs; for "stack" they are then fitted anew
+            in cached runs, one per factor and prompt.
         seed: of the first prompt; the next ones count up.
         probed: of the prompts, those on which the sensitivity is measured and paths are compared; None: half
             of them.
@@ -209,6 +211,8 @@ def calibrate_paths(
     for number in chosen:
         path = _best_path(subject, clips[:probed], windows, cost, number, refine)
         budget = _fit(subject, clips, windows, path)
+        if level == "stack":
+            _refit(subject, clips[:probed], budget, level)
         found.budgets[number] = budget
         say(
             f"{number} computed steps {[step + 1 for step in budget.path]}: "
@@ -424,6 +428,49 @@ def _fit(subject: Subject, clips: Sequence[Clip], windows: Windows, path: list[i
     numbers = clips[0].start.numel()
     predicted = [_decibel(peak, error / numbers) for error in windows.remaining(path, fits[fit])]
     return Budget(path, fits[fit], fit, use, float(np.mean(predicted)), scores)
+
+
+def _refit(subject: Subject, clips: Sequence[Clip], budget: Budget, level: str) -> None:
+    """Factors of another level: a Gauss-Newton step on the difference to the full runs' outputs. Its Jacobian
+    comes from runs in which one factor is changed."""
+    computed = [step + 1 for step in budget.path]
+    results = [clip.full.result for clip in clips if clip.full.result is not None]
+    full = torch.stack([_flat(result) for result in results]).double()
+    peak = subject.peak or _peak(results)
+
+    def outputs(factors: Sequence[float]) -> Tensor:
+        enable(subject.model, PlannedPath(computed, factors, level), num_steps=subject.num_steps)
+        try:
+            return torch.stack([_flat(subject.generate(clip.prompt, clip.seed)) for clip in clips]).double()
+        finally:
+            disable(subject.model)
+
+    def score(found: Tensor) -> float:
+        return _mean_psnr(list(found), list(full), peak)
+
+    windows = path_windows(budget.path, subject.num_steps)
+    used = [w for w, (h, i, j) in enumerate(windows) if h >= 0 and j > i + 1]
+    base = outputs(budget.factors)
+    candidates = {level: (score(base), budget.factors)}
+    if used:
+        columns = []
+        for w in used:
+            changed = list(budget.factors)
+            changed[w] += CHANGE
+            columns.append((outputs(changed) - base).flatten() / CHANGE)
+        slopes = torch.stack(columns).numpy()
+        normal = slopes @ slopes.T
+        normal += RIDGES["joint"] * np.diag(np.diag(normal))
+        step = np.linalg.solve(normal, slopes @ (full - base).flatten().numpy())
+        for share in (1.0, 0.5):
+            moved = list(budget.factors)
+            for w, change in zip(used, step, strict=True):
+                moved[w] += share * float(change)
+            candidates[f"{level}, refitted x {share:g}"] = score(outputs(moved)), moved
+    budget.fit = max(candidates, key=lambda name: candidates[name][0])
+    budget.factors = candidates[budget.fit][1]
+    budget.calibration = {name: value for name, (value, _) in candidates.items()}
+    budget.use = CACHE
 
 
 def _cached(subject: Subject, clip: Clip, path: Sequence[int], factors: Sequence[float]) -> Tensor:

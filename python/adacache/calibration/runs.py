@@ -37,7 +37,8 @@ class Subject:
         scheduler: the sampler calls its `step(output, timestep, sample, ...)`; None: that of the pipeline.
             Calibration of a planned path needs it.
         generate_with: (prompt, seed, num_steps) -> `generate` with another number of steps; None: unknown.
-        peak: largest minus smallest value of what `generate` returns, for PSNR; None: measured.
+        peak: largest minus smallest value of clips of pixels, for PSNR; None: `generate` returns latents, and
+            the range is measured.
     """
 
     model: Any
@@ -206,7 +207,11 @@ def judge(
 
 
 def subject_of(
-    name: str, num_steps: int | None = None, arguments: dict[str, Any] | None = None
+    name: str,
+    num_steps: int | None = None,
+    arguments: dict[str, Any] | None = None,
+    *,
+    decoded: bool = False,
 ) -> tuple[Subject, list[Any]]:
     """The subject that a name stands for, and its prompts.
 
@@ -215,12 +220,13 @@ def subject_of(
             of steps (or None) and returns a `Subject` and a list of prompts.
         num_steps: steps of the sampler; None: 50 for a pipeline.
         arguments: further arguments of the pipeline's call.
+        decoded: a pipeline generates clips [1, T, C, H, W] in 0 .. 1; otherwise latents.
 
     Raises:
         ValueError: the name is neither, or the function does not return these.
     """
     if Path(name).is_dir():
-        return _saved_pipeline(name, 50 if num_steps is None else num_steps, arguments or {}), []
+        return _saved_pipeline(name, 50 if num_steps is None else num_steps, arguments or {}, decoded), []
     module, separator, function = name.partition(":")
     if not separator:
         refuse("model", 'the folder of a saved diffusers pipeline or "module:function"', name)
@@ -244,7 +250,7 @@ def _check_arguments(pipeline: Any, arguments: dict[str, Any]) -> None:
             refuse("arguments", f"arguments of {type(pipeline).__name__}", name)
 
 
-def _saved_pipeline(path: str, num_steps: int, arguments: dict[str, Any]) -> Subject:
+def _saved_pipeline(path: str, num_steps: int, arguments: dict[str, Any], decoded: bool) -> Subject:
     diffusers = importlib.import_module("diffusers")
     pipeline = diffusers.DiffusionPipeline.from_pretrained(path, local_files_only=True)
     if torch.cuda.is_available():
@@ -257,7 +263,7 @@ def _saved_pipeline(path: str, num_steps: int, arguments: dict[str, Any]) -> Sub
             prompt=prompt,
             num_inference_steps=steps,
             generator=generator,
-            output_type="latent",
+            output_type="pt" if decoded else "latent",
             **arguments,
         )
         frames: Tensor = output.frames
@@ -269,4 +275,5 @@ def _saved_pipeline(path: str, num_steps: int, arguments: dict[str, Any]) -> Sub
         num_steps,
         type(pipeline).__name__,
         generate_with=generate_with,
+        peak=1.0 if decoded else None,
     )

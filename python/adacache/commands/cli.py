@@ -1,4 +1,4 @@
-"""The command `adacache`: doctor, verify, flops, demo, calibrate, study."""
+"""The command `adacache`: doctor, verify, flops, demo, calibrate, compare, study."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from adacache.checks import printable
-from adacache.commands import calibrate, study
+from adacache.commands import calibrate, compare, study
 from adacache.commands.options import device, real_number, whole_number
 from adacache.commands.table import print_table
 
@@ -76,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo)
 
     calibrate.add(commands)
+    compare.add(commands)
     study.add(commands)
     return parser
 

@@ -6,7 +6,6 @@ with a planned path.
 
 from __future__ import annotations
 
-import importlib
 import platform
 import sys
 import time
@@ -22,6 +21,7 @@ from torch import Tensor
 import adacache_kernels
 from adacache.api import disable, enable
 from adacache.checks import whole
+from adacache.commands.options import require_packages
 from adacache.commands.report import (
     Clip,
     Study,
@@ -110,7 +110,7 @@ def run(
         "methods": len(methods),
     }.items():
         whole(1)(count, name)
-    _require_packages()
+    require_packages("demo", _NEEDED)
     _create(out)
     model = load_model(weights) if model is None else model
     flow = sampler(num_steps)
@@ -250,17 +250,6 @@ def published_cache_bytes(model: STDiT3) -> int:
     _, height, width = model.config.patch_size
     elements = 2 * FRAMES * (SIZE // height) * (SIZE // width) * model.config.hidden_size
     return SUBLAYERS * model.config.depth * elements * next(model.parameters()).element_size()
-
-
-def _require_packages() -> None:
-    missing = []
-    for module, package in _NEEDED.items():
-        try:
-            importlib.import_module(module)
-        except ImportError:
-            missing.append(package)
-    if missing:
-        raise ImportError(f"demo: {', '.join(missing)} missing; pip install 'adacache-kernels[demo]'")
 
 
 def _create(out: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,18 @@ def input_file(text: str) -> Path:
     if not Path(text).exists() or Path(text).is_dir():
         _fail("an existing file", text)
     return Path(text)
+
+
+def require_packages(command: str, needed: Mapping[str, str]) -> None:
+    """Raises ImportError unless the modules can be imported; `needed` gives the package of each."""
+    missing = []
+    for module, package in needed.items():
+        try:
+            importlib.import_module(module)
+        except ImportError:
+            missing.append(package)
+    if missing:
+        raise ImportError(f"{command}: {', '.join(missing)} missing; pip install 'adacache-kernels[demo]'")
 
 
 def _option(parse: Callable[[str], Any], check: Check) -> Option:

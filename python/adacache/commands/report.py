@@ -166,36 +166,70 @@ def decibels(psnr: float) -> str:
     return "same" if math.isinf(psnr) else f"{psnr:.2f}"
 
 
+class Page:
+    """A self-contained HTML file. All texts are escaped; `add` takes HTML."""
+
+    def __init__(self, title: str):
+        self._title = title
+        self._parts = [f"<h1>{escape(title)}</h1>"]
+
+    def add(self, html: str) -> None:
+        self._parts.append(html)
+
+    def heading(self, text: str) -> None:
+        self.add(f"<h2>{escape(text)}</h2>")
+
+    def text(self, text: str) -> None:
+        self.add(f"<p>{escape(text)}</p>")
+
+    def note(self, text: str) -> None:
+        self.add(f"<p class=note>{escape(text)}</p>")
+
+    def table(self, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """A table; with empty headings, without a head."""
+        head = f"<tr>{''.join(f'<th>{escape(cell)}</th>' for cell in header)}</tr>" if any(header) else ""
+        cells = [[f"<td>{escape(str(cell))}</td>" for cell in row] for row in rows]
+        body = "".join(f"<tr>{''.join(row)}</tr>" for row in cells)
+        self.add(f"<div class=wide><table>{head}{body}</table></div>")
+
+    def write(self, path: str | Path) -> None:
+        head, end = _PAGE.split("{body}")
+        write_text(path, head.replace("{title}", escape(self._title)) + "\n".join(self._parts) + end)
+
+
 def write_report(
     study: Study, path: str | Path, findings: Sequence[str] = (), title: str = "AdaCache demo"
 ) -> None:
     """Writes one self-contained HTML file: clips side by side, tables, schedules, settings."""
-    cached = [method for method in study.methods if method != study.baseline]
-    parts = [
-        f"<h1>{escape(title)}</h1>",
-        f"<p>{escape(_introduction(study))}</p>",
-        "<h2>Clips</h2>",
-        _clips(study),
-        "<h2>Cost and quality</h2>",
-        _table(*method_table(study)),
-        "<p class=note>Seconds: median time of the denoising loop over the clips. PSNR and SSIM: mean over "
-        f"the clips, against {escape(study.baseline)}. Cache: all residuals cached for one clip, including "
-        "the metric's; published: one residual per sub-layer.</p>",
-        "<h2>By motion</h2>",
-        _table(*motion_table(study)),
-        *(f"<p>{escape(finding)}</p>" for finding in findings),
-        "<h2>Schedules</h2>",
-        "<p>A dot is a computed step; the other steps reuse the last computed residual. Curves: the relative "
+    page = Page(title)
+    page.text(_introduction(study))
+    page.heading("Clips")
+    page.add(_clips(study))
+    page.heading("Cost and quality")
+    page.table(*method_table(study))
+    page.note(
+        "Seconds: median time of the denoising loop over the clips. PSNR and SSIM: mean over the clips, "
+        f"against {study.baseline}. Cache: all residuals cached for one clip, including the metric's; "
+        "published: one residual per sub-layer."
+    )
+    page.heading("By motion")
+    page.table(*motion_table(study))
+    for finding in findings:
+        page.text(finding)
+    page.heading("Schedules")
+    page.text(
+        "A dot is a computed step; the other steps reuse the last computed residual. Curves: the relative "
         "distance of the residual to that of the last computed step (the codebook maps the distance, divided "
-        "by the rate, to the next rate), and its motion between frames.</p>",
-        *(_schedules(study, method) for method in cached),
-        "<h2>Settings</h2>",
-        _table(["method", "settings"], [[method, text] for method, text in study.settings.items()]),
-        "<h2>How it was measured</h2>",
-        _table(["", ""], [[name, text] for name, text in study.facts.items()]),
-    ]
-    head, end = _PAGE.split("{body}")
-    write_text(path, head.replace("{title}", escape(title)) + "\n".join(parts) + end)
+        "by the rate, to the next rate), and its motion between frames."
+    )
+    for method in study.methods:
+        if method != study.baseline:
+            page.add(_schedules(study, method))
+    page.heading("Settings")
+    page.table(["method", "settings"], [[method, text] for method, text in study.settings.items()])
+    page.heading("How it was measured")
+    page.table(["", ""], [[name, text] for name, text in study.facts.items()])
+    page.write(path)
 
 
 def write_results(study: Study, path: str | Path) -> None:
@@ -218,21 +252,30 @@ def write_results(study: Study, path: str | Path) -> None:
     write_json(path, values)
 
 
-def gif(videos: Sequence[Tensor], scale: int = SCALE, gap: int = GAP) -> bytes:
-    """Grey clips [T, H, W] in 0 .. 1 side by side in one animated GIF, which keeps them synchronous.
+def gif(
+    videos: Sequence[Tensor],
+    scale: int = SCALE,
+    gap: int = GAP,
+    milliseconds: float = FRAME_MILLISECONDS,
+) -> bytes:
+    """Clips side by side in one animated GIF, which keeps them synchronous.
 
-    Every pixel becomes a square of `scale` x `scale` pixels; the clips are `gap` white columns apart.
+    Args:
+        videos: grey [T, H, W] or colored [T, H, W, 3], in 0 .. 1, all of one kind.
+        scale: every pixel becomes a square of `scale` x `scale` pixels.
+        gap: white columns between clips.
+        milliseconds: per frame.
     """
     from PIL import Image
 
     levels = [(video.clamp(0, 1) * 255).round().byte() for video in videos]
     squares = [grey.repeat_interleave(scale, dim=1).repeat_interleave(scale, dim=2) for grey in levels]
-    between = torch.full((*squares[0].shape[:2], gap), 255, dtype=torch.uint8)
+    between = squares[0].new_full((*squares[0].shape[:2], gap, *squares[0].shape[3:]), 255)
     strips = [piece for square in squares for piece in (square, between)][:-1]
     frames = [Image.fromarray(frame.numpy()) for frame in torch.cat(strips, dim=2)]
     buffer = io.BytesIO()
     frames[0].save(
-        buffer, "GIF", save_all=True, append_images=frames[1:], duration=FRAME_MILLISECONDS, loop=0
+        buffer, "GIF", save_all=True, append_images=frames[1:], duration=round(milliseconds), loop=0
     )
     return buffer.getvalue()
 
@@ -291,12 +334,6 @@ def _schedules(study: Study, method: str) -> str:
     return f'<img class=plot alt="schedules of {escape(method)}" src="data:image/svg+xml;base64,{data}">'
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = f"<tr>{''.join(f'<th>{escape(cell)}</th>' for cell in header)}</tr>" if any(header) else ""
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<div class=wide><table>{head}{body}</table></div>"
-
-
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -320,6 +357,8 @@ td { border-bottom: 1px solid #eee }
 .note { color: #666; font-size: .85rem }
 .plot { max-width: 100%; margin: .5rem 0 1rem }
 .wide { overflow-x: auto }
+.row { display: flex; gap: 12px }
+figure { flex: none; margin: 0 0 .8rem; overflow-wrap: anywhere }
 </style>
 </head>
 <body>
