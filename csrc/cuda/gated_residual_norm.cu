@@ -17,7 +17,7 @@ cudaError_t gated_residual_norm(const GatedResidualNorm& p, cudaStream_t stream)
   cudaError_t error = cudaSuccess;
   dispatch(p.residual.dtype, is_general(p), [&](auto element) {
     using Element = decltype(element);
-    error = with_vectors(plan, [&](auto vectors) {
+    error = with_vectors<Element>(plan, [&](auto vectors) {
       return launch(gated_residual_norm<Element, vectors>, plan, token_shared_bytes(plan), stream, p, plan);
     });
   });

@@ -30,7 +30,7 @@ cudaError_t gated_residual_norm_meter(const GatedResidualNormMeter& p, const Met
   dispatch(meter.dtype, is_general(p), [&](auto element) {
     using Element = decltype(element);
     using T = typename Elements<Element>::Type;
-    error = with_vectors(plan, [&](auto vectors) {
+    error = with_vectors<Element>(plan, [&](auto vectors) {
       const auto kernel = meter.residual.dtype == DType::float8_e4m3
                               ? gated_residual_norm_meter<Element, float8_e4m3, vectors>
                               : gated_residual_norm_meter<Element, T, vectors>;

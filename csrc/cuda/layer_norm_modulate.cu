@@ -17,7 +17,7 @@ cudaError_t layer_norm_modulate(const LayerNormModulate& p, cudaStream_t stream)
   cudaError_t error = cudaSuccess;
   dispatch(p.dtype, is_general(p), [&](auto element) {
     using Element = decltype(element);
-    error = with_vectors(plan, [&](auto vectors) {
+    error = with_vectors<Element>(plan, [&](auto vectors) {
       return launch(layer_norm_modulate<Element, vectors>, plan, token_shared_bytes(plan), stream, p, plan);
     });
   });

@@ -36,7 +36,7 @@ cudaError_t launch_meter(const P& p, const MeterSums& sums, cudaStream_t stream)
     constexpr int wide = vector_width<Element>;
     if constexpr (keeps)
       if (p.residual.dtype == DType::float8_e4m3) {
-        error = with_vectors(plan, [&](auto vectors) {
+        error = with_vectors<Element>(plan, [&](auto vectors) {
           return launch(float8_meter<P, Element, vectors>, plan, token_meter_shared_bytes(plan, p.motion),
                         stream, p, plan, sums.workspace);
         });

@@ -18,8 +18,8 @@ constexpr int token_blocks(int vectors, bool crowded = false, bool general = fal
   return vectors == 2 && !general ? 2 : 1;
 }
 
-// Calls function(std::integral_constant) with plan.vectors_per_thread.
-template <class Function>
+// Calls function(std::integral_constant) with plan.vectors_per_thread, for the kernels of this element type.
+template <class Element, class Function>
 cudaError_t with_vectors(const Plan& plan, const Function& function) {
   switch (plan.vectors_per_thread) {
     case 1:
@@ -27,7 +27,9 @@ cudaError_t with_vectors(const Plan& plan, const Function& function) {
     case 2:
       return function(std::integral_constant<int, 2>{});
     case most_vectors_held:
-      return function(std::integral_constant<int, most_vectors_held>{});
+      if constexpr (most_vectors_of<Element> == most_vectors_held)
+        return function(std::integral_constant<int, most_vectors_held>{});
+      [[fallthrough]];
     default:
       return function(std::integral_constant<int, 0>{});
   }

@@ -14,15 +14,13 @@ class TokenGate {
  public:
   // scratch: [padded_channels] for a gate that is not stored as G.
   TokenGate(const Modulator& gate, const TokenShape& shape, int64_t row, float* scratch)
-      : gate_(gate), shape_(shape), row_(row), scratch_(scratch) {}
+      : gate_(gate), shape_(shape), row_(row), scratch_(scratch), stored_as_g_(is_stored_as<G>(gate)) {}
 
   // Null if absent. Valid until the next call.
   const G* of_token(int64_t n) {
     const int64_t frame = n / shape_.places, place = n % shape_.places;
-    if constexpr (std::is_same_v<G, float>) {
-      const FloatChannels<T> stored(gate_, row_, frame, place);
-      if (stored && (!stored.wide || stored.table)) return widened(stored);
-    }
+    if constexpr (std::is_same_v<G, float>)
+      if (!stored_as_g_) return widened(FloatChannels<T>(gate_, row_, frame, place));
     return token_of<G>(gate_, row_, frame, place);
   }
 
@@ -41,6 +39,7 @@ class TokenGate {
   const TokenShape& shape_;
   int64_t row_;
   float* scratch_;
+  bool stored_as_g_;
   const void* widened_ = nullptr;
 };
 

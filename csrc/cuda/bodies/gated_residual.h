@@ -132,7 +132,7 @@ class GatedSource {
   }
 
   ADACACHE_HD Values result(const Loaded& loaded, const Values& r) const {
-    if constexpr (Elements<Element>::general)
+    if constexpr (Elements<Element>::general && !std::is_same_v<T, float>)
       if (rounds_once_) return added_once(loaded.x, loaded.gate, loaded.y);
     return added(loaded.x, r);
   }

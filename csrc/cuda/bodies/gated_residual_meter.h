@@ -47,7 +47,7 @@ inline Plan plan_of(const GatedResidualMeter& p, int threads) {
   const int wide = vector_width_of(p.dtype);
   const bool fit = vectors_fit(p, wide);
   Plan plan = p.residual.dtype == DType::float8_e4m3
-                  ? plan_token_meter(p, fit, /*divisible=*/true)
+                  ? plan_token_meter(p, fit, is_general(p), /*divisible=*/true)
                   : plan_meter_walk(p, fit ? wide : 1, /*divisible=*/true, threads);
   plan.steps = gated_meter_steps(p);
   return plan;

@@ -29,7 +29,8 @@ inline bool vectors_fit(const GatedResidualNorm& p, int width) {
 
 inline Plan plan_of(const GatedResidualNorm& p) {
   const GatedResidual& residual = p.residual;
-  Plan plan = plan_tokens(residual.shape, residual.dtype, vectors_fit(p, vector_width_of(residual.dtype)));
+  Plan plan = plan_tokens(residual.shape, residual.dtype, vectors_fit(p, vector_width_of(residual.dtype)),
+                          is_general(p));
   plan.steps = add_norm_steps(gated_steps(residual, /*along_frames=*/false), p.norm, residual.shape,
                               /*along_frames=*/false, residual.dtype);
   return plan;

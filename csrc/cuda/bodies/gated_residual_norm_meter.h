@@ -32,7 +32,8 @@ inline bool vectors_fit(const GatedResidualNormMeter& p, int width) {
 
 inline Plan plan_of(const GatedResidualNormMeter& p) {
   const GatedResidualMeter& meter = p.meter;
-  Plan plan = plan_token_meter(meter, vectors_fit(p, vector_width_of(meter.dtype)), /*divisible=*/true);
+  Plan plan = plan_token_meter(meter, vectors_fit(p, vector_width_of(meter.dtype)), is_general(p),
+                               /*divisible=*/true);
   plan.steps =
       add_norm_steps(gated_meter_steps(meter), p.norm, meter.shape, /*along_frames=*/true, meter.dtype);
   return plan;

@@ -60,7 +60,7 @@ inline bool vectors_fit(const LayerNormModulate& p, int width) {
 }
 
 inline Plan plan_of(const LayerNormModulate& p) {
-  Plan plan = plan_tokens(p.shape, p.dtype, vectors_fit(p, vector_width_of(p.dtype)));
+  Plan plan = plan_tokens(p.shape, p.dtype, vectors_fit(p, vector_width_of(p.dtype)), is_general(p));
   Steps steps{};
   steps.x = step_of(p.x_strides, p.shape, /*along_frames=*/false, p.dtype);
   plan.steps = add_norm_steps(steps, p.norm, p.shape, /*along_frames=*/false, p.dtype);

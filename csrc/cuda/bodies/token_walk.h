@@ -19,9 +19,13 @@ ADACACHE_HD constexpr int most_threads_of_token(int vectors_held, int width) {
   return vectors_held == most_vectors_held && width <= 4 ? 384 : 256;
 }
 
-// Threads and vectors per thread depend only on the channels, so that alignment does not change the order of
-// the sums of a norm.
-inline Plan plan_token(int64_t channels, DType dtype, bool vectors_fit) {
+// The limit for an element type: float32 with General modulators would spill registers.
+template <class Element>
+constexpr int most_vectors_of = std::is_same_v<Element, General<float>> ? 2 : most_vectors_held;
+
+// Threads and vectors per thread depend only on the channels, so that neither alignment nor `general` changes
+// the order of the sums of a norm.
+inline Plan plan_token(int64_t channels, DType dtype, bool vectors_fit, bool general) {
   Plan plan;
   plan.width = vector_width_of(dtype);
   plan.threads = warp_threads;
@@ -35,14 +39,15 @@ inline Plan plan_token(int64_t channels, DType dtype, bool vectors_fit) {
   } else {
     const int64_t threads = (vectors + held - 1) / held;
     plan.threads = static_cast<int>((threads + warp_threads - 1) / warp_threads * warp_threads);
-    plan.vectors_per_thread = vectors_fit ? held : 0;
+    const int most = general && dtype == DType::float32 ? most_vectors_of<General<float>> : most_vectors_held;
+    plan.vectors_per_thread = vectors_fit && held <= most ? held : 0;
   }
   return plan;
 }
 
 // For ops with independent tokens: a block processes several contiguous tokens of a frame.
-inline Plan plan_tokens(const TokenShape& shape, DType dtype, bool vectors_fit) {
-  Plan plan = plan_token(shape.channels, dtype, vectors_fit);
+inline Plan plan_tokens(const TokenShape& shape, DType dtype, bool vectors_fit, bool general) {
+  Plan plan = plan_token(shape.channels, dtype, vectors_fit, general);
   if (shape.channels == 0 || shape.places == 0) return plan;
   const int64_t tokens = shape.rows * shape.frames * shape.places;
   const int64_t per_block = tokens * plan.threads / (4 * enough_threads);
@@ -55,8 +60,8 @@ inline Plan plan_tokens(const TokenShape& shape, DType dtype, bool vectors_fit) 
 }
 
 template <class P>
-Plan plan_token_meter(const P& p, bool vectors_fit, bool divisible) {
-  Plan plan = plan_token(p.shape.channels, p.dtype, vectors_fit);
+Plan plan_token_meter(const P& p, bool vectors_fit, bool general, bool divisible) {
+  Plan plan = plan_token(p.shape.channels, p.dtype, vectors_fit, general);
   if (plan.vectors_per_thread > 0)
     plan.history = history_that_fits(p.motion, plan.threads, plan.vectors_per_thread * 16);
   divide_frames(plan, p.shape.rows, p.shape.frames, p.shape.channels == 0 ? 0 : p.shape.places, divisible);

@@ -112,7 +112,7 @@ ADACACHE_HD Packed<typename Elements<Element>::Modulator, width> load_modulator(
   using T = typename Elements<Element>::Type;
   if constexpr (Elements<Element>::general) {
     float values[width];
-    if (dtype == DType::float32) {
+    if (std::is_same_v<T, float> || dtype == DType::float32) {
       const auto stored = load_vector<whole, width>(static_cast<const float*>(data) + element, count);
       ADACACHE_UNROLL
       for (int c = 0; c < width; ++c) values[c] = stored.get(c);
