@@ -21,6 +21,7 @@ from .ops import (
     layer_norm_modulate,
     residual_meter,
     reuse_residual,
+    rms_norm_modulate,
     stack_residual_meter,
     temporal_attention,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "layer_norm_modulate",
     "residual_meter",
     "reuse_residual",
+    "rms_norm_modulate",
     "stack_residual_meter",
     "state_columns",
     "sum_columns",

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
+from ._choices import NORMS, ROUNDINGS
 from ._fakes import ARGUMENTS, NAMES
 from ._memory import overlap, overlaps_itself
 from .columns import state_columns, sum_columns
@@ -22,8 +23,9 @@ MAX_FRAMES = 64  # of temporal attention
 MAX_HEAD_DIM = 256
 MAX_VIDEOS = 65536
 #: Arguments that autocast may produce in another dtype than that of the stream: sub-layer outputs and
-#: modulators.
+#: modulators. The latter may stay in float32.
 CAST = frozenset(("y", "gate", "shift", "scale", "weight", "bias", "q_weight", "k_weight"))
+MAY_BE_FLOAT32 = frozenset(("gate", "shift", "scale", "weight", "bias"))
 
 
 def check(op: str, arguments: Sequence[Any], outputs: Sequence[torch.Tensor] = ()) -> None:
@@ -83,10 +85,13 @@ def forward_ad_is_on() -> bool:
 def cast_under_autocast(
     dtype: torch.dtype, names: Sequence[str], arguments: Sequence[Any]
 ) -> tuple[Any, ...]:
-    """Cast the arguments in CAST to the dtype of the stream."""
+    """Cast the arguments in CAST to the dtype of the stream, unless they are accepted as they are."""
     return tuple(
         argument.to(dtype)
-        if name in CAST and isinstance(argument, torch.Tensor) and argument.is_floating_point()
+        if name in CAST
+        and isinstance(argument, torch.Tensor)
+        and argument.is_floating_point()
+        and not (name in MAY_BE_FLOAT32 and argument.dtype == torch.float32)
         else argument
         for name, argument in zip(names, arguments, strict=True)
     )
@@ -297,14 +302,30 @@ def _modulator(call: Call, name: str, modulator: torch.Tensor | float) -> None:
         raise refusal(name, f"[B, 1|{middle}|N, C] = {size}", modulator.shape)
     if call.groups is None and groups not in (1, tokens):
         call.groups, call.groups_of = groups, name
-    _check_like(call, name, modulator)
+    _check_like_or_float32(call, name, modulator)
     _check_channels(name, modulator)
 
 
-@role_of("weight", "bias", "q_weight", "k_weight")
+@role_of("gate_table", "shift_table", "scale_table")
+def _table(call: Call, name: str, table: torch.Tensor) -> None:
+    modulator = name.removesuffix("_table")
+    if call.given[modulator] is None:
+        raise refusal(name, f"None without {modulator}", "a tensor")
+    _check_shape(name, table, "[1, 1, C]", (1, 1, call.x.shape[2]))
+    _check_like(call, name, table, torch.float32)
+    _check_channels(name, table)
+
+
+@role_of("weight", "bias")
 def _per_channel(call: Call, name: str, vector: torch.Tensor) -> None:
-    what = "[dim]" if call.lead == "qkv" else "[C]"
-    _check_shape(name, vector, what, (call.x.shape[-1],))
+    _check_shape(name, vector, "[C]", (call.x.shape[-1],))
+    _check_like_or_float32(call, name, vector)
+    _check_channels(name, vector)
+
+
+@role_of("q_weight", "k_weight")
+def _per_dim(call: Call, name: str, vector: torch.Tensor) -> None:
+    _check_shape(name, vector, "[dim]", (call.x.shape[-1],))
     _check_like(call, name, vector)
     _check_channels(name, vector)
 
@@ -330,6 +351,13 @@ def _angles(call: Call, name: str, angles: torch.Tensor) -> None:
 def _eps(call: Call, name: str, eps: float) -> None:
     if not eps >= 0:
         raise refusal(name, "at least 0", eps)
+
+
+@role_of("rounding", "norm")
+def _choice(call: Call, name: str, number: int) -> None:
+    numbers = {"rounding": ROUNDINGS, "norm": NORMS}[name].values()
+    if number not in numbers:
+        raise refusal(name, f"one of {', '.join(map(str, numbers))}", number)
 
 
 @role_of("num_videos")
@@ -452,6 +480,13 @@ def _check_like(call: Call, name: str, tensor: torch.Tensor, dtype: torch.dtype 
     if tensor.dtype != (dtype or call.x.dtype):
         wanted = f"{dtype}" if dtype else f"{call.x.dtype} as {call.lead}"
         raise refusal(name, f"dtype {wanted}", tensor.dtype)
+
+
+def _check_like_or_float32(call: Call, name: str, tensor: torch.Tensor) -> None:
+    _check_device(call, name, tensor)
+    if tensor.dtype not in (call.x.dtype, torch.float32):
+        or_float32 = "" if call.x.dtype == torch.float32 else f" or {torch.float32}"
+        raise refusal(name, f"dtype {call.x.dtype} as {call.lead}{or_float32}", tensor.dtype)
 
 
 def _check_tokens(

@@ -21,16 +21,22 @@ class Op(NamedTuple):
 
 # Arguments shared by several ops.
 _METER = "Tensor? video_of_row, int num_videos, int frames, int[] strides, int metric"
-_NORM = "Tensor? shift, Tensor? scale, Tensor? weight, Tensor? bias, float eps"
+_NORM = (
+    "Tensor? shift, Tensor? scale, Tensor? shift_table, Tensor? scale_table, Tensor? weight, Tensor? bias, "
+    "float eps"
+)
 _CACHE = "Tensor(a!) residual, Tensor(b!)? residual_scale"
-_GATED = "Tensor x, Tensor y, Tensor? gate"
+_GATED = "Tensor x, Tensor y, Tensor? gate, Tensor? gate_table"
 _ROWS = "Tensor? x_rows, Tensor? residual_rows"
 _HEADS = "Tensor? q_weight, Tensor? k_weight, Tensor? cos, Tensor? sin, bool interleaved"
 
 OPS = {
-    "gated_residual": Op(f"{_GATED}, Tensor? x_rows", "Tensor", "Tensor(a!) out"),
+    "gated_residual": Op(f"{_GATED}, Tensor? x_rows, int rounding", "Tensor", "Tensor(a!) out"),
     "gated_residual_meter": Op(
-        f"{_GATED}, {_CACHE}, {_ROWS}, {_METER}", "(Tensor, Tensor)", "Tensor(c!) out", "Tensor"
+        f"{_GATED}, {_CACHE}, {_ROWS}, int rounding, {_METER}",
+        "(Tensor, Tensor)",
+        "Tensor(c!) out",
+        "Tensor",
     ),
     # `out` is an optional copy of x_out.
     "stack_residual_meter": Op(
@@ -48,11 +54,14 @@ OPS = {
         "Tensor(a!) out",
     ),
     "layer_norm_modulate": Op(f"Tensor x, {_NORM}, Tensor? x_rows", "Tensor", "Tensor(a!) out"),
+    "rms_norm_modulate": Op(f"Tensor x, {_NORM}, Tensor? x_rows", "Tensor", "Tensor(a!) out"),
     "gated_residual_norm": Op(
-        f"{_GATED}, {_NORM}, Tensor? x_rows", "(Tensor, Tensor)", "Tensor(a!) out, Tensor(b!) norm_out"
+        f"{_GATED}, {_NORM}, Tensor? x_rows, int rounding, int norm",
+        "(Tensor, Tensor)",
+        "Tensor(a!) out, Tensor(b!) norm_out",
     ),
     "gated_residual_norm_meter": Op(
-        f"{_GATED}, {_CACHE}, {_NORM}, {_ROWS}, {_METER}",
+        f"{_GATED}, {_CACHE}, {_NORM}, {_ROWS}, int rounding, int norm, {_METER}",
         "(Tensor, Tensor, Tensor)",
         "Tensor(c!) out, Tensor(d!) norm_out",
         "Tensor",

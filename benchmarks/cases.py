@@ -108,6 +108,7 @@ class Case:
 SMALL: dict[str, Callable[[Shape], tuple[int, ...]]] = {
     "row": lambda s: (s.rows, 1, s.channels),
     "frame": lambda s: (s.rows, s.frames, s.channels),
+    "table": lambda s: (1, 1, s.channels),
     "shift_chunk": lambda s: s.size,
     "scale_chunk": lambda s: s.size,
     "gate_chunk": lambda s: s.size,
@@ -115,7 +116,7 @@ SMALL: dict[str, Callable[[Shape], tuple[int, ...]]] = {
     "cosine": lambda s: (s.frames, s.head_dim // 2),
     "sine": lambda s: (s.frames, s.head_dim // 2),
 }
-FLOAT32 = ("cosine", "sine")
+FLOAT32 = ("cosine", "sine", "table")
 #: Chunks of a per-token projection of the timestep embedding.
 CHUNKS = ("shift_chunk", "scale_chunk", "gate_chunk")
 
@@ -168,7 +169,8 @@ def _make(kind: str, shape: Shape, dtype: torch.dtype, device: torch.device, mad
         frequency = 10000.0 ** (-torch.arange(0, shape.head_dim, 2, device=device) / shape.head_dim)
         angle = torch.outer(positions, frequency)
         return angle.cos() if kind == "cosine" else angle.sin()
-    return normal(*SMALL[kind](shape))
+    made_of = normal(*SMALL[kind](shape))
+    return made_of.float() if kind in FLOAT32 else made_of
 
 
 # The chains: the operations of the models and the published code in plain PyTorch.
@@ -258,13 +260,37 @@ def gated_residual_norm_chain(v: Values) -> Tensors:
     return x_out, modulated(x_out, v.shift, v.scale)
 
 
+def wan_chain(v: Values) -> Tensors:
+    """The modulation, residual and norm of a block of Wan."""
+    gate, shift, scale = (
+        table + widened(part)
+        for table, part in (
+            (v.gate_table, v.gate),
+            (v.shift_table, v.shift),
+            (v.scale_table, v.scale),
+        )
+    )
+    x_out = (widened(v.x) + v.y * gate).type_as(v.x)
+    normed = F.layer_norm(widened(x_out), x_out.shape[-1:], eps=EPS)
+    return x_out, (normed * (1 + scale) + shift).type_as(v.x)
+
+
+def widened(x: torch.Tensor) -> torch.Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def rms_norm_modulate_chain(v: Values) -> Tensors:
+    normed = F.rms_norm(v.x, v.x.shape[-1:], eps=EPS)
+    return (normed * (1 + v.scale) + v.shift,)
+
+
 def gated_residual_norm_meter_chain(v: Values) -> Tensors:
     x_out, new, *rest = gated_residual_meter_chain(v)
     return x_out, modulated(x_out, v.shift, v.scale), new, *rest
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    wide = x if x.dtype == torch.float64 else x.float()
+    wide = widened(x)
     return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + EPS)).to(x.dtype)
 
 
@@ -493,6 +519,16 @@ CASES = [
         kernel="layer_norm_modulate<bf16, 1>",
     ),
     Case(
+        "rms_norm_modulate",
+        "rms_norm_modulate",
+        {"x": "tokens"} | MODULATION,
+        rms_norm_modulate_chain,
+        lambda ak, v, out: (ak.rms_norm_modulate(v.x, v.shift, v.scale, **out),),
+        passes=2,
+        checks=("close",),
+        kernel="layer_norm_modulate<General<bf16>, 1>",
+    ),
+    Case(
         "gated_residual_norm",
         "gated_residual_norm",
         STREAM | MODULATION,
@@ -503,6 +539,24 @@ CASES = [
         outs=("out", "norm_out"),
         gpu_goals={"share_of_copy_rate": 0.85},
         kernel="gated_residual_norm<bf16, 1>",
+    ),
+    Case(
+        "gated_residual_norm of Wan",
+        "gated_residual_norm",
+        STREAM | MODULATION | dict.fromkeys(("gate_table", "shift_table", "scale_table"), "table"),
+        wan_chain,
+        lambda ak, v, out: ak.gated_residual_norm(
+            *(v.x, v.y, v.gate, v.shift, v.scale),
+            gate_table=v.gate_table,
+            shift_table=v.shift_table,
+            scale_table=v.scale_table,
+            rounding="float32",
+            **out,
+        ),
+        passes=4,
+        checks=("bits", "close"),
+        outs=("out", "norm_out"),
+        kernel="gated_residual_norm<General<bf16>, 1>",
     ),
     Case(
         "gated_residual_norm per token",

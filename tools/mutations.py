@@ -58,6 +58,7 @@ def bodies(sanitize: str = "", cases: int = 12) -> Selection:
 
 SELECTIONS = {
     "cpu gated_residual_meter": library("gated_residual_meter"),
+    "cpu modulators": library("modulators"),
     "cpu gated_residual_norm": library("gated_residual_norm"),
     "cpu reuse_residual": library("reuse_residual"),
     "cpu stack_residual_meter": library("stack_residual_meter"),
@@ -68,6 +69,7 @@ SELECTIONS = {
     "bodies, races": bodies("thread", 4),
     "triton gated_residual_meter": interpreted("gated_residual_meter"),
     "triton gated_residual_norm": interpreted("gated_residual_norm"),
+    "triton modulators": interpreted("modulators"),
     "triton reuse_residual": interpreted("reuse_residual"),
     "triton temporal_attention": interpreted("temporal_attention"),
     "argument checks": Selection([pytest("tests/ops/test_every_op.py", "-k", "reference")]),
@@ -168,9 +170,30 @@ MUTATIONS = [
     Mutation(
         "the bias of the norm is ignored",
         "csrc/cpu/isa/norm.h",
-        "      if (bias) offset = factor * widen(load_part(bias + c, count));\n",
+        "      if (bias) offset = factor * bias.load(c, count);\n",
         "",
         "cpu gated_residual_norm",
+    ),
+    Mutation(
+        "the table of a modulator is ignored",
+        "csrc/cpu/isa/tokens.h",
+        "  return table ? ",
+        "  return false && table ? ",
+        "cpu modulators",
+    ),
+    Mutation(
+        "the residual is rounded twice",
+        "csrc/cpu/isa/gated_residual.h",
+        "      if (rounds_once) added = multiply(widen(load_part(gate + c, count)), widen(stored));",
+        "      if (rounds_once) added = r.value;",
+        "cpu modulators",
+    ),
+    Mutation(
+        "the rms norm subtracts the mean",
+        "csrc/cpu/isa/norm.h",
+        "norm_->kind == NormKind::layer",
+        "norm_->kind <= NormKind::rms",
+        "cpu modulators",
     ),
     Mutation(
         "eps is added after the square root",
@@ -267,8 +290,29 @@ MUTATIONS = [
     Mutation(
         "eps is added after the square root on CUDA",
         "csrc/cuda/bodies/token_walk.h",
-        "reciprocal_root(reduction.sum(squares) * of_channels + norm.eps);",
-        "reciprocal_root(reduction.sum(squares) * of_channels) + norm.eps;",
+        "reciprocal_root(squares * of_channels + norm.eps);",
+        "reciprocal_root(squares * of_channels) + norm.eps;",
+        "bodies",
+    ),
+    Mutation(
+        "the table of a modulator is ignored on CUDA",
+        "csrc/cuda/bodies/walk.h",
+        "values[c] = add(more.get(c), values[c]);",
+        "values[c] = add(0 * more.get(c), values[c]);",
+        "bodies",
+    ),
+    Mutation(
+        "the rms norm subtracts the mean on CUDA",
+        "csrc/cuda/bodies/token_walk.h",
+        "const float mean = rms ? 0.0f : total * of_channels;",
+        "const float mean = total * of_channels;",
+        "bodies",
+    ),
+    Mutation(
+        "the residual is rounded twice on CUDA",
+        "csrc/cuda/bodies/gated_residual.h",
+        "if (rounds_once_) return added_once(loaded.x, loaded.gate, loaded.y);",
+        "",
         "bodies",
     ),
     Mutation(
@@ -338,9 +382,16 @@ MUTATIONS = [
     Mutation(
         "the bias of the norm is ignored in Triton",
         "adacache_kernels/triton/norm.py",
-        "            normed = normed + load_modulator(bias, 0, 0, token, here, mask, _SHARED)",
+        "            normed = normed + load_modulator(bias, None, 0, 0, token, here, mask, _SHARED)",
         "            normed = normed + 0",
         "triton gated_residual_norm",
+    ),
+    Mutation(
+        "the residual is rounded twice in Triton",
+        "adacache_kernels/triton/gated_residual.py",
+        "                total = stream + product(ys[chunk], factor)",
+        "                total = stream + gated(ys[chunk], factor, dtype).to(tl.float32)",
+        "triton modulators",
     ),
     Mutation(
         "a computed row loses the sign of zeros in Triton",

@@ -11,6 +11,7 @@ from .gated_residual_norm_meter import gated_residual_norm_meter
 from .layer_norm_modulate import layer_norm_modulate
 from .residual_meter import residual_meter
 from .reuse_residual import reuse_residual
+from .rms_norm_modulate import rms_norm_modulate
 from .stack_residual_meter import stack_residual_meter
 from .temporal_attention import temporal_attention
 
@@ -25,6 +26,7 @@ __all__ = [
     "layer_norm_modulate",
     "residual_meter",
     "reuse_residual",
+    "rms_norm_modulate",
     "stack_residual_meter",
     "temporal_attention",
 ]

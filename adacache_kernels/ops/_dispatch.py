@@ -25,6 +25,14 @@ _COMPILED = {
 }
 
 
+#: Per op, the indices of gate, shift and scale. These may be [B, G, 1, C].
+_MODULATORS = {
+    op: tuple(index for index, name in enumerate(names) if name in ("gate", "shift", "scale"))
+    for op, names in NAMES.items()
+    if op in OPS and "x" in names
+}
+
+
 def call(op: str, *arguments: Any, out: Any = None, norm_out: Any = None) -> Any:
     """Run `op` on the device of its first argument.
 
@@ -48,6 +56,7 @@ def call(op: str, *arguments: Any, out: Any = None, norm_out: Any = None) -> Any
         except Exception:  # type and message depend on the torch version
             _explain_refusal(op, arguments, outputs)
             raise
+    arguments = _three_dimensional(op, arguments)
     check(op, arguments, outputs)
     if backend == "triton":
         from .. import triton  # noqa: F401  (registers the ops)
@@ -58,12 +67,21 @@ def call(op: str, *arguments: Any, out: Any = None, norm_out: Any = None) -> Any
     return getattr(reference, op)(*_grouped(op, arguments), *outputs)
 
 
-def _explain_refusal(op: str, arguments: Sequence[Any], outputs: Sequence[torch.Tensor]) -> None:
+def _explain_refusal(op: str, arguments: tuple[Any, ...], outputs: Sequence[torch.Tensor]) -> None:
     """Raise the error of the Python checks after a compiled op raised. Returns if they find none."""
     try:
-        check(op, arguments, outputs)
+        check(op, _three_dimensional(op, arguments), outputs)
     except (TypeError, ValueError) as refusal:
         raise refusal from None
+
+
+def _three_dimensional(op: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments with modulators [B, G, 1, C] as [B, G, C]. The compiled ops accept both."""
+    for index in _MODULATORS.get(op, ()):
+        modulator = arguments[index]
+        if isinstance(modulator, torch.Tensor) and modulator.dim() == 4 and modulator.shape[2] == 1:
+            arguments = (*arguments[:index], modulator.squeeze(2), *arguments[index + 1 :])
+    return arguments
 
 
 def _require_grad(arguments: Sequence[Any]) -> bool:

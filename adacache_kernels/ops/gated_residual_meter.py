@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from .._choices import rounding_number
 from ..columns import metric_number
 from ._dispatch import call
 
@@ -16,6 +17,8 @@ def gated_residual_meter(
     gate: torch.Tensor | None,
     residual: torch.Tensor,
     *,
+    gate_table: torch.Tensor | None = None,
+    rounding: str = "eager",
     frames: int,
     strides: Sequence[int] = (1,),
     video_of_row: torch.Tensor | None = None,
@@ -28,18 +31,22 @@ def gated_residual_meter(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Add a gated sub-layer output to the stream, cache the gated residual, and measure how much it changed.
 
-    r = gate*y and x_out = x + r are bit-identical to eager PyTorch in this dtype: r is rounded before it is
-    added and measured. Deterministic: equal inputs give bit-identical sums.
+    x_out is that of `gated_residual`. r = gate*y is rounded to the dtype of x before it is cached and
+    measured, whatever the rounding of x_out: sums and decisions do not depend on it. With rounding="float32"
+    x_out differs from x + r by the rounding of r. Deterministic: equal inputs give bit-identical sums.
 
     Args:
         x: the stream, float32, bfloat16 or float16 [B, N, C] with N = frames * places, frame-major.
             Contiguous in C, any other strides; this holds for all tensors below, which also have the dtype
             and device of x unless stated otherwise.
         y: the output of the sub-layer [B, N, C].
-        gate: [B, 1, C], per frame [B, frames, C] or per token [B, N, C]; other strides may be 0 (expanded).
-            None: 1.
+        gate: [B, 1, C], per frame [B, frames, C] or per token [B, N, C]; in the dtype of x, or in float32. A
+            dimension of 1 before C is accepted. Other strides may be 0 (expanded). None: 1.
         residual: [B, N, C], the residual of the last computed step; overwritten with r. In the dtype of x, or
             float8_e4m3fn with `residual_scale`; r is measured before it is rounded to float8.
+        gate_table: float32 [1, 1, C], added to the gate in float32; see `gated_residual`.
+        rounding: "eager" rounds gate*y to the dtype of x before the addition; "float32" rounds only the sum;
+            see `gated_residual`.
         frames: latent frames T; divides N.
         strides: frame distances of the motion term, each in 1..frames-1, at most 8; may be empty.
         video_of_row: int32 [B], the video of each row, 0..num_videos-1. None: all rows are one video.
@@ -52,7 +59,7 @@ def gated_residual_meter(
         residual_rows: int32 [B], distinct; the same for residual and residual_scale.
         out: [B, N, C] for x_out, may be x itself (not with x_rows); None allocates.
 
-    Under autocast y and gate of another floating dtype are cast to the dtype of x.
+    Under autocast y is cast to the dtype of x, and so is a gate that is neither in that dtype nor in float32.
 
     Returns:
         x_out [B, N, C], and sums float64 [num_videos, columns], columns named by `sum_columns(strides)`. A
@@ -67,6 +74,8 @@ def gated_residual_meter(
 
     Source: AdaCache (arXiv 2411.02397), and `compute_next_step` of the published code.
     """
+    gated = (x, y, gate, gate_table)
     meter = (video_of_row, num_videos, frames, strides, metric_number(metric))
     cache = (residual, residual_scale)
-    return call("gated_residual_meter", x, y, gate, *cache, x_rows, residual_rows, *meter, out=out)
+    rest = (x_rows, residual_rows, rounding_number(rounding))
+    return call("gated_residual_meter", *gated, *cache, *rest, *meter, out=out)

@@ -12,6 +12,8 @@ def layer_norm_modulate(
     shift: torch.Tensor | None,
     scale: torch.Tensor | None,
     *,
+    shift_table: torch.Tensor | None = None,
+    scale_table: torch.Tensor | None = None,
     weight: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     eps: float = 1e-6,
@@ -26,16 +28,20 @@ def layer_norm_modulate(
 
     Args:
         x: the stream, float32, bfloat16 or float16 [B, N, C]. Contiguous in C, any other strides; this holds
-            for all tensors below, which also have the dtype and device of x.
+            for all tensors below, which also have the device of x, and its dtype unless stated otherwise.
         shift, scale: [B, 1, C], per group of tokens [B, G, C] with G a divisor of N, such as the frames, or
-            per token [B, N, C]; both with the same groups, or one of them with 1 or N. Other strides may be 0
-            (expanded). None: 0.
-        weight, bias: [C]. None: 1 and 0.
+            per token [B, N, C]; both with the same groups, or one of them with 1 or N; each in the dtype of
+            x, or in float32. A dimension of 1 before C is accepted. Other strides may be 0 (expanded). None:
+            0.
+        shift_table, scale_table: float32 [1, 1, C], added to shift and scale in float32: a learned table plus
+            an embedding, whose sum needs no memory.
+        weight, bias: [C], in the dtype of x, or in float32. None: 1 and 0.
         eps: added to the variance.
         x_rows: int32 [B]; row b of the batch is row x_rows[b] of x, which may have any number of rows.
         out: [B, N, C] for the result, may be x itself (not with x_rows); None allocates.
 
-    Under autocast shift, scale, weight and bias of another floating dtype are cast to the dtype of x.
+    Under autocast shift, scale, weight and bias that are neither in the dtype of x nor in float32 are cast to
+    the dtype of x.
 
     Returns:
         y [B, N, C].
@@ -46,4 +52,5 @@ def layer_norm_modulate(
 
     Source: the adaptive layer norm of a DiT block (arXiv 2212.09748, section 3.2).
     """
-    return call("layer_norm_modulate", x, shift, scale, weight, bias, eps, x_rows, out=out)
+    tables = (shift_table, scale_table)
+    return call("layer_norm_modulate", x, shift, scale, *tables, weight, bias, eps, x_rows, out=out)

@@ -19,6 +19,8 @@ class Meter(NamedTuple):
 class Norm(NamedTuple):
     shift: torch.Tensor | None
     scale: torch.Tensor | None
+    shift_table: torch.Tensor | None
+    scale_table: torch.Tensor | None
     weight: torch.Tensor | None
     bias: torch.Tensor | None
     eps: float

@@ -1,4 +1,4 @@
-"""x + gate*y, and the modulated layer norm of the result."""
+"""x + gate*y, and the modulated norm of the result."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import torch
 
 from .arguments import Norm
 from .gated_residual import gated_residual
-from .layer_norm_modulate import layer_norm_modulate
+from .norm_modulate import norm_modulate
 
 
 def gated_residual_norm(
     x: torch.Tensor,
     y: torch.Tensor,
     gate: torch.Tensor | None,
+    gate_table: torch.Tensor | None,
     norm: Norm,
     x_rows: torch.Tensor | None,
+    rounding: int,
+    kind: int,
     out: torch.Tensor | None = None,
     norm_out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    x_out = gated_residual(x, y, gate, x_rows, out)
-    return x_out, layer_norm_modulate(x_out, norm, None, norm_out)
+    x_out = gated_residual(x, y, gate, gate_table, x_rows, rounding, out)
+    return x_out, norm_modulate(x_out, norm, kind, None, norm_out)

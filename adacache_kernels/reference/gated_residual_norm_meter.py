@@ -1,4 +1,4 @@
-"""`gated_residual_meter`, and the modulated layer norm of x_out."""
+"""`gated_residual_meter`, and the modulated norm of x_out."""
 
 from __future__ import annotations
 
@@ -6,22 +6,25 @@ import torch
 
 from .arguments import Meter, Norm
 from .gated_residual_meter import gated_residual_meter
-from .layer_norm_modulate import layer_norm_modulate
+from .norm_modulate import norm_modulate
 
 
 def gated_residual_norm_meter(
     x: torch.Tensor,
     y: torch.Tensor,
     gate: torch.Tensor | None,
+    gate_table: torch.Tensor | None,
     residual: torch.Tensor,
     residual_scale: torch.Tensor | None,
     norm: Norm,
     x_rows: torch.Tensor | None,
     residual_rows: torch.Tensor | None,
+    rounding: int,
+    kind: int,
     meter: Meter,
     out: torch.Tensor | None = None,
     norm_out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    cache = (residual, residual_scale)
-    x_out, sums = gated_residual_meter(x, y, gate, *cache, x_rows, residual_rows, meter, out)
-    return x_out, layer_norm_modulate(x_out, norm, None, norm_out), sums
+    arguments = (x, y, gate, gate_table, residual, residual_scale, x_rows, residual_rows, rounding, meter)
+    x_out, sums = gated_residual_meter(*arguments, out)
+    return x_out, norm_modulate(x_out, norm, kind, None, norm_out), sums

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from .._choices import ROUNDINGS
+
 #: The largest finite value of float8_e4m3fn.
 FLOAT8_LARGEST = 448.0
 #: A token whose largest magnitude is below this has scale 1, because 448 / largest would overflow.
@@ -16,8 +18,22 @@ def by_token(modulator: torch.Tensor, tokens: int) -> torch.Tensor:
     return modulator if groups in (1, tokens) else modulator.repeat_interleave(tokens // groups, 1)
 
 
-def gated(y: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
-    return y if gate is None else by_token(gate, y.shape[1]) * y
+def modulator(values: torch.Tensor, table: torch.Tensor | None, tokens: int) -> torch.Tensor:
+    """A gate, shift or scale [B, N, C] or [B, 1, C] in float32."""
+    values = by_token(values, tokens).float()
+    return values if table is None else table + values
+
+
+def gated(y: torch.Tensor, gate: torch.Tensor | None, table: torch.Tensor | None) -> torch.Tensor:
+    """gate*y in float32, not rounded to the dtype of y."""
+    return y if gate is None else y * modulator(gate, table, y.shape[1])
+
+
+def added(x: torch.Tensor, product: torch.Tensor, rounding: int) -> torch.Tensor:
+    """x + gate*y in the dtype of x."""
+    if rounding == ROUNDINGS["float32"]:
+        return (x.float() + product).to(x.dtype)
+    return x + product.to(x.dtype)
 
 
 def pick_rows(tensor: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:

@@ -21,6 +21,7 @@ from .layer_norm_modulate import layer_norm_modulate
 from .numeric import INTERPRETED
 from .residual_meter import residual_meter
 from .reuse_residual import reuse_residual
+from .rms_norm_modulate import rms_norm_modulate
 from .stack_residual_meter import stack_residual_meter
 from .temporal_attention import temporal_attention
 
@@ -35,6 +36,7 @@ _LAUNCHERS = {
     "reuse_residual_out": reuse_residual,
     "extrapolate_residual_out": extrapolate_residual,
     "layer_norm_modulate_out": layer_norm_modulate,
+    "rms_norm_modulate_out": rms_norm_modulate,
     "gated_residual_norm_out": gated_residual_norm,
     "gated_residual_norm_meter_out": gated_residual_norm_meter,
     "decide": decide,

@@ -1,5 +1,4 @@
-"""x + gate*y in one pass. For `gated_residual_norm` and `layer_norm_modulate` also the layer norm of the
-result (or of x)."""
+"""x + gate*y in one pass. For `gated_residual_norm` and the norms also the norm of the result (or of x)."""
 
 from __future__ import annotations
 
@@ -7,10 +6,20 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import aligned, frames_of, modulator, on_device, tiling, whole_token_tiling
+from .._choices import NORMS
+from .launch import (
+    Norm,
+    aligned,
+    frames_of,
+    modulator,
+    on_device,
+    rounds_once,
+    tiling,
+    whole_token_tiling,
+)
 from .norm import store_norm
 from .numeric import round_to
-from .tokens import gated, load_modulator, row_of
+from .tokens import gated, load_modulator, product, row_of
 
 
 @triton.jit(do_not_specialize=["blocks"])
@@ -21,6 +30,9 @@ def gated_residual_kernel(
     x_rows,
     shift,
     scale,
+    gate_table,
+    shift_table,
+    scale_table,
     weight,
     bias,
     out,
@@ -48,6 +60,8 @@ def gated_residual_kernel(
     GATE: tl.constexpr,
     SHIFT: tl.constexpr,
     SCALE: tl.constexpr,
+    ROUNDS_ONCE: tl.constexpr,
+    RMS: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
     CHUNKS: tl.constexpr,  # > 1: a norm needs all channels of a token
@@ -94,8 +108,11 @@ def gated_residual_kernel(
         if y is not None:
             factor = None
             if gate is not None:
-                factor = load_modulator(gate, gate_step, frame, token, here, mask, GATE)
-            total = stream + gated(ys[chunk], factor, dtype).to(tl.float32)
+                factor = load_modulator(gate, gate_table, gate_step, frame, token, here, mask, GATE)
+            if ROUNDS_ONCE:
+                total = stream + product(ys[chunk], factor)
+            else:
+                total = stream + gated(ys[chunk], factor, dtype).to(tl.float32)
             given = total
             if x_rows is not None:
                 given = tl.where(exists, total, float("nan"))
@@ -115,6 +132,8 @@ def gated_residual_kernel(
             bias,
             shift,
             scale,
+            shift_table,
+            scale_table,
             eps,
             shift_step,
             scale_step,
@@ -126,6 +145,7 @@ def gated_residual_kernel(
             exists if x_rows is not None else None,
             SHIFT,
             SCALE,
+            RMS,
             BLOCK_CHANNELS,
         )
 
@@ -134,34 +154,33 @@ def gated_residual(
     x: torch.Tensor,
     y: torch.Tensor,
     gate: torch.Tensor | None,
+    gate_table: torch.Tensor | None,
     x_rows: torch.Tensor | None,
+    rounding: int,
     out: torch.Tensor,
 ) -> None:
     """Launch."""
-    launch(x, y, gate, None, None, None, None, 0.0, x_rows, out, None)
+    launch(x, y, gate, gate_table, x_rows, out, rounding, Norm())
 
 
 def launch(
     x: torch.Tensor,
     y: torch.Tensor | None,
     gate: torch.Tensor | None,
-    shift: torch.Tensor | None,
-    scale: torch.Tensor | None,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    eps: float,
+    gate_table: torch.Tensor | None,
     x_rows: torch.Tensor | None,
     out: torch.Tensor | None,
-    norm_out: torch.Tensor | None,
+    rounding: int,
+    norm: Norm,
 ) -> None:
     rows = x.shape[0] if x_rows is None else x_rows.shape[0]
     tokens, channels = x.shape[1:]
     if rows * tokens * channels == 0:
         return
-    frames = frames_of(gate, shift, scale, tokens=tokens)
-    gates, shifts, scales = (modulator(tensor, frames, tokens) for tensor in (gate, shift, scale))
-    fit = aligned(x, y, out, norm_out)
-    tile = (tiling if norm_out is None else whole_token_tiling)(
+    frames = frames_of(gate, norm.shift, norm.scale, tokens=tokens)
+    gates, shifts, scales = (modulator(tensor, frames, tokens) for tensor in (gate, norm.shift, norm.scale))
+    fit = aligned(x, y, out, norm.out)
+    tile = (tiling if norm.out is None else whole_token_tiling)(
         tokens, channels, x.element_size(), aligned=fit
     )
     with on_device(x):
@@ -170,18 +189,21 @@ def launch(
             y,
             gate,
             x_rows,
-            shift,
-            scale,
-            weight,
-            bias,
+            norm.shift,
+            norm.scale,
+            gate_table,
+            norm.shift_table,
+            norm.scale_table,
+            norm.weight,
+            norm.bias,
             out,
-            norm_out,
+            norm.out,
             tile.blocks,
             tokens,
             tokens // frames,
             channels,
             x.shape[0],
-            eps,
+            norm.eps,
             x.stride(0),
             x.stride(1),
             *(y.stride()[:2] if y is not None else (0, 0)),
@@ -192,10 +214,12 @@ def launch(
             scales.row,
             scales.step,
             *(out.stride()[:2] if out is not None else (0, 0)),
-            *(norm_out.stride()[:2] if norm_out is not None else (0, 0)),
+            *(norm.out.stride()[:2] if norm.out is not None else (0, 0)),
             GATE=gates.per,
             SHIFT=shifts.per,
             SCALE=scales.per,
+            ROUNDS_ONCE=rounds_once(rounding, x),
+            RMS=norm.kind == NORMS["rms"],
             BLOCK_TOKENS=tile.places,
             BLOCK_CHANNELS=tile.channels,
             CHUNKS=tile.chunks,

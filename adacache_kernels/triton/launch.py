@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import triton
+
+from .._choices import NORMS, ROUNDINGS
 
 NUM_WARPS = 4
 #: Elements of one tensor per thread if a program processes whole tokens; more would spill.
@@ -105,6 +108,25 @@ def frames_of(*modulators: torch.Tensor | None, tokens: int) -> int:
         (tensor.shape[1] for tensor in modulators if tensor is not None and tensor.shape[1] < tokens),
         default=1,
     )
+
+
+class Norm(NamedTuple):
+    """The output and the arguments of a norm."""
+
+    out: torch.Tensor | None = None
+    shift: torch.Tensor | None = None
+    scale: torch.Tensor | None = None
+    shift_table: torch.Tensor | None = None
+    scale_table: torch.Tensor | None = None
+    weight: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
+    eps: float = 0.0
+    kind: int = NORMS["layer"]
+
+
+def rounds_once(rounding: int, x: torch.Tensor) -> bool:
+    """Whether only the sum x + gate*y is rounded; in float32 both roundings give equal bits."""
+    return rounding == ROUNDINGS["float32"] and x.dtype != torch.float32
 
 
 def on_device(tensor: torch.Tensor) -> contextlib.AbstractContextManager[object]:

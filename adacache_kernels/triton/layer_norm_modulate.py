@@ -1,16 +1,20 @@
-"""(norm(x) * weight + bias) * (1 + scale) + shift in one pass."""
+"""The modulated layer norm of each token, in one pass."""
 
 from __future__ import annotations
 
 import torch
 
+from .._choices import NORMS, ROUNDINGS
 from .gated_residual import launch
+from .launch import Norm
 
 
 def layer_norm_modulate(
     x: torch.Tensor,
     shift: torch.Tensor | None,
     scale: torch.Tensor | None,
+    shift_table: torch.Tensor | None,
+    scale_table: torch.Tensor | None,
     weight: torch.Tensor | None,
     bias: torch.Tensor | None,
     eps: float,
@@ -18,4 +22,5 @@ def layer_norm_modulate(
     out: torch.Tensor,
 ) -> None:
     """Launch."""
-    launch(x, None, None, shift, scale, weight, bias, eps, x_rows, None, out)
+    norm = Norm(out, shift, scale, shift_table, scale_table, weight, bias, eps, NORMS["layer"])
+    launch(x, None, None, None, x_rows, None, ROUNDINGS["eager"], norm)

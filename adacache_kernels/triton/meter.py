@@ -1,21 +1,30 @@
-"""The metered ops: sums of a residual and the old one and, in the same pass, the new stream and its layer
-norm."""
+"""The metered ops: sums of a residual and the old one and, in the same pass, the new stream and its norm."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
+from .._choices import NORMS, ROUNDINGS
 from ..columns import METRICS
-from .launch import SHARED, Tiling, aligned, modulator, on_device, tiling, whole_token_tiling
+from .launch import (
+    SHARED,
+    Norm,
+    Tiling,
+    aligned,
+    modulator,
+    on_device,
+    rounds_once,
+    tiling,
+    whole_token_tiling,
+)
 from .norm import store_norm
 from .numeric import round_to
 from .sums import add_sums, combine_sums, measure, measure_motion, no_sums, store_sums
-from .tokens import gated, kept, load_modulator, row_of, store_float8
+from .tokens import gated, kept, load_modulator, product, row_of, store_float8
 
 #: The residual r. GATED: r = gate * y, out = x + r. STACK: r = y - x, out = y or None. PAIR: r = y, no
 #: outputs.
@@ -38,6 +47,9 @@ def meter_kernel(
     residual_rows,
     shift,
     scale,
+    gate_table,
+    shift_table,
+    scale_table,
     weight,
     bias,
     out,
@@ -74,6 +86,8 @@ def meter_kernel(
     GATE: tl.constexpr,
     SHIFT: tl.constexpr,
     SCALE: tl.constexpr,
+    ROUNDS_ONCE: tl.constexpr,
+    RMS: tl.constexpr,
     LATE: tl.constexpr,  # STACK: write `out` after the loop, because it is x, which is read again
     BARRIER: tl.constexpr,
     BLOCK_PLACES: tl.constexpr,
@@ -137,7 +151,9 @@ def meter_kernel(
     ONE_FACTOR: tl.constexpr = gate is not None and GATE == _SHARED and CHUNKS == 1
     one_factor = None
     if ONE_FACTOR:
-        one_factor = load_modulator(gate, gate_step, 0, place, channel, present & (channel < channels), GATE)
+        one_factor = load_modulator(
+            gate, gate_table, gate_step, 0, place, channel, present & (channel < channels), GATE
+        )
     before = ()
     for chunk in tl.static_range(CHUNKS):
         before = before + (tl.zeros([BLOCK_PLACES, BLOCK_CHANNELS], dtype=dtype),)
@@ -173,7 +189,7 @@ def meter_kernel(
             mask = present & inside
             factor = one_factor
             if gate is not None and not ONE_FACTOR:
-                factor = load_modulator(gate, gate_step, frame, token, here, mask, GATE)
+                factor = load_modulator(gate, gate_table, gate_step, frame, token, here, mask, GATE)
             if SOURCE == _STACK:
                 rounded = round_to(ys[chunk].to(tl.float32) - xs[chunk].to(tl.float32), dtype)
             else:
@@ -182,7 +198,10 @@ def meter_kernel(
             if SOURCE != _PAIR and residual_scale is None:
                 tl.store(residual + residual_at + start, rounded, mask=mask)
             if SOURCE == _GATED:
-                x_out = round_to(xs[chunk].to(tl.float32) + new, dtype)
+                added = new
+                if ROUNDS_ONCE:
+                    added = product(ys[chunk], factor)
+                x_out = round_to(xs[chunk].to(tl.float32) + added, dtype)
                 given = x_out
                 if INDEXED:
                     given = tl.where(exists, x_out.to(tl.float32), float("nan")).to(dtype)
@@ -213,6 +232,7 @@ def meter_kernel(
                         if gate is not None and GATE != _SHARED:
                             earlier_factor = load_modulator(
                                 gate,
+                                gate_table,
                                 gate_step,
                                 frame - STRIDES[index],
                                 token - STRIDES[index] * tl.full([], places, tl.int64),
@@ -250,6 +270,8 @@ def meter_kernel(
                 bias,
                 shift,
                 scale,
+                shift_table,
+                scale_table,
                 eps,
                 shift_step,
                 scale_step,
@@ -261,6 +283,7 @@ def meter_kernel(
                 exists if INDEXED else None,
                 SHIFT,
                 SCALE,
+                RMS,
                 BLOCK_CHANNELS,
             )
             norm_out += norm_frame
@@ -285,17 +308,6 @@ def meter_kernel(
     store_sums(partial, sums, exists, row, tl.num_programs(0) // blocks, block, blocks, SQUARES)
 
 
-class Norm(NamedTuple):
-    """The arguments and the output of a layer norm."""
-
-    out: torch.Tensor | None = None
-    shift: torch.Tensor | None = None
-    scale: torch.Tensor | None = None
-    weight: torch.Tensor | None = None
-    bias: torch.Tensor | None = None
-    eps: float = 0.0
-
-
 def meter(
     source: int,
     x: torch.Tensor | None,
@@ -308,6 +320,8 @@ def meter(
     metric: int,
     *,
     gate: torch.Tensor | None = None,
+    gate_table: torch.Tensor | None = None,
+    rounding: int = ROUNDINGS["eager"],
     residual_scale: torch.Tensor | None = None,
     x_rows: torch.Tensor | None = None,
     residual_rows: torch.Tensor | None = None,
@@ -338,6 +352,9 @@ def meter(
                 residual_rows,
                 norm.shift,
                 norm.scale,
+                gate_table,
+                norm.shift_table,
+                norm.scale_table,
                 norm.weight,
                 norm.bias,
                 out,
@@ -368,6 +385,8 @@ def meter(
                 GATE=gates.per,
                 SHIFT=shifts.per,
                 SCALE=scales.per,
+                ROUNDS_ONCE=rounds_once(rounding, y),
+                RMS=norm.kind == NORMS["rms"],
                 LATE=in_place and any(stride != 1 for stride in strides),
                 BARRIER=not fit and source != PAIR,
                 BLOCK_PLACES=tile.places,

@@ -1,4 +1,4 @@
-"""Modulated layer norm of tokens whose channels are all in one program."""
+"""Modulated norm of tokens whose channels are all in one program."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ def store_norm(
     bias,
     shift,
     scale,
+    shift_table,
+    scale_table,
     eps,
     shift_step,
     scale_step,
@@ -32,14 +34,18 @@ def store_norm(
     exists,  # None, or whether the row index is in range; otherwise NaN is stored
     SHIFT: tl.constexpr,
     SCALE: tl.constexpr,
+    RMS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):
     """Store (norm(values) * weight + bias) * (1 + scale) + shift, in float32, rounded once."""
     count = tl.full([values[0].shape[0], 1], 0.0, tl.float32) + channels
-    total = values[0]
-    for chunk in tl.static_range(1, len(values)):
-        total += values[chunk]
-    mean = tl.div_rn(tl.sum(total, 1)[:, None], count)
+    if RMS:
+        mean = tl.zeros(count.shape, dtype=tl.float32)
+    else:
+        total = values[0]
+        for chunk in tl.static_range(1, len(values)):
+            total += values[chunk]
+        mean = tl.div_rn(tl.sum(total, 1)[:, None], count)
     squares = tl.zeros(values[0].shape, dtype=tl.float32)
     for chunk in tl.static_range(len(values)):
         inside = channel + chunk * BLOCK_CHANNELS < channels
@@ -54,13 +60,15 @@ def store_norm(
         mask = tokens_mask & (here < channels)
         normed = (values[chunk] - mean) * factor
         if weight is not None:
-            normed = normed * load_modulator(weight, 0, 0, token, here, mask, _SHARED)
+            normed = normed * load_modulator(weight, None, 0, 0, token, here, mask, _SHARED)
         if bias is not None:
-            normed = normed + load_modulator(bias, 0, 0, token, here, mask, _SHARED)
+            normed = normed + load_modulator(bias, None, 0, 0, token, here, mask, _SHARED)
         if scale is not None:
-            normed = normed * (1.0 + load_modulator(scale, scale_step, frame, token, here, mask, SCALE))
+            normed = normed * (
+                1.0 + load_modulator(scale, scale_table, scale_step, frame, token, here, mask, SCALE)
+            )
         if shift is not None:
-            normed = normed + load_modulator(shift, shift_step, frame, token, here, mask, SHIFT)
+            normed = normed + load_modulator(shift, shift_table, shift_step, frame, token, here, mask, SHIFT)
         if exists is not None:
             normed = tl.where(exists, normed, float("nan"))
         tl.store(out + at + start, round_to(normed, out.dtype.element_ty), mask=mask)

@@ -23,15 +23,28 @@ def row_of(rows, row, total):
 
 
 @triton.jit
-def load_modulator(data, step, frame, token, channel, mask, PER: tl.constexpr):
-    """The gate, shift or scale of a row as float32, for each token and channel of `mask`."""
+def load_modulator(data, table, step, frame, token, channel, mask, PER: tl.constexpr):
+    """The gate, shift or scale of a row as float32, for each token and channel of `mask`. table: None, or
+    [C], which is added."""
     # Also loaded in the shape of the tile if shared, so that it has the same thread layout.
     at = tl.broadcast_to(channel, mask.shape)
     if PER == _PER_TOKEN:
         at = at + token * step
     elif PER == _PER_FRAME:
         data += frame * step
-    return tl.load(data + at, mask=mask, other=0.0).to(tl.float32)
+    value = tl.load(data + at, mask=mask, other=0.0).to(tl.float32)
+    if table is not None:
+        value = tl.load(table + tl.broadcast_to(channel, mask.shape), mask=mask, other=0.0) + value
+    return value
+
+
+@triton.jit
+def product(y, gate):
+    """gate*y in float32; y without a gate."""
+    if gate is None:
+        return y.to(tl.float32)
+    else:
+        return gate * y.to(tl.float32)
 
 
 @triton.jit

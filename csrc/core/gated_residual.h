@@ -12,6 +12,7 @@ struct GatedResidual {
   TokenStrides x_strides, y_strides, out_strides;
   RowIndex x_rows;
   Modulator gate;
+  Rounding rounding;
   TokenShape shape;
   DType dtype;
 };

@@ -13,6 +13,7 @@ struct GatedResidualMeter {
   TokenStrides x_strides, y_strides, out_strides;
   RowIndex x_rows;
   Modulator gate;
+  Rounding rounding;
   Cache residual;
   TokenShape shape;
   MotionStrides motion;

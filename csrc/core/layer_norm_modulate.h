@@ -1,4 +1,4 @@
-// Parameters of layer_norm_modulate: (norm(x) * weight + bias) * (1 + scale) + shift.
+// Parameters of layer_norm_modulate and rms_norm_modulate: (norm(x) * weight + bias) * (1 + scale) + shift.
 #pragma once
 
 #include "tokens.h"

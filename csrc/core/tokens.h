@@ -24,7 +24,19 @@ struct TokenShape {
 struct Modulator {
   const void* data;  // null: absent (a gate of 1, a shift or scale of 0)
   int64_t batch, frame, place;
+  DType dtype;         // that of x, or float32
+  const float* table;  // [C], added in float32; null: none
 };
+
+// The weight or bias of a norm, [C].
+struct ChannelVector {
+  const void* data;  // null: absent (a weight of 1, a bias of 0)
+  DType dtype;       // that of x, or float32
+};
+
+// Where x + gate * y is rounded to the dtype of x: both r = gate * y and the sum, or only the sum. The kept
+// and measured r is always rounded.
+enum class Rounding : int { eager = 0, float32 = 1 };
 
 // Indexes the rows of a larger tensor by the rows of the batch.
 struct RowIndex {
@@ -42,11 +54,14 @@ struct Cache {
   RowIndex rows;
 };
 
-// Modulated layer norm: (norm(x) * weight + bias) * (1 + scale) + shift.
+// rms: without subtracting the mean.
+enum class NormKind : int { layer = 0, rms = 1 };
+
+// Modulated norm: (norm(x) * weight + bias) * (1 + scale) + shift.
 struct Norm {
+  NormKind kind;
   Modulator shift, scale;
-  const void* weight;  // [C], null: 1
-  const void* bias;    // [C], null: 0
+  ChannelVector weight, bias;
   float eps;
   void* out;
   TokenStrides out_strides;

@@ -16,7 +16,7 @@ namespace adacache::cpu {
 struct TokenUnit {
   int64_t row, first, last;
   bool stream_out, stream_norm;  // use streaming stores for these outputs
-  float* norm_scratch;           // [norm_scratch_rows, padded_channels]
+  float* scratch;                // [scratch_rows, padded_channels]
 };
 
 // All frames of places [first_place, end_place) of one batch row, few enough that earlier frames are still
@@ -24,13 +24,13 @@ struct TokenUnit {
 struct MeterUnit {
   int64_t row, first_place, end_place;
   bool stream_out, stream_norm;
-  float* norm_scratch;
+  float* scratch;
   void* waiting;    // buffer for r if the kept residual is float8: waiting_frames frames, padded channels
   double* partial;  // [sum_columns], the sums of the unit
 };
 
-// Values, factor and offset of a token.
-constexpr int norm_scratch_rows = 3;
+// Values, factor and offset of a norm, and the gate of a token.
+constexpr int scratch_rows = 4;
 
 // Each function processes one unit. norm is null for ops without a norm.
 struct Kernels {

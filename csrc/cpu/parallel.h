@@ -65,8 +65,8 @@ inline void* thread_scratch(int64_t bytes) {
   return reinterpret_cast<void*>((begin + cache_line - 1) / cache_line * cache_line);
 }
 
-inline int64_t norm_scratch_bytes(int64_t channels) {
-  return norm_scratch_rows * padded_channels(channels) * int64_t{sizeof(float)};
+inline int64_t scratch_bytes(int64_t channels) {
+  return scratch_rows * padded_channels(channels) * int64_t{sizeof(float)};
 }
 
 // Calls work(TokenUnit) for all tokens of a tensor.
@@ -85,7 +85,7 @@ void for_each_token_unit(const TokenShape& shape, DType dtype, const Streaming& 
   for_each_unit(rows * units_per_row, rows * row_bytes, [&](int64_t unit) {
     const int64_t first = unit % units_per_row * tokens_per_unit;
     work(TokenUnit{unit / units_per_row, first, std::min(first + tokens_per_unit, tokens), streaming.out,
-                   streaming.norm, static_cast<float*>(thread_scratch(norm_scratch_bytes(channels)))});
+                   streaming.norm, static_cast<float*>(thread_scratch(scratch_bytes(channels)))});
   });
 }
 
@@ -102,15 +102,15 @@ void meter(const Parameters& p, const Streaming& streaming, const MeterSums& res
   const int64_t units_per_row = (shape.places + places_per_unit - 1) / places_per_unit;
   const int64_t units = token_bytes > 0 ? shape.rows * units_per_row : 0;
   const int columns = sum_columns(p.motion);
-  const int64_t norm_bytes = norm_scratch_bytes(shape.channels);
+  const int64_t row_bytes = scratch_bytes(shape.channels);
   const int64_t waiting_bytes =
       waiting_frames(p.motion) * places_per_unit * padded_channels(shape.channels) * bytes_of(p.dtype);
   std::vector<double> partials(units * columns);
   for_each_unit(units, shape.rows * shape.frames * shape.places * token_bytes, [&](int64_t unit) {
     const int64_t first_place = unit % units_per_row * places_per_unit;
-    char* scratch = static_cast<char*>(thread_scratch(norm_bytes + waiting_bytes));
+    char* scratch = static_cast<char*>(thread_scratch(row_bytes + waiting_bytes));
     work(MeterUnit{unit / units_per_row, first_place, std::min(first_place + places_per_unit, shape.places),
-                   streaming.out, streaming.norm, reinterpret_cast<float*>(scratch), scratch + norm_bytes,
+                   streaming.out, streaming.norm, reinterpret_cast<float*>(scratch), scratch + row_bytes,
                    partials.data() + unit * columns});
   });
   double* sums = result.sums;

@@ -29,6 +29,17 @@ struct DeviceBlock {
   }
 };
 
+// Calls function(Element{}) with the element type of the dtype, or General of it.
+template <class Function>
+void dispatch(DType dtype, bool general, const Function& function) {
+  adacache::dispatch(dtype, [&](auto element) {
+    if (general)
+      function(General<decltype(element)>{});
+    else
+      function(element);
+  });
+}
+
 // Launches kernel(arguments...) on at least plan.blocks blocks, in a 2-D grid because gridDim.x is limited.
 // Kernels return for block indices from plan.blocks on.
 template <class... Parameters, class... Arguments>

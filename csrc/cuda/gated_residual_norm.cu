@@ -4,20 +4,21 @@
 
 namespace adacache::cuda {
 
-template <class T, int vectors>
-__global__ void __launch_bounds__(most_threads_of_token(vectors, vector_width<T>), token_blocks(vectors))
-gated_residual_norm(const __grid_constant__ GatedResidualNorm p, const __grid_constant__ Plan plan) {
+template <class Element, int vectors>
+__global__ void
+    __launch_bounds__(most_threads_of_token(vectors, vector_width<Element>), token_blocks(vectors))
+    gated_residual_norm(const __grid_constant__ GatedResidualNorm p, const __grid_constant__ Plan plan) {
   DeviceBlock<0> block;
-  if (block.index() < plan.blocks) gated_residual_norm_body<T, vectors>(block, p, plan);
+  if (block.index() < plan.blocks) gated_residual_norm_body<Element, vectors>(block, p, plan);
 }
 
 cudaError_t gated_residual_norm(const GatedResidualNorm& p, cudaStream_t stream) {
   const Plan plan = plan_of(p);
   cudaError_t error = cudaSuccess;
-  dispatch(p.residual.dtype, [&](auto element) {
-    using T = decltype(element);
-    error = with_vectors(plan, [&](auto vectors) {
-      return launch(gated_residual_norm<T, vectors>, plan, token_shared_bytes(plan), stream, p, plan);
+  dispatch(p.residual.dtype, is_general(p), [&](auto element) {
+    using Element = decltype(element);
+    error = with_vectors<Element>(plan, [&](auto vectors) {
+      return launch(gated_residual_norm<Element, vectors>, plan, token_shared_bytes(plan), stream, p, plan);
     });
   });
   return error;

@@ -4,20 +4,21 @@
 
 namespace adacache::cuda {
 
-template <class T, int vectors>
-__global__ void __launch_bounds__(most_threads_of_token(vectors, vector_width<T>), token_blocks(vectors))
-layer_norm_modulate(const __grid_constant__ LayerNormModulate p, const __grid_constant__ Plan plan) {
+template <class Element, int vectors>
+__global__ void
+    __launch_bounds__(most_threads_of_token(vectors, vector_width<Element>), token_blocks(vectors))
+    layer_norm_modulate(const __grid_constant__ LayerNormModulate p, const __grid_constant__ Plan plan) {
   DeviceBlock<0> block;
-  if (block.index() < plan.blocks) layer_norm_modulate_body<T, vectors>(block, p, plan);
+  if (block.index() < plan.blocks) layer_norm_modulate_body<Element, vectors>(block, p, plan);
 }
 
 cudaError_t layer_norm_modulate(const LayerNormModulate& p, cudaStream_t stream) {
   const Plan plan = plan_of(p);
   cudaError_t error = cudaSuccess;
-  dispatch(p.dtype, [&](auto element) {
-    using T = decltype(element);
-    error = with_vectors(plan, [&](auto vectors) {
-      return launch(layer_norm_modulate<T, vectors>, plan, token_shared_bytes(plan), stream, p, plan);
+  dispatch(p.dtype, is_general(p), [&](auto element) {
+    using Element = decltype(element);
+    error = with_vectors<Element>(plan, [&](auto vectors) {
+      return launch(layer_norm_modulate<Element, vectors>, plan, token_shared_bytes(plan), stream, p, plan);
     });
   });
   return error;

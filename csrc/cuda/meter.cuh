@@ -6,8 +6,9 @@
 namespace adacache::cuda {
 
 // Minimum blocks per multiprocessor of meter_walk: 4 blocks hide memory latency with 64 registers per thread.
-// All columns, and Blackwell, need a few more registers: lower occupancy costs less than spills.
-constexpr int walk_blocks(bool all_columns) {
+// All columns, Blackwell, and General elements need more registers: lower occupancy costs less than spills.
+constexpr int walk_blocks(bool all_columns, bool general) {
+  if (general) return 2;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
   return all_columns ? 2 : 3;
 #else

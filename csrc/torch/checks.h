@@ -47,6 +47,13 @@ inline void require_contiguous_channels(const char* argument, const Tensor& tens
   require(tensor.size(2) <= 1 || tensor.stride(2) == 1, argument, "strides");
 }
 
+// The groups of a modulator [B, G, C] or [B, G, 1, C]; -1 for other shapes.
+inline int64_t modulator_groups(const OptionalTensor& tensor) {
+  if (!tensor) return -1;
+  const bool fits = tensor->dim() == 3 || (tensor->dim() == 4 && tensor->size(2) == 1);
+  return fits ? tensor->size(1) : -1;
+}
+
 inline TokenStrides token_strides(const Tensor& tensor) { return {tensor.stride(0), tensor.stride(1)}; }
 
 // Whether two elements of the tensor share an address. Exact for views by slice, chunk, transpose and expand;
@@ -162,6 +169,14 @@ class Checks {
     require(tensor.scalar_type() == dtype, argument, "dtype");
   }
 
+  // The dtype of a tensor in that of the lead or in float32, on the device of the lead.
+  DType like_or_float32(const char* argument, const Tensor& tensor) const {
+    device(argument, tensor);
+    const ScalarType dtype = tensor.scalar_type();
+    require(dtype == lead_.scalar_type() || dtype == ScalarType::Float, argument, "dtype");
+    return floating_dtype(argument, tensor);
+  }
+
   // [rows, N, C] with N, C and the device of the lead.
   TokenStrides tokens(const char* argument, const Tensor& tensor, int64_t rows, Use use = Use::read,
                       const Tensor* may_be = nullptr) {
@@ -195,21 +210,46 @@ class Checks {
     return packed<void>(argument, *tensor, lead_.scalar_type());
   }
 
+  // The weight or bias of a norm.
+  ChannelVector channel_vector(const char* argument, const OptionalTensor& tensor, int64_t channels) {
+    if (!tensor) return {};
+    require(tensor->dim() == 1 && tensor->size(0) == channels, argument, "shape");
+    const DType dtype = like_or_float32(argument, *tensor);
+    return {packed<void>(argument, *tensor, tensor->scalar_type()), dtype};
+  }
+
+  // table: [1, 1, C], added to the modulator, or absent.
+  Modulator modulator(const char* argument, const OptionalTensor& tensor, const char* table_argument,
+                      const OptionalTensor& table, const TokenShape& batch) {
+    Modulator modulator = this->modulator(argument, tensor, batch);
+    if (!table) return modulator;
+    require(tensor.has_value(), table_argument, "value");
+    require(
+        table->dim() == 3 && table->size(0) == 1 && table->size(1) == 1 && table->size(2) == batch.channels,
+        table_argument, "shape");
+    like(table_argument, *table, ScalarType::Float);
+    require_contiguous_channels(table_argument, *table);
+    record(table_argument, *table, Use::read);
+    modulator.table = static_cast<const float*>(table->const_data_ptr());
+    return modulator;
+  }
+
   Modulator modulator(const char* argument, const OptionalTensor& tensor, const TokenShape& batch) {
     if (!tensor) return {};
     const int64_t tokens = batch.frames * batch.places;
-    const int64_t groups = tensor->dim() == 3 ? tensor->size(1) : 0;
-    require(tensor->dim() == 3 && tensor->size(0) == batch.rows && tensor->size(2) == batch.channels &&
+    const int64_t groups = modulator_groups(tensor);
+    const int64_t last = tensor->dim() - 1;
+    require(groups >= 0 && tensor->size(0) == batch.rows && tensor->size(last) == batch.channels &&
                 (groups == 1 || groups == batch.frames || groups == tokens),
             argument, "shape");
-    like(argument, *tensor, lead_.scalar_type());
-    require_contiguous_channels(argument, *tensor);
+    const DType dtype = like_or_float32(argument, *tensor);
+    require(tensor->size(last) <= 1 || tensor->stride(last) == 1, argument, "strides");
     record(argument, *tensor, Use::read);
     const int64_t stride = tensor->stride(1);
     const void* data = tensor->const_data_ptr();
-    if (groups == 1) return {data, tensor->stride(0), 0, 0};
-    if (groups == batch.frames) return {data, tensor->stride(0), stride, 0};
-    return {data, tensor->stride(0), stride * batch.places, stride};
+    if (groups == 1) return {data, tensor->stride(0), 0, 0, dtype, nullptr};
+    if (groups == batch.frames) return {data, tensor->stride(0), stride, 0, dtype, nullptr};
+    return {data, tensor->stride(0), stride * batch.places, stride, dtype, nullptr};
   }
 
   // int32 [rows]. Values are checked on the CPU only: on CUDA that would synchronize.
@@ -314,7 +354,7 @@ class Checks {
     const Tensor* may_be;
     Use use;
   };
-  static constexpr size_t max_tensors = 16;
+  static constexpr size_t max_tensors = 20;
 
   const Tensor& lead_;
   std::array<Argument, max_tensors> arguments_{};
@@ -334,6 +374,16 @@ inline MotionStrides motion_strides(const std::vector<int64_t>& strides, int64_t
 inline Metric checked_metric(int64_t metric) {
   require(metric >= 0 && metric <= 2, "metric", "value");
   return static_cast<Metric>(metric);
+}
+
+inline Rounding checked_rounding(int64_t rounding) {
+  require(rounding >= 0 && rounding <= 1, "rounding", "value");
+  return static_cast<Rounding>(rounding);
+}
+
+inline NormKind checked_norm(int64_t norm) {
+  require(norm >= 0 && norm <= 1, "norm", "value");
+  return static_cast<NormKind>(norm);
 }
 
 inline float checked_eps(double eps) {

@@ -30,10 +30,12 @@ struct MeterArguments {
   int64_t metric;
 };
 
-// The arguments of a layer norm.
+// The arguments of a norm.
 struct NormArguments {
   const OptionalTensor& shift;
   const OptionalTensor& scale;
+  const OptionalTensor& shift_table;
+  const OptionalTensor& scale_table;
   const OptionalTensor& weight;
   const OptionalTensor& bias;
   double eps;
@@ -72,8 +74,7 @@ inline TokenShape groups_of(const Tensor& x, int64_t rows,
   const int64_t tokens = x.size(1);
   int64_t frames = 1;
   for (const auto& [name, modulator] : modulators) {
-    if (!*modulator || (*modulator)->dim() != 3) continue;
-    const int64_t groups = (*modulator)->size(1);
+    const int64_t groups = modulator_groups(*modulator);
     if (groups <= 1 || groups >= tokens) continue;
     require(tokens % groups == 0 && (frames == 1 || frames == groups), name, "shape");
     frames = groups;
@@ -81,12 +82,13 @@ inline TokenShape groups_of(const Tensor& x, int64_t rows,
   return {rows, frames, tokens / frames, x.size(2)};
 }
 
-inline Norm norm(Checks& checks, const NormArguments& arguments, const TokenShape& batch) {
+inline Norm norm(Checks& checks, NormKind kind, const NormArguments& arguments, const TokenShape& batch) {
   Norm n{};
-  n.shift = checks.modulator("shift", arguments.shift, batch);
-  n.scale = checks.modulator("scale", arguments.scale, batch);
-  n.weight = checks.vector("weight", arguments.weight, batch.channels);
-  n.bias = checks.vector("bias", arguments.bias, batch.channels);
+  n.kind = kind;
+  n.shift = checks.modulator("shift", arguments.shift, "shift_table", arguments.shift_table, batch);
+  n.scale = checks.modulator("scale", arguments.scale, "scale_table", arguments.scale_table, batch);
+  n.weight = checks.channel_vector("weight", arguments.weight, batch.channels);
+  n.bias = checks.channel_vector("bias", arguments.bias, batch.channels);
   n.eps = checked_eps(arguments.eps);
   return n;
 }
@@ -101,10 +103,23 @@ Metered<Parameters> metered(Checks& checks, const MeterArguments& meter, Paramet
   return {p, videos, meter.num_videos, sum_columns(measured.motion)};
 }
 
-// x + gate * y. Parameters is GatedResidual or GatedResidualMeter.
+// The arguments of x + gate * y.
+struct GatedArguments {
+  const Tensor& x;
+  const Tensor& y;
+  const OptionalTensor& gate;
+  const OptionalTensor& gate_table;
+  const OptionalTensor& x_rows;
+  int64_t rounding;
+};
+
+// Parameters is GatedResidual or GatedResidualMeter.
 template <class Parameters, int count>
-Parameters gated(Checks& checks, Outputs<count>& outputs, const TokenShape& batch, const Tensor& x,
-                 const Tensor& y, const OptionalTensor& gate, const OptionalTensor& x_rows) {
+Parameters gated(Checks& checks, Outputs<count>& outputs, const TokenShape& batch,
+                 const GatedArguments& arguments) {
+  const Tensor& x = arguments.x;
+  const Tensor& y = arguments.y;
+  const OptionalTensor& x_rows = arguments.x_rows;
   Parameters p{};
   p.shape = batch;
   p.dtype = floating_dtype("x", x);
@@ -113,30 +128,33 @@ Parameters gated(Checks& checks, Outputs<count>& outputs, const TokenShape& batc
   p.x_rows = checks.index("x_rows", x_rows, any_number, x.size(0), Use::read);
   p.y_strides = checks.tokens_and_dtype("y", y, batch.rows);
   p.y = y.const_data_ptr();
-  p.gate = checks.modulator("gate", gate, batch);
+  p.gate = checks.modulator("gate", arguments.gate, "gate_table", arguments.gate_table, batch);
+  p.rounding = checked_rounding(arguments.rounding);
   checks.output(p, outputs, 0, batch.rows, x_rows);
   return p;
 }
 
 inline GatedResidual gated_residual(Outputs<1>& outputs, const Tensor& x, const Tensor& y,
-                                    const OptionalTensor& gate, const OptionalTensor& x_rows) {
+                                    const OptionalTensor& gate, const OptionalTensor& gate_table,
+                                    const OptionalTensor& x_rows, int64_t rounding) {
   Checks checks("x", x);
   checks.stream("x");
   const TokenShape batch = groups_of(x, batch_rows(x, x_rows), {{"gate", &gate}});
-  const auto p = gated<GatedResidual>(checks, outputs, batch, x, y, gate, x_rows);
+  const auto p = gated<GatedResidual>(checks, outputs, batch, {x, y, gate, gate_table, x_rows, rounding});
   checks.memory();
   return p;
 }
 
 inline Metered<GatedResidualMeter> gated_residual_meter(
-    Outputs<1>& outputs, const Tensor& x, const Tensor& y, const OptionalTensor& gate, const Tensor& residual,
-    const OptionalTensor& residual_scale, const OptionalTensor& x_rows, const OptionalTensor& residual_rows,
+    Outputs<1>& outputs, const Tensor& x, const Tensor& y, const OptionalTensor& gate,
+    const OptionalTensor& gate_table, const Tensor& residual, const OptionalTensor& residual_scale,
+    const OptionalTensor& x_rows, const OptionalTensor& residual_rows, int64_t rounding,
     const OptionalTensor& video_of_row, int64_t num_videos, int64_t frames, const Integers& strides,
     int64_t metric) {
   Checks checks("x", x);
   checks.stream("x");
   const TokenShape batch = frames_of(x, batch_rows(x, x_rows), frames);
-  auto p = gated<GatedResidualMeter>(checks, outputs, batch, x, y, gate, x_rows);
+  auto p = gated<GatedResidualMeter>(checks, outputs, batch, {x, y, gate, gate_table, x_rows, rounding});
   p.residual =
       checks.cache(residual, residual_scale, "residual_rows", residual_rows, Use::written, batch.rows);
   return metered(checks, {video_of_row, num_videos, frames, strides, metric}, p, p);
@@ -239,54 +257,77 @@ inline ExtrapolateResidual extrapolate_residual(Outputs<1>& outputs, const Tenso
   return p;
 }
 
-inline LayerNormModulate layer_norm_modulate(Outputs<1>& outputs, const Tensor& x,
-                                             const OptionalTensor& shift, const OptionalTensor& scale,
-                                             const OptionalTensor& weight, const OptionalTensor& bias,
-                                             double eps, const OptionalTensor& x_rows) {
+inline LayerNormModulate norm_modulate(Outputs<1>& outputs, NormKind kind, const Tensor& x,
+                                       const NormArguments& arguments, const OptionalTensor& x_rows) {
   Checks checks("x", x);
   LayerNormModulate p{};
   p.dtype = checks.stream("x");
-  p.shape = groups_of(x, batch_rows(x, x_rows), {{"shift", &shift}, {"scale", &scale}});
+  p.shape = groups_of(x, batch_rows(x, x_rows), {{"shift", &arguments.shift}, {"scale", &arguments.scale}});
   p.x = x.const_data_ptr();
   p.x_strides = token_strides(x);
   p.x_rows = checks.index("x_rows", x_rows, any_number, x.size(0), Use::read);
-  p.norm = norm(checks, {shift, scale, weight, bias, eps}, p.shape);
+  p.norm = norm(checks, kind, arguments, p.shape);
   checks.output(p.norm, outputs, 0, p.shape.rows, x_rows);
   checks.memory();
   return p;
 }
 
-inline GatedResidualNorm gated_residual_norm(Outputs<2>& outputs, const Tensor& x, const Tensor& y,
-                                             const OptionalTensor& gate, const OptionalTensor& shift,
-                                             const OptionalTensor& scale, const OptionalTensor& weight,
+inline LayerNormModulate layer_norm_modulate(Outputs<1>& outputs, const Tensor& x,
+                                             const OptionalTensor& shift, const OptionalTensor& scale,
+                                             const OptionalTensor& shift_table,
+                                             const OptionalTensor& scale_table, const OptionalTensor& weight,
                                              const OptionalTensor& bias, double eps,
                                              const OptionalTensor& x_rows) {
+  return norm_modulate(outputs, NormKind::layer, x,
+                       {shift, scale, shift_table, scale_table, weight, bias, eps}, x_rows);
+}
+
+inline LayerNormModulate rms_norm_modulate(Outputs<1>& outputs, const Tensor& x, const OptionalTensor& shift,
+                                           const OptionalTensor& scale, const OptionalTensor& shift_table,
+                                           const OptionalTensor& scale_table, const OptionalTensor& weight,
+                                           const OptionalTensor& bias, double eps,
+                                           const OptionalTensor& x_rows) {
+  return norm_modulate(outputs, NormKind::rms, x, {shift, scale, shift_table, scale_table, weight, bias, eps},
+                       x_rows);
+}
+
+inline GatedResidualNorm gated_residual_norm(Outputs<2>& outputs, const Tensor& x, const Tensor& y,
+                                             const OptionalTensor& gate, const OptionalTensor& gate_table,
+                                             const OptionalTensor& shift, const OptionalTensor& scale,
+                                             const OptionalTensor& shift_table,
+                                             const OptionalTensor& scale_table, const OptionalTensor& weight,
+                                             const OptionalTensor& bias, double eps,
+                                             const OptionalTensor& x_rows, int64_t rounding, int64_t norm) {
   Checks checks("x", x);
   checks.stream("x");
   const TokenShape batch =
       groups_of(x, batch_rows(x, x_rows), {{"gate", &gate}, {"shift", &shift}, {"scale", &scale}});
   GatedResidualNorm p{};
-  p.residual = gated<GatedResidual>(checks, outputs, batch, x, y, gate, x_rows);
-  p.norm = norm(checks, {shift, scale, weight, bias, eps}, batch);
+  p.residual = gated<GatedResidual>(checks, outputs, batch, {x, y, gate, gate_table, x_rows, rounding});
+  p.norm = torch_checks::norm(checks, checked_norm(norm),
+                              {shift, scale, shift_table, scale_table, weight, bias, eps}, batch);
   checks.output(p.norm, outputs, 1, batch.rows, x_rows);
   checks.memory();
   return p;
 }
 
 inline Metered<GatedResidualNormMeter> gated_residual_norm_meter(
-    Outputs<2>& outputs, const Tensor& x, const Tensor& y, const OptionalTensor& gate, const Tensor& residual,
-    const OptionalTensor& residual_scale, const OptionalTensor& shift, const OptionalTensor& scale,
-    const OptionalTensor& weight, const OptionalTensor& bias, double eps, const OptionalTensor& x_rows,
-    const OptionalTensor& residual_rows, const OptionalTensor& video_of_row, int64_t num_videos,
-    int64_t frames, const Integers& strides, int64_t metric) {
+    Outputs<2>& outputs, const Tensor& x, const Tensor& y, const OptionalTensor& gate,
+    const OptionalTensor& gate_table, const Tensor& residual, const OptionalTensor& residual_scale,
+    const OptionalTensor& shift, const OptionalTensor& scale, const OptionalTensor& shift_table,
+    const OptionalTensor& scale_table, const OptionalTensor& weight, const OptionalTensor& bias, double eps,
+    const OptionalTensor& x_rows, const OptionalTensor& residual_rows, int64_t rounding, int64_t norm,
+    const OptionalTensor& video_of_row, int64_t num_videos, int64_t frames, const Integers& strides,
+    int64_t metric) {
   Checks checks("x", x);
   checks.stream("x");
   const TokenShape batch = frames_of(x, batch_rows(x, x_rows), frames);
   GatedResidualNormMeter p{};
-  p.meter = gated<GatedResidualMeter>(checks, outputs, batch, x, y, gate, x_rows);
+  p.meter = gated<GatedResidualMeter>(checks, outputs, batch, {x, y, gate, gate_table, x_rows, rounding});
   p.meter.residual =
       checks.cache(residual, residual_scale, "residual_rows", residual_rows, Use::written, batch.rows);
-  p.norm = norm(checks, {shift, scale, weight, bias, eps}, batch);
+  p.norm = torch_checks::norm(checks, checked_norm(norm),
+                              {shift, scale, shift_table, scale_table, weight, bias, eps}, batch);
   checks.output(p.norm, outputs, 1, batch.rows, x_rows);
   return metered(checks, {video_of_row, num_videos, frames, strides, metric}, p, p.meter);
 }

@@ -17,6 +17,10 @@ using torch::stable::Tensor;
 namespace kernels {
 using namespace adacache::cuda;  // NOLINT: kernels have the names of their ops
 
+cudaError_t rms_norm_modulate(const LayerNormModulate& p, cudaStream_t stream) {
+  return cuda::layer_norm_modulate(p, stream);
+}
+
 cudaError_t decide(const torch_checks::Decide& d, cudaStream_t stream) {
   return cuda::decide(d.rule, d.sums, d.sums_columns, d.state, d.state_columns, d.videos, d.step, d.site,
                       stream);

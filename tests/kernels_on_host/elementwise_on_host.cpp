@@ -42,28 +42,31 @@ struct Stream {
   }
 };
 
-template <class T>
+template <class Element>
 void gated_residual_case(const TokenShape& shape) {
+  using T = typename Elements<Element>::Type;
   Stream<T> stream(shape);
   HostTensor<T> y(shape.rows, shape.frames * shape.places, shape.channels, random_place());
-  auto gate = random_modulator<T>(shape, random_place());
+  auto gate = random_modulator<Element>(shape, random_place());
   GatedResidual p{};
   stream.set(p);
   p.y = y.data();
   p.y_strides = y.strides;
   p.gate = gate.get();
+  p.rounding = random_rounding<Element>();
   p.shape = shape;
   const Plan plan = plan_of(p, threads);
   launch(in_any_order(plan.blocks), plan.threads, 0, [&](HostBlock& block) {
     if (plan.width == 1)
-      gated_residual_body<T, 1>(block, p, plan);
+      gated_residual_body<Element, 1>(block, p, plan);
     else
-      gated_residual_body<T, vector_width<T>>(block, p, plan);
+      gated_residual_body<Element, vector_width<T>>(block, p, plan);
   });
   stream.expect_out([&](int64_t b, int64_t n, int64_t c) {
     const int64_t row = stream.rows.of(b);
     if (row < 0) return nan;
-    const double r = gate.present() ? nearest<T>(static_cast<float>(gate(b, n, c) * y(b, n, c))) : y(b, n, c);
+    double r = product_of(gate, y(b, n, c), b, n, c);
+    if (p.rounding == Rounding::eager) r = nearest<T>(r);
     return nearest<T>(static_cast<float>(stream.x_before(row, n, c) + r));
   });
 }
@@ -165,6 +168,8 @@ template <class T>
 void all_ops(int64_t number, const TokenShape& shape) {
   current_case = describe("gated_residual", number, shape, dtype_of<T>);
   gated_residual_case<T>(shape);
+  current_case = describe("general gated_residual", number, shape, dtype_of<T>);
+  gated_residual_case<General<T>>(shape);
   current_case = describe("reuse_residual", number, shape, dtype_of<T>);
   if (once_in(3))
     reuse_residual_case<T, float8_e4m3>(shape);

@@ -63,12 +63,14 @@ void add_oddities(HostTensor<T>& tensor) {
 }
 
 // x, y, gate and a cached residual of type Stored.
-template <class T, class Stored>
+template <class Element, class Stored>
 struct GatedScene {
+  using T = typename Elements<Element>::Type;
   MeterCase k;
   HostRows x_rows;
   HostTensor<T> x, y, out;
-  HostModulator<T> gate;
+  HostModulator<Element> gate;
+  Rounding rounding = random_rounding<Element>();
   HostCache<Stored> cache;
   bool in_place;
   HostTensor<T> x_before, out_before;
@@ -80,7 +82,7 @@ struct GatedScene {
         x(x_rows.total, tokens(), shape.channels, random_place()),
         y(shape.rows, tokens(), shape.channels, random_place()),
         out(shape.rows, tokens(), shape.channels, random_place()),
-        gate(random_modulator<T>(shape, random_place())),
+        gate(random_modulator<Element>(shape, random_place())),
         cache(random_rows(shape.rows, true), tokens(), shape.channels, random_place()),
         in_place(x_rows.index.empty() && once_in(3)),
         x_before(x),
@@ -102,6 +104,7 @@ struct GatedScene {
     p.out_strides = in_place ? x.strides : out.strides;
     p.x_rows = x_rows.get();
     p.gate = gate.get();
+    p.rounding = rounding;
     p.residual = cache.get(dtype_of<Stored>);
     p.shape = k.shape;
     p.motion = k.motion;
@@ -118,10 +121,12 @@ struct GatedScene {
 
   bool known(int64_t b) const { return x_rows.of(b) >= 0 && cache.rows.of(b) >= 0; }
   double r(int64_t b, int64_t n, int64_t c) const {
-    return gate.present() ? nearest<T>(static_cast<float>(gate(b, n, c) * y(b, n, c))) : y(b, n, c);
+    return nearest<T>(product_of(gate, y(b, n, c), b, n, c));
   }
   double x_out(int64_t b, int64_t n, int64_t c) const {
-    return known(b) ? element_sum<T>(x_before(x_rows.of(b), n, c), r(b, n, c)) : nan;
+    if (!known(b)) return nan;
+    const double added = rounding == Rounding::eager ? r(b, n, c) : product_of(gate, y(b, n, c), b, n, c);
+    return element_sum<T>(x_before(x_rows.of(b), n, c), added);
   }
   HostTensor<T>& result() { return in_place ? x : out; }
 

@@ -159,53 +159,81 @@ inline HostRows random_rows(int64_t rows, bool distinct) {
   return picked;
 }
 
-// A gate, shift or scale: absent, per row, per frame, per token, or broadcast to all rows.
 template <class T>
+constexpr DType dtype_of = std::is_same_v<T, float>      ? DType::float32
+                           : std::is_same_v<T, bfloat16> ? DType::bfloat16
+                           : std::is_same_v<T, float16>  ? DType::float16
+                                                         : DType::float8_e4m3;
+
+// Which kernels the modulators of a case require: those for T, or for General<T>.
+template <class Element>
+constexpr bool is_general_case = Elements<Element>::general;
+
+// A gate, shift or scale: absent, per row, per frame, per token, or broadcast to all rows. For General<T>
+// also in float32, or with a table.
+template <class Element>
 struct HostModulator {
+  using T = typename Elements<Element>::Type;
   enum class Kind { absent, row, frame, token, everywhere } kind;
+  bool wide = is_general_case<Element> && once_in(2), has_table = is_general_case<Element> && once_in(2);
   int64_t places;
-  HostTensor<T> tensor;
+  HostTensor<T> narrow_tensor;
+  HostTensor<float> wide_tensor, table;
 
   HostModulator(const TokenShape& shape, Kind kind, Place place)
       : kind(kind),
         places(shape.places),
-        tensor(kind == Kind::absent       ? 0
-               : kind == Kind::everywhere ? 1
-                                          : shape.rows,
-               kind == Kind::frame   ? shape.frames
-               : kind == Kind::token ? shape.frames * shape.places
-                                     : 1,
-               shape.channels, place) {}
+        narrow_tensor(rows_of(shape, kind), tokens_of(shape, kind), shape.channels, place),
+        wide_tensor(rows_of(shape, kind), tokens_of(shape, kind), shape.channels, place),
+        table(1, 1, shape.channels, {once_in(4) ? 1 : 0, 0}) {}
   double operator()(int64_t row, int64_t n, int64_t c) const {
-    return tensor(kind == Kind::everywhere ? 0 : row,
-                  kind == Kind::frame   ? n / places
-                  : kind == Kind::token ? n
-                                        : 0,
-                  c);
+    const int64_t b = kind == Kind::everywhere ? 0 : row;
+    const int64_t token = kind == Kind::frame ? n / places : kind == Kind::token ? n : 0;
+    const double value = wide ? wide_tensor(b, token, c) : narrow_tensor(b, token, c);
+    return has_table ? static_cast<float>(table(0, 0, c) + value) : value;
   }
   bool present() const { return kind != Kind::absent; }
   Modulator get() {
-    const int64_t token = tensor.strides.token;
-    switch (kind) {
-      case Kind::absent:
-        return {};
-      case Kind::row:
-        return {tensor.data(), tensor.strides.batch, 0, 0};
-      case Kind::frame:
-        return {tensor.data(), tensor.strides.batch, token, 0};
-      case Kind::token:
-        return {tensor.data(), tensor.strides.batch, token * places, token};
-      default:
-        return {tensor.data(), 0, 0, 0};
+    if (!present()) return {};
+    const TokenStrides& strides = wide ? wide_tensor.strides : narrow_tensor.strides;
+    Modulator modulator{};
+    modulator.data = wide ? static_cast<void*>(wide_tensor.data()) : narrow_tensor.data();
+    modulator.dtype = wide ? DType::float32 : dtype_of<T>;
+    modulator.table = has_table ? table.data() : nullptr;
+    if (kind != Kind::everywhere) modulator.batch = strides.batch;
+    if (kind == Kind::frame) modulator.frame = strides.token;
+    if (kind == Kind::token) {
+      modulator.frame = strides.token * places;
+      modulator.place = strides.token;
     }
+    return modulator;
+  }
+
+ private:
+  static int64_t rows_of(const TokenShape& shape, Kind kind) {
+    return kind == Kind::absent ? 0 : kind == Kind::everywhere ? 1 : shape.rows;
+  }
+  static int64_t tokens_of(const TokenShape& shape, Kind kind) {
+    return kind == Kind::frame ? shape.frames : kind == Kind::token ? shape.frames * shape.places : 1;
   }
 };
 
-template <class T>
-HostModulator<T> random_modulator(const TokenShape& shape, Place place) {
-  using Kind = typename HostModulator<T>::Kind;
+template <class Element>
+HostModulator<Element> random_modulator(const TokenShape& shape, Place place) {
+  using Kind = typename HostModulator<Element>::Kind;
   return {shape, one_of({Kind::absent, Kind::row, Kind::row, Kind::frame, Kind::token, Kind::everywhere}),
           place};
+}
+
+// gate * y as a float, and the kept r, for a gate that may be absent.
+template <class Element>
+double product_of(const HostModulator<Element>& gate, double y, int64_t row, int64_t n, int64_t c) {
+  return gate.present() ? static_cast<float>(gate(row, n, c) * y) : y;
+}
+
+template <class Element>
+Rounding random_rounding() {
+  return is_general_case<Element> && once_in(2) ? Rounding::float32 : Rounding::eager;
 }
 
 // A cached residual; float8 has one scale per token.
@@ -399,12 +427,6 @@ inline std::string describe(const char* op, int64_t number, const TokenShape& sh
          std::to_string(shape.frames) + " * " + std::to_string(shape.places) + ", " +
          std::to_string(shape.channels) + "] dtype " + std::to_string(static_cast<int>(dtype));
 }
-
-template <class T>
-constexpr DType dtype_of = std::is_same_v<T, float>      ? DType::float32
-                           : std::is_same_v<T, bfloat16> ? DType::bfloat16
-                           : std::is_same_v<T, float16>  ? DType::float16
-                                                         : DType::float8_e4m3;
 
 // Calls function(T{}, shape) for the empty shapes in each dtype.
 template <class Function>

@@ -9,27 +9,27 @@ namespace {
 constexpr int threads = 32;
 
 // As in csrc/cuda: bodies of width 1 always measure all columns.
-template <class T, class P>
+template <class Element, class P>
 Sums run_walk(const P& p, const MeterCase& k, const Plan& plan) {
-  constexpr int wide = vector_width<T>;
+  constexpr int wide = vector_width<Element>;
   return run_meter(k.shape, k.motion, k.all_columns, plan, meter_walk_shared_bytes(p, plan), k.videos,
                    k.video_of_row, [&](HostBlock& block, double* partials) {
                      if (plan.width == 1)
-                       meter_body<T, 1, true>(block, p, plan, partials);
+                       meter_body<Element, 1, true>(block, p, plan, partials);
                      else if (k.all_columns)
-                       meter_body<T, wide, true>(block, p, plan, partials);
+                       meter_body<Element, wide, true>(block, p, plan, partials);
                      else
-                       meter_body<T, wide, false>(block, p, plan, partials);
+                       meter_body<Element, wide, Elements<Element>::general>(block, p, plan, partials);
                    });
 }
 
-template <class T>
+template <class Element>
 void gated_residual_meter_case(const TokenShape& shape) {
-  GatedScene<T, T> scene(shape);
+  GatedScene<Element, typename Elements<Element>::Type> scene(shape);
   const GatedResidualMeter p = scene.parameters();
   Plan plan = plan_of(p, threads);
   vary(plan, shape, p.motion, true);
-  check_twice(scene, [&] { return run_walk<T>(p, scene.k, plan); });
+  check_twice(scene, [&] { return run_walk<Element>(p, scene.k, plan); });
 }
 
 template <class T>
@@ -96,6 +96,8 @@ template <class T>
 void all_ops(int64_t number, const TokenShape& shape) {
   current_case = describe("gated_residual_meter", number, shape, dtype_of<T>);
   gated_residual_meter_case<T>(shape);
+  current_case = describe("general gated_residual_meter", number, shape, dtype_of<T>);
+  gated_residual_meter_case<General<T>>(shape);
   current_case = describe("stack_residual_meter", number, shape, dtype_of<T>);
   stack_residual_meter_case<T>(shape);
   current_case = describe("residual_meter", number, shape, dtype_of<T>);

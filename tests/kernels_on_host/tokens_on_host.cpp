@@ -45,29 +45,49 @@ void with_vectors(const Plan& plan, const Function& function) {
 }
 
 // The weights, modulators and output of a norm.
-template <class T>
+template <class Element>
 struct NormScene {
-  HostModulator<T> shift, scale;
+  using T = typename Elements<Element>::Type;
+  NormKind kind = is_general_case<Element> && once_in(2) ? NormKind::rms : NormKind::layer;
+  HostModulator<Element> shift, scale;
+  // A weight of the same values in float32 and a bias, for General<T> only in float32.
   HostTensor<T> weight, bias;
+  HostTensor<float> wide_weight, wide_bias;
   bool has_weight = once_in(2), has_bias = once_in(2);
+  bool wide = is_general_case<Element> && once_in(2);
   float eps = one_of({1e-6f, 1e-5f, 0.1f});
   HostTensor<T> out, out_before;
 
   explicit NormScene(const TokenShape& shape)
-      : shift(random_modulator<T>(shape, random_place())),
-        scale(random_modulator<T>(shape, random_place())),
+      : shift(random_modulator<Element>(shape, random_place())),
+        scale(random_modulator<Element>(shape, random_place())),
         weight(1, 1, shape.channels, {once_in(4) ? 1 : 0, 0}),
         bias(1, 1, shape.channels),
+        wide_weight(1, 1, shape.channels),
+        wide_bias(1, 1, shape.channels, {once_in(4) ? 1 : 0, 0}),
         out(shape.rows, shape.frames * shape.places, shape.channels, random_place()),
         out_before(out) {
     out_before.fill(static_cast<float>(nan));
     out = out_before;
   }
   Norm get() {
-    return {
-        shift.get(), scale.get(), has_weight ? weight.data() : nullptr, has_bias ? bias.data() : nullptr, eps,
-        out.data(),  out.strides};
+    Norm norm{};
+    norm.kind = kind;
+    norm.shift = shift.get();
+    norm.scale = scale.get();
+    if (has_weight) norm.weight = vector(weight, wide_weight);
+    if (has_bias) norm.bias = vector(bias, wide_bias);
+    norm.eps = eps;
+    norm.out = out.data();
+    norm.out_strides = out.strides;
+    return norm;
   }
+  ChannelVector vector(HostTensor<T>& narrow, HostTensor<float>& in_float32) const {
+    if (wide) return {in_float32.data(), DType::float32};
+    return {narrow.data(), dtype_of<T>};
+  }
+  double weight_of(int64_t c) const { return wide ? wide_weight(0, 0, c) : weight(0, 0, c); }
+  double bias_of(int64_t c) const { return wide ? wide_bias(0, 0, c) : bias(0, 0, c); }
   // Checks the norm of the values v(b, n, c); v is NaN in rows with an invalid index.
   template <class V>
   void check(const V& v) const {
@@ -75,16 +95,19 @@ struct NormScene {
     for (int64_t b = 0; b < out.rows; ++b)
       for (int64_t n = 0; n < out.tokens; ++n) {
         double mean = 0, variance = 0, largest = 0;
-        for (int64_t c = 0; c < out.channels; ++c) mean += v(b, n, c) / out.channels;
+        for (int64_t c = 0; c < out.channels && kind == NormKind::layer; ++c)
+          mean += v(b, n, c) / out.channels;
         for (int64_t c = 0; c < out.channels; ++c) {
           variance += (v(b, n, c) - mean) * (v(b, n, c) - mean) / out.channels;
           largest = std::max(largest, std::fabs(v(b, n, c)));
         }
         const double rstd = 1 / std::sqrt(variance + eps);
         for (int64_t c = 0; c < out.channels; ++c) {
-          double want = (v(b, n, c) - mean) * rstd, size = 1 + std::fabs(want) + largest * rstd;
-          if (has_weight) want *= weight(0, 0, c), size *= 1 + std::fabs(weight(0, 0, c));
-          if (has_bias) want += bias(0, 0, c), size += std::fabs(bias(0, 0, c));
+          // With an infinity in the token, rms makes the other elements 0.
+          const double spread = std::isnan(largest * rstd) ? 0 : largest * rstd;
+          double want = (v(b, n, c) - mean) * rstd, size = 1 + std::fabs(want) + spread;
+          if (has_weight) want *= weight_of(c), size *= 1 + std::fabs(weight_of(c));
+          if (has_bias) want += bias_of(c), size += std::fabs(bias_of(c));
           if (scale.present()) want *= 1 + scale(b, n, c), size *= 1 + std::fabs(scale(b, n, c));
           if (shift.present()) want += shift(b, n, c), size += std::fabs(shift(b, n, c));
           const double rounding = std::is_same_v<T, float>      ? 0
@@ -102,28 +125,29 @@ struct NormScene {
   }
 };
 
-template <class T>
+template <class Element>
 void run_layer_norm_modulate(const LayerNormModulate& p, const Holding& holding) {
   Plan plan = plan_of(p);
   holding.change(plan);
   with_vectors(plan, [&](auto vectors) {
     launch(in_any_order(plan.blocks), plan.threads, token_shared_bytes(plan),
-           [&](HostBlock& block) { layer_norm_modulate_body<T, vectors>(block, p, plan); });
+           [&](HostBlock& block) { layer_norm_modulate_body<Element, vectors>(block, p, plan); });
   });
 }
 
 // layer_norm_modulate of x_out is bit-identical to the norm of the fused ops, for any layout of x_out.
-template <class T>
-void expect_norm_of(const HostTensor<T>& x_out, NormScene<T>& norm, const TokenShape& shape,
-                    const Holding& holding) {
+template <class Element>
+void expect_norm_of(const HostTensor<typename Elements<Element>::Type>& x_out, NormScene<Element>& norm,
+                    const TokenShape& shape, const Holding& holding) {
+  using T = typename Elements<Element>::Type;
   HostTensor<T> x(shape.rows, shape.frames * shape.places, shape.channels, random_place());
   for (int64_t b = 0; b < x.rows; ++b)
     for (int64_t n = 0; n < x.tokens; ++n)
       for (int64_t c = 0; c < x.channels; ++c) x.memory[x.at(b, n, c)] = x_out.memory[x_out.at(b, n, c)];
   const HostTensor<T> fused = norm.out;
   norm.out = norm.out_before;
-  run_layer_norm_modulate<T>({x.data(), x.strides, {nullptr, shape.rows}, norm.get(), shape, dtype_of<T>},
-                             holding);
+  run_layer_norm_modulate<Element>(
+      {x.data(), x.strides, {nullptr, shape.rows}, norm.get(), shape, dtype_of<T>}, holding);
   for (int64_t b = 0; b < x.rows; ++b)
     for (int64_t n = 0; n < x.tokens; ++n)
       for (int64_t c = 0; c < x.channels; ++c)
@@ -132,40 +156,42 @@ void expect_norm_of(const HostTensor<T>& x_out, NormScene<T>& norm, const TokenS
   expect_same_bits("the norm of x_out", norm.out, fused);
 }
 
-template <class T>
+template <class Element>
 void layer_norm_modulate_case(const TokenShape& shape) {
+  using T = typename Elements<Element>::Type;
   const HostRows rows = random_rows(shape.rows, false);
   HostTensor<T> x(rows.total, shape.frames * shape.places, shape.channels, random_place());
   add_oddities(x);
   const HostTensor<T> before = x;
-  NormScene<T> norm(shape);
+  NormScene<Element> norm(shape);
   LayerNormModulate p{x.data(), x.strides, rows.get(), norm.get(), shape, dtype_of<T>};
   const bool in_place = rows.index.empty() && once_in(4);
   if (in_place) {
     p.norm.out = x.data();
     p.norm.out_strides = x.strides;
   }
-  run_layer_norm_modulate<T>(p, Holding(shape.channels, vector_width<T>));
+  run_layer_norm_modulate<Element>(p, Holding(shape.channels, vector_width<T>));
   if (in_place) norm.out = norm.out_before = x;
   norm.check(
       [&](int64_t b, int64_t n, int64_t c) { return rows.of(b) < 0 ? nan : before(rows.of(b), n, c); });
 }
 
-template <class T>
+template <class Element>
 void gated_residual_norm_case(const TokenShape& shape) {
-  GatedScene<T, T> scene(shape);
+  using T = typename Elements<Element>::Type;
+  GatedScene<Element, T> scene(shape);
   scene.cache.rows.index.clear();  // this op has no residual cache
   const GatedResidualMeter m = scene.parameters();
-  NormScene<T> norm(shape);
-  GatedResidualNorm p{
-      {m.x, m.y, m.out, m.x_strides, m.y_strides, m.out_strides, m.x_rows, m.gate, shape, m.dtype},
-      norm.get()};
+  NormScene<Element> norm(shape);
+  GatedResidualNorm p{{m.x, m.y, m.out, m.x_strides, m.y_strides, m.out_strides, m.x_rows, m.gate, m.rounding,
+                       shape, m.dtype},
+                      norm.get()};
   const Holding holding(shape.channels, vector_width<T>);
   Plan plan = plan_of(p);
   holding.change(plan);
   with_vectors(plan, [&](auto vectors) {
     launch(in_any_order(plan.blocks), plan.threads, token_shared_bytes(plan),
-           [&](HostBlock& block) { gated_residual_norm_body<T, vectors>(block, p, plan); });
+           [&](HostBlock& block) { gated_residual_norm_body<Element, vectors>(block, p, plan); });
   });
   const auto x_out = [&](int64_t b, int64_t n, int64_t c) { return scene.x_out(b, n, c); };
   expect_tensor("out", scene.result(), scene.in_place ? scene.x_before : scene.out_before, x_out);
@@ -173,10 +199,11 @@ void gated_residual_norm_case(const TokenShape& shape) {
   expect_norm_of(scene.result(), norm, shape, holding);
 }
 
-template <class T, class Stored>
+template <class Element, class Stored>
 void gated_residual_norm_meter_case(const TokenShape& shape) {
-  GatedScene<T, Stored> scene(shape);
-  NormScene<T> norm(shape);
+  using T = typename Elements<Element>::Type;
+  GatedScene<Element, Stored> scene(shape);
+  NormScene<Element> norm(shape);
   const GatedResidualNormMeter p{scene.parameters(), norm.get()};
   const Holding holding(shape.channels, vector_width<T>);
   Plan plan = plan_of(p);
@@ -188,7 +215,7 @@ void gated_residual_norm_meter_case(const TokenShape& shape) {
       sums = run_meter(shape, p.meter.motion, p.meter.all_columns, plan,
                        token_meter_shared_bytes(plan, p.meter.motion), scene.k.videos, scene.k.video_of_row,
                        [&](HostBlock& block, double* partials) {
-                         gated_residual_norm_meter_body<T, Stored, vectors>(block, p, plan, partials);
+                         gated_residual_norm_meter_body<Element, Stored, vectors>(block, p, plan, partials);
                        });
     });
     return sums;
@@ -197,27 +224,27 @@ void gated_residual_norm_meter_case(const TokenShape& shape) {
   expect_norm_of(scene.result(), norm, shape, holding);
 }
 
-template <class T, class Scene>
+template <class Element, class Scene>
 void float8_case(Scene scene, bool divisible) {
   const auto p = scene.parameters();
   Plan plan = plan_of(p, 0);
   vary(plan, p.shape, p.motion, divisible);
-  Holding(p.shape.channels, vector_width<T>).change(plan);
+  Holding(p.shape.channels, vector_width<Element>).change(plan);
   check_twice(scene, [&] {
     Sums sums;
     with_vectors(plan, [&](auto vectors) {
       sums = run_meter(p.shape, p.motion, p.all_columns, plan, token_meter_shared_bytes(plan, p.motion),
                        scene.k.videos, scene.k.video_of_row, [&](HostBlock& block, double* partials) {
-                         float8_meter_body<T, vectors>(block, p, plan, partials);
+                         float8_meter_body<Element, vectors>(block, p, plan, partials);
                        });
     });
     return sums;
   });
 }
 
-template <class T>
+template <class Element>
 void gated_residual_meter_float8_case(const TokenShape& shape) {
-  float8_case<T>(GatedScene<T, float8_e4m3>(shape), true);
+  float8_case<Element>(GatedScene<Element, float8_e4m3>(shape), true);
 }
 
 template <class T>
@@ -227,19 +254,30 @@ void stack_residual_meter_float8_case(const TokenShape& shape) {
   float8_case<T>(std::move(scene), divisible);
 }
 
+template <class Element>
+void modulated_ops(int64_t number, const TokenShape& shape) {
+  using T = typename Elements<Element>::Type;
+  const std::string general = is_general_case<Element> ? "general " : "";
+  const auto start = [&](const char* op) {
+    current_case = describe((general + op).c_str(), number, shape, dtype_of<T>);
+  };
+  start("layer_norm_modulate");
+  layer_norm_modulate_case<Element>(shape);
+  start("gated_residual_norm");
+  gated_residual_norm_case<Element>(shape);
+  start("gated_residual_norm_meter");
+  if (number % 2 == 0)
+    gated_residual_norm_meter_case<Element, T>(shape);
+  else
+    gated_residual_norm_meter_case<Element, float8_e4m3>(shape);
+  start("gated_residual_meter in float8");
+  gated_residual_meter_float8_case<Element>(shape);
+}
+
 template <class T>
 void all_ops(int64_t number, const TokenShape& shape) {
-  current_case = describe("layer_norm_modulate", number, shape, dtype_of<T>);
-  layer_norm_modulate_case<T>(shape);
-  current_case = describe("gated_residual_norm", number, shape, dtype_of<T>);
-  gated_residual_norm_case<T>(shape);
-  current_case = describe("gated_residual_norm_meter", number, shape, dtype_of<T>);
-  if (number % 2 == 0)
-    gated_residual_norm_meter_case<T, T>(shape);
-  else
-    gated_residual_norm_meter_case<T, float8_e4m3>(shape);
-  current_case = describe("gated_residual_meter in float8", number, shape, dtype_of<T>);
-  gated_residual_meter_float8_case<T>(shape);
+  modulated_ops<T>(number, shape);
+  modulated_ops<General<T>>(number, shape);
   current_case = describe("stack_residual_meter in float8", number, shape, dtype_of<T>);
   stack_residual_meter_float8_case<T>(shape);
 }

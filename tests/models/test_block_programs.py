@@ -14,6 +14,7 @@ from adacache.fused.forwards import fingerprint
 from adacache.fused.open_sora import OpenSoraBlock
 from model_cases import (
     COGVIDEOX,
+    COGVIDEOX_SIZE,
     CONSISID,
     LATTE,
     OPEN_SORA,
@@ -24,6 +25,7 @@ from model_cases import (
     ids,
     relative_error,
 )
+from pipeline_cases import PIPELINES
 from test_models import BLOCK, STEPS, enabled
 from torch import Tensor, nn
 
@@ -328,6 +330,56 @@ def test_autocast_in_both_tiers(case: Case) -> None:
             assert torch.equal(case.denoise(model, values, 2), plain)
         with accelerated(model, "close"):
             assert relative_error(case.denoise(model, values, 2), plain) < 0.1
+
+
+def test_compiled_blocks_share_graphs() -> None:
+    """A graph is shared by all blocks but the measured one, which is not compiled."""
+    import diffusers
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters.clear()
+    case = COGVIDEOX
+    torch.manual_seed(0)
+    model = diffusers.CogVideoXTransformer3DModel(**{**COGVIDEOX_SIZE, "num_layers": 12})
+    model.eval().requires_grad_(False)
+    values = case.values()
+    plain = case.denoise(model, values, 3)
+    with enabled(model, adacache.AdaCache(codebook={9.0: 1})) as handle:
+        for _, block in case.blocks(model):
+            block.compile(fullgraph=True, backend="eager")
+        assert torch.equal(case.denoise(model, values, 3), plain)
+        assert handle.trace.measurements
+    assert counters["stats"]["unique_graphs"] == 2, "the first block gets slices, which have other strides"
+    torch._dynamo.reset()
+
+
+def test_a_whole_accelerated_model_compiles() -> None:
+    """torch.compile traces the plain blocks."""
+    model, values = LATTE.model(), LATTE.values()
+    plain = LATTE.denoise(model, values, 2)
+    torch._dynamo.reset()
+    with accelerated(model):
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        assert relative_error(LATTE.denoise(compiled, values, 2), plain) < 1e-5
+        assert torch.equal(LATTE.denoise(model, values, 2), plain)
+    torch._dynamo.reset()
+
+
+def test_a_pipeline_is_accelerated() -> None:
+    case = next(case for case in PIPELINES if case.name == "LattePipeline")
+    pipeline = case.build()
+    plain = case.generate(pipeline)
+    handles = adacache.accelerate(pipeline)
+    assert {name: handle.describe()["runs"] for name, handle in handles.items()} == {
+        "transformer": "fused blocks"
+    }
+    assert torch.equal(case.generate(pipeline), plain)
+    adacache.disable(pipeline)
+    assert not any("adacache" in name for m in pipeline.transformer.modules() for name in m.__dict__)
+    assert torch.equal(case.generate(pipeline), plain)
+    with pytest.raises(ValueError, match="not enabled"):
+        adacache.disable(pipeline)
 
 
 def test_what_fused_accepts() -> None:

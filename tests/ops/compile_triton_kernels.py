@@ -50,8 +50,13 @@ OTHER_POINTERS = {
     "residual_rows": "*i32",
     "video_of_row": "*i32",
     "reuse": "*u8",
+    "gate_table": "*fp32",
+    "shift_table": "*fp32",
+    "scale_table": "*fp32",
     "eps": "fp32",
 }
+#: Modulators, weight and bias in float32.
+WIDE = dict.fromkeys(("gate", "shift", "scale", "weight", "bias"), "*fp32")
 #: Pointers with the dtype of the stream.
 POINTERS = (
     "x",
@@ -113,6 +118,9 @@ def cases(full: bool) -> Iterator[Case]:
 def meter_cases(dtype: str, size: int, strides: tuple[int, ...], squares: bool, full: bool) -> Iterator[Case]:
     measured = {"STRIDES": strides, "SQUARES": squares}
     name = f"{dtype} strides={strides} squares={squares}"
+    tables = ("gate_table", "shift_table", "scale_table")
+    plain = absent(*tables) | {"ROUNDS_ONCE": False, "RMS": False}
+    wide = {"ROUNDS_ONCE": True, "RMS": True}  # and modulators in float32 with tables
     no_norm = absent("shift", "scale", "weight", "bias", "norm_out")
     no_cache = absent("residual_scale", "residual_rows", "x_rows")
     no_gate = absent("gate", "residual_rows") | no_norm
@@ -125,7 +133,7 @@ def meter_cases(dtype: str, size: int, strides: tuple[int, ...], squares: bool, 
         if fit:
             sources["pair"] = (PAIR, no_cache | no_gate | absent("x", "out"))
         for kind, (source, missing) in sources.items():
-            constants = blocks | per | {"SOURCE": source, "LATE": False} | missing
+            constants = blocks | per | plain | {"SOURCE": source, "LATE": False} | missing
             yield Case(meter_kernel, f"{kind} {name} aligned={fit}", dtype, constants, aligned=fit)
     for channels in (1152, 1536, 3072, 5120, 8192) if full and strides == (1,) and not squares else (1152,):
         kinds: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -139,11 +147,16 @@ def meter_cases(dtype: str, size: int, strides: tuple[int, ...], squares: bool, 
             whole = meter_tile(tile, fit) | modulated(PER_FRAME) | {"SOURCE": GATED, "LATE": False} | measured
             for kind, (missing, types) in kinds.items():
                 case = f"gated {name} {kind} C={channels} aligned={fit}"
-                yield Case(meter_kernel, case, dtype, whole | missing, types, warps_of(tile), fit)
+                constants = whole | plain | missing
+                yield Case(meter_kernel, case, dtype, constants, types, warps_of(tile), fit)
+            if full or fit:
+                case = f"gated {name} wide norm C={channels} aligned={fit}"
+                constants = whole | wide | no_cache
+                yield Case(meter_kernel, case, dtype, constants, WIDE, warps_of(tile), fit)
         tile = whole_token_tiling(400, channels, size, aligned=True)
         whole = meter_tile(tile, True) | modulated(PER_FRAME) | measured
         if full or dtype == "bf16":
-            constants = whole | {"SOURCE": STACK, "LATE": True} | no_gate
+            constants = whole | plain | {"SOURCE": STACK, "LATE": True} | no_gate
             case = f"stack {name} float8 rows in place C={channels}"
             yield Case(meter_kernel, case, dtype, constants, float8, tile.warps)
 
@@ -163,14 +176,22 @@ def stream_cases(dtype: str, size: int, full: bool) -> Iterator[Case]:
         types |= {"factor_rows": ("i64",) * factors, "factor_tokens": ("i64",) * factors}
         yield Case(extrapolate_residual_kernel, f"{dtype} factors={factors}", dtype, dict(blocks), types)
     no_norm = absent("shift", "scale", "weight", "bias", "norm_out", "x_rows")
+    plain = absent("gate_table", "shift_table", "scale_table") | {"ROUNDS_ONCE": False, "RMS": False}
     constants = blocks | {"CHUNKS": 1} | modulated(PER_FRAME) | no_norm
-    yield Case(gated_residual_kernel, dtype, dtype, constants)
+    yield Case(gated_residual_kernel, dtype, dtype, constants | plain)
+    wide = constants | {"ROUNDS_ONCE": True, "RMS": False}
+    yield Case(gated_residual_kernel, f"{dtype} wide", dtype, wide, WIDE)
     for channels in (1152, 1536, 3072, 5120, 8192) if full else (1152,):
         tile = whole_token_tiling(6000, channels, size, aligned=True)
-        whole = tokens(tile) | {"CHUNKS": tile.chunks} | modulated(PER_FRAME) | absent("weight", "bias")
+        whole = tokens(tile) | {"CHUNKS": tile.chunks} | modulated(PER_FRAME)
+        no_vectors = absent("weight", "bias")
         for kind, missing in (("gated norm", absent("x_rows")), ("norm", absent("y", "gate", "out"))):
             name = f"{dtype} {kind} C={channels}"
-            yield Case(gated_residual_kernel, name, dtype, whole | missing, warps=tile.warps)
+            constants = whole | plain | no_vectors | missing
+            yield Case(gated_residual_kernel, name, dtype, constants, warps=tile.warps)
+        constants = whole | {"ROUNDS_ONCE": True, "RMS": True} | absent("x_rows")
+        name = f"{dtype} wide gated norm C={channels}"
+        yield Case(gated_residual_kernel, name, dtype, constants, WIDE, warps=tile.warps)
 
 
 def decide_case(metric: str, number: int, published: bool) -> Case:

@@ -5,6 +5,7 @@ Expected values are computed in NumPy: in float32 if results must be bit-identic
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,12 @@ class Case:
     gate: str | None = "frame"
     shift: str | None = "row"
     scale: str | None = "frame"
+    #: The modulators and vectors in float32 beside a 16-bit x.
+    wide: tuple[str, ...] = ()
+    #: The modulators with a table; those that are absent have none.
+    tables: tuple[str, ...] = ()
+    rounding: str = "eager"
+    norm: str = "layer"
     weight: bool = False
     bias: bool = False
     eps: float = 1e-6
@@ -68,7 +75,7 @@ def judge_gated(op: str, case: Case, device: torch.device) -> None:
     y = tensors.stream("y")
     gate = tensors.modulator("gate", case.gate)
     x_rows = tensors.rows(case.x_total, distinct=False)
-    keywords: dict[str, Any] = {"x_rows": x_rows}
+    keywords: dict[str, Any] = {"x_rows": x_rows, "rounding": case.rounding} | tensors.tables("gate")
     arguments = [x, y, gate]
     if meters:
         kept, kept_scale, old = tensors.cache()
@@ -79,14 +86,18 @@ def judge_gated(op: str, case: Case, device: torch.device) -> None:
     if norms:
         shift, scale = tensors.modulator("shift", case.shift), tensors.modulator("scale", case.scale)
         arguments += [shift, scale]
-        keywords |= tensors.affine() | {"eps": case.eps}
+        keywords |= tensors.affine() | tensors.tables("shift", "scale") | {"eps": case.eps, "norm": case.norm}
     out = tensors.output(x if x_rows is None else None)
     keywords["out"] = out
     if norms:
         keywords["norm_out"] = None if out is None else tensors.fresh("norm_out")
 
-    new = y.cpu() if gate is None else rounded(by_token(gate, case.shape) * numbers(y), case.dtype)
-    expected = rounded(pick(numbers(x), x_rows) + numbers(new), case.dtype)
+    product = numbers(y)
+    if gate is not None:
+        product = modulation(gate, keywords["gate_table"], case.shape) * product
+    new = rounded(product, case.dtype)
+    added = product if case.rounding == "float32" else numbers(new)
+    expected = rounded(pick(numbers(x), x_rows) + added, case.dtype)
 
     results = getattr(adacache_kernels, op)(*arguments, **keywords)
     results = results if isinstance(results, tuple) else (results,)
@@ -98,7 +109,7 @@ def judge_gated(op: str, case: Case, device: torch.device) -> None:
         assert not norms or results[1] is keywords["norm_out"]
         written += ["x"] if out is x else []
     if norms:
-        check_norm(results[1], expected, shift, scale, keywords["weight"], keywords["bias"], case)
+        check_norm(results[1], expected, shift, scale, keywords, case)
     if meters:
         check_cache(new, kept, kept_scale, kept_rows, tensors)
         check_meter(sums, new, pick(old, kept_rows), case)
@@ -203,16 +214,18 @@ def judge_extrapolate_residual(case: Case, device: torch.device) -> None:
     tensors.check_rest(["out", *(["x"] if out is x else [])])
 
 
-def judge_layer_norm_modulate(case: Case, device: torch.device) -> None:
+def judge_norm_modulate(kind: str, case: Case, device: torch.device) -> None:
+    case = dataclasses.replace(case, norm=kind)
     tensors = Tensors(case, device)
     x = tensors.stream("x", case.x_total)
     shift, scale = tensors.modulator("shift", case.shift), tensors.modulator("scale", case.scale)
-    affine = tensors.affine()
+    keywords = tensors.affine() | tensors.tables("shift", "scale")
     x_rows = tensors.rows(case.x_total, distinct=False)
     out = tensors.output(x if x_rows is None else None)
     values = rounded(pick(numbers(x), x_rows), case.dtype)
-    y = adacache_kernels.layer_norm_modulate(x, shift, scale, eps=case.eps, x_rows=x_rows, out=out, **affine)
-    check_norm(y, values, shift, scale, affine["weight"], affine["bias"], case)
+    op = getattr(adacache_kernels, f"{kind}_norm_modulate")
+    y = op(x, shift, scale, eps=case.eps, x_rows=x_rows, out=out, **keywords)
+    check_norm(y, values, shift, scale, keywords, case)
     assert out is None or y is out
     tensors.check_rest(["out", *(["x"] if out is x else [])])
 
@@ -236,7 +249,8 @@ JUDGES: dict[str, Callable[[Case, torch.device], None]] = {
     "residual_meter": _quiet(judge_residual_meter),
     "reuse_residual": _quiet(judge_reuse_residual),
     "extrapolate_residual": _quiet(judge_extrapolate_residual),
-    "layer_norm_modulate": _quiet(judge_layer_norm_modulate),
+    "layer_norm_modulate": _quiet(functools.partial(judge_norm_modulate, "layer")),
+    "rms_norm_modulate": _quiet(functools.partial(judge_norm_modulate, "rms")),
 }
 
 
@@ -274,10 +288,22 @@ class Tensors:
             return None
         shape = self.case.shape
         modulator = random_gate(self.generator, shape, kind, torch.float64, "cpu")
-        modulator = modulator.to(self.case.dtype).to(self.device)
+        modulator = modulator.to(self._dtype_of(name)).to(self.device)
         if kind in ("shared", "row_expanded"):
             return (modulator[:1] if kind == "shared" else modulator[:, :1]).expand(modulator.shape)
         return self._keep(name, modulator)
+
+    def tables(self, *names: str) -> dict[str, torch.Tensor | None]:
+        tables: dict[str, torch.Tensor | None] = {}
+        for name in names:
+            present = name in self.case.tables and getattr(self.case, name) is not None
+            # Six modulators in one table, like in a model.
+            table = torch.randn(1, 6, self.case.shape.channels, generator=self.generator).to(self.device)
+            tables[f"{name}_table"] = table[:, 2:3] if present else None
+        return tables
+
+    def _dtype_of(self, name: str) -> torch.dtype:
+        return torch.float32 if name in self.case.wide else self.case.dtype
 
     def affine(self) -> dict[str, torch.Tensor | None]:
         vectors: dict[str, torch.Tensor | None] = {}
@@ -285,7 +311,7 @@ class Tensors:
             vectors[name] = None
             if given:
                 vector = torch.randn(self.case.shape.channels, generator=self.generator)
-                vectors[name] = vector.to(self.case.dtype).to(self.device)
+                vectors[name] = vector.to(self._dtype_of(name)).to(self.device)
         return vectors
 
     def coefficients(self) -> torch.Tensor:
@@ -368,6 +394,12 @@ def by_token(modulator: torch.Tensor, shape: Shape) -> numpy.ndarray:
     return values if groups in (1, shape.tokens) else values.repeat(shape.tokens // groups, 1)
 
 
+def modulation(modulator: torch.Tensor, table: torch.Tensor | None, shape: Shape) -> numpy.ndarray:
+    """The modulator per token, and its table, added in float32."""
+    values = by_token(modulator, shape)
+    return values if table is None else numbers(table) + values
+
+
 def owner_of_row(videos: Sequence[int] | None, count: int, rows: int) -> list[int]:
     return list(videos) if videos is not None else list(range(rows)) if count > 1 else [0] * rows
 
@@ -437,8 +469,7 @@ def check_norm(
     x: torch.Tensor,
     shift: torch.Tensor | None,
     scale: torch.Tensor | None,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
+    keywords: dict[str, Any],
     case: Case,
 ) -> None:
     """Compares with the norm in float64: within the error bound of float32 arithmetic and one rounding to the
@@ -449,18 +480,25 @@ def check_norm(
     if given.numel() == 0:
         return
     values = numbers(x).astype(float)
-    centred = values - values.mean(-1, keepdims=True)
+    weight, bias = keywords["weight"], keywords["bias"]
+    layer = case.norm == "layer"
+    centred = values - values.mean(-1, keepdims=True) if layer else values
     deviation = 1 / numpy.sqrt((centred**2).mean(-1, keepdims=True) + case.eps)
     one, zero = numpy.ones(1), numpy.zeros(1)
     factor = one if weight is None else numbers(weight).astype(float)
     offset = zero if bias is None else numbers(bias).astype(float)
-    gain = 1 + (zero if scale is None else by_token(scale, case.shape).astype(float))
-    move = zero if shift is None else by_token(shift, case.shape).astype(float)
+    gain, move = one, zero
+    if scale is not None:
+        gain = 1 + modulation(scale, keywords["scale_table"], case.shape).astype(float)
+    if shift is not None:
+        move = modulation(shift, keywords["shift_table"], case.shape).astype(float)
     exact = (centred * deviation * factor + offset) * gain + move
 
     # Each mean has an error of one ulp per addition of a float32 run; the variance has that error twice.
     additions = channels / 16 + 16
-    magnitude = (abs(values).max(-1, keepdims=True) * deviation + abs(centred) * deviation) * abs(factor)
+    largest = abs(values).max(-1, keepdims=True) * deviation
+    largest = numpy.where(numpy.isnan(largest), 0, largest)  # rms: an infinity makes the other elements 0
+    magnitude = (largest + abs(centred) * deviation) * abs(factor)
     magnitude = (magnitude + abs(offset)) * (1 + abs(gain - 1)) + abs(move)
     unit = torch.finfo(dtype).eps / 2
     floor = torch.finfo(dtype).smallest_normal * unit
@@ -475,9 +513,12 @@ def check_norm(
         f"{worst.max()} times the bound at {numpy.unravel_index(worst.argmax(), worst.shape)}"
     )
 
-    normed = torch.nn.functional.layer_norm(
-        x, (channels,), *(None if vector is None else vector.cpu() for vector in (weight, bias)), case.eps
-    )
+    vectors = [None if vector is None else vector.cpu().to(dtype) for vector in (weight, bias)]
+    if layer:
+        normed = torch.nn.functional.layer_norm(x, (channels,), *vectors, case.eps)
+    else:
+        normed = torch.nn.functional.rms_norm(x, (channels,), vectors[0], case.eps)
+        normed = normed if vectors[1] is None else normed + vectors[1]
     gain_like_x, move_like_x = (rounded(value.astype(numpy.float32), dtype) for value in (gain - 1, move))
     eager = numbers(normed * (1 + gain_like_x) + move_like_x).astype(float)
     finite &= numpy.isfinite(eager)

@@ -10,6 +10,8 @@ import torch
 from op_cases import video_ids
 
 import adacache_kernels
+from adacache_kernels import METRICS
+from adacache_kernels._choices import NORMS, ROUNDINGS
 
 ROWS, FRAMES, TOKENS, CHANNELS = 2, 3, 6, 8
 #: The ops on [B, N, C]; `decide` and the attention ops have separate tests.
@@ -21,10 +23,12 @@ TOKEN_OPS = (
     "reuse_residual",
     "extrapolate_residual",
     "layer_norm_modulate",
+    "rms_norm_modulate",
     "gated_residual_norm",
     "gated_residual_norm_meter",
 )
 MODULATORS = ("gate", "shift", "scale")
+TABLES = ("gate_table", "shift_table", "scale_table")
 INDICES = ("x_rows", "residual_rows", "rows")
 
 
@@ -45,9 +49,9 @@ def written(op: str) -> list[str]:
 
 
 def good_call(
-    op: str, device: torch.device, *, float8: bool = False, outputs: bool = False
+    op: str, device: torch.device, *, float8: bool = False, outputs: bool = False, tables: bool = False
 ) -> dict[str, Any]:
-    """Arguments by name: required ones, weight, bias, video_of_row, and optionally the outputs."""
+    """Arguments by name: required ones, weight, bias, video_of_row, and optionally outputs and tables."""
     generator = torch.Generator().manual_seed(1)
 
     def normal(*size: int) -> torch.Tensor:
@@ -61,6 +65,8 @@ def good_call(
             call[name] = normal(ROWS, 1 if name == "shift" else FRAMES, CHANNELS)
         elif name in ("weight", "bias"):
             call[name] = normal(CHANNELS)
+        elif name in TABLES and tables:
+            call[name] = normal(1, 1, CHANNELS)
         elif name in ("out", "norm_out") and outputs:
             call[name] = torch.full((ROWS, TOKENS, CHANNELS), torch.nan, device=device)
     if "frames" in parameters(op):
@@ -93,8 +99,9 @@ def by_schema(op: str, call: dict[str, Any], names: tuple[str, ...]) -> list[Any
         for name, parameter in inspect.signature(getattr(adacache_kernels, op)).parameters.items()
     }
     values = defaults | call
-    if "metric" in values:
-        values["metric"] = adacache_kernels.METRICS[values["metric"]]
+    for name, choices in (("metric", METRICS), ("rounding", ROUNDINGS), ("norm", NORMS)):
+        if name in values:
+            values[name] = choices[values[name]]
     return [list(values[name]) if name == "strides" else values[name] for name in names]
 
 
@@ -136,6 +143,19 @@ def _bad(op: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
         yield name, "expanded_channels", {name: tokens[:, :1, :1].expand(ROWS, 1, CHANNELS)}
         if "frames" in has:
             yield name, "two_groups", {name: tokens[:, :2]}
+    for name in sorted(has & set(TABLES)):
+        table = tokens[:1, :1]
+        yield name, "two_dimensions", {name: table[0]}
+        yield name, "two_rows", {name: tokens[:, :1]}
+        yield name, "two_groups", {name: tokens[:1, :2]}
+        yield name, "one_channel", {name: table[:, :, :1]}
+        yield name, "float16", {name: table.half()}
+        yield name, "other_device", {name: table.to("meta")}
+        yield name, "strided_channels", {name: wide[:1, :1, ::2]}
+        yield name, "without_modulator", {name: table, name.removesuffix("_table"): None}
+    for name in sorted(has & {"rounding", "norm"}):
+        yield name, "unknown", {name: "float64"}
+        yield name, "not_a_string", {name: 0}
     present = [name for name in MODULATORS if name in has]
     if len(present) > 1 and "frames" not in has:
         one, other = present[-2:]

@@ -28,7 +28,7 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "bool": (None, 2, "yes"),
 }
 #: Arguments with other types in the public functions.
-CONVERTED = {"metric", "rule", "first_step", "last_step"}
+CONVERTED = {"metric", "rule", "first_step", "last_step", "rounding", "norm"}
 CASES = [
     pytest.param(op, name, value, id=f"{op}-{name}-{value!r:.8}".replace("tensor([", "tensor"))
     for op in OPS

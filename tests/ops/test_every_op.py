@@ -56,7 +56,7 @@ def test_bad_input_names_the_argument(backend: str, device: torch.device, op: st
 def test_requires_grad_is_refused(
     backend: str, device: torch.device, op: str, float8: bool, outputs: bool
 ) -> None:
-    call = good_call(op, device, float8=float8, outputs=outputs)
+    call = good_call(op, device, float8=float8, outputs=outputs, tables=outputs)
     floating = [
         name
         for name, value in call.items()
@@ -156,7 +156,7 @@ def test_video_ids_out_of_range(
 def test_written_memory_must_not_be_shared(
     backend: str, device: torch.device, op: str, float8: bool, outputs: bool
 ) -> None:
-    call = good_call(op, device, float8=float8, outputs=outputs)
+    call = good_call(op, device, float8=float8, outputs=outputs, tables=outputs)
     tensors = {name: value for name, value in call.items() if isinstance(value, torch.Tensor)}
     for name in written(op):
         for other, tensor in tensors.items():
@@ -211,7 +211,7 @@ def test_deterministic(backend: str, device: torch.device, op: str, float8: bool
     generator = torch.Generator().manual_seed(4)
     interpreted = backend == "triton" and device.type == "cpu"
     repeats = (1, 1, 1) if interpreted else (1, 67, 33)
-    call = good_call(op, device, float8=float8, outputs=outputs)
+    call = good_call(op, device, float8=float8, outputs=outputs, tables=outputs)
     for name, value in call.items():
         if isinstance(value, torch.Tensor) and value.is_floating_point() and name != "coefficients":
             by_token = value.dim() == 3 and value.shape[1] == TOKENS
@@ -224,7 +224,7 @@ def test_deterministic(backend: str, device: torch.device, op: str, float8: bool
     if "factors" in call:
         call["factors"] = [factor.repeat(repeats) for factor in call["factors"]]
     if interpreted:
-        call = good_call(op, device, float8=float8, outputs=outputs)
+        call = good_call(op, device, float8=float8, outputs=outputs, tables=outputs)
     threads = torch.get_num_threads()
     results = []
     try:
@@ -253,11 +253,40 @@ def test_autocast_casts_to_the_dtype_of_x(backend: str, device: torch.device, op
         run(op, copied(call) | lower)
 
 
+@pytest.mark.parametrize("op", [op for op in TOKEN_OPS if {"gate", "shift"} & set(parameters(op))])
+def test_autocast_keeps_modulators_in_float32(backend: str, device: torch.device, op: str) -> None:
+    call = good_call(op, device)
+    modulators = {"gate", "shift", "scale", "weight", "bias"} & set(call)
+    for name, value in call.items():
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and name not in modulators:
+            call[name] = value.bfloat16()
+    mine = copied(call)
+    expected = run(op, call)
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        given = run(op, mine)
+    assert all(same_bits(one, two) for one, two in zip(given, expected, strict=True))
+
+
+@pytest.mark.parametrize("op", [op for op in TOKEN_OPS if {"gate", "shift"} & set(parameters(op))])
+def test_modulators_with_a_dimension_of_places(backend: str, device: torch.device, op: str) -> None:
+    call = good_call(op, device)
+    mine = copied(call)
+    for name in {"gate", "shift", "scale"} & set(call):
+        mine[name] = mine[name].unsqueeze(2)
+    expected, given = run(op, call), run(op, mine)
+    assert all(same_bits(one, two) for one, two in zip(given, expected, strict=True))
+    for name in {"gate", "shift", "scale"} & set(call):
+        with pytest.raises(ValueError, match=f"^{name}: expected"):
+            run(op, call | {name: call[name].unsqueeze(2).repeat(1, 1, 2, 1)})
+        with pytest.raises(ValueError, match=f"^{name}: expected"):
+            run(op, call | {name: call[name].unsqueeze(3)})
+
+
 @pytest.mark.parametrize(("op", "float8", "outputs"), VARIANTS)
 def test_compile_without_graph_breaks(
     backend: str, device: torch.device, op: str, float8: bool, outputs: bool
 ) -> None:
-    call = good_call(op, device, float8=float8, outputs=outputs)
+    call = good_call(op, device, float8=float8, outputs=outputs, tables=outputs)
 
     def step(call: dict[str, Any]) -> tuple[torch.Tensor, ...]:
         first = run(op, call | {lead(op): call[lead(op)] * 2})
@@ -287,7 +316,7 @@ def test_opcheck(
     operator = getattr(getattr(torch.ops, op_namespace), name).default
     interpreted = backend == "triton" and device.type == "cpu"
     for layout in ("channel_slice",) if interpreted else ("contiguous", "channel_slice", "rows_inside"):
-        call = good_call(op, device, float8=float8, outputs=outputs)
+        call = good_call(op, device, float8=float8, outputs=outputs, tables=outputs)
         for key, value in call.items():
             if isinstance(value, torch.Tensor) and value.dim() == 3:
                 call[key] = Buffer(value, layout).tensor

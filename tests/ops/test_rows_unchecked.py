@@ -23,6 +23,10 @@ def device() -> torch.device:
     return torch.device("cpu" if _backend._INTERPRETED else "cuda")
 
 
+#: Arguments of a norm without modulation.
+NO_NORM = (*[None] * 6, 1e-6)
+
+
 class Tensors:
     def __init__(self, device: torch.device, float8: bool) -> None:
         self.device, self.generator = device, torch.Generator().manual_seed(0)
@@ -66,13 +70,12 @@ def test_meters(device: torch.device, float8: bool) -> None:
         given.x,
         given.y,
         given.gate,
+        None,
         *cache,
-        None,
-        None,
-        None,
-        None,
-        1e-6,
+        *NO_NORM,
         *rows,
+        0,
+        0,
         *metering,
         1,
         given.out,
@@ -82,7 +85,9 @@ def test_meters(device: torch.device, float8: bool) -> None:
     assert given.changed() == [3]
 
     rows = (given.ids(1, 2, 3), given.ids(4, 1, -(2**31)))
-    sums = ops.gated_residual_meter_out(given.x, given.y, None, *cache, *rows, *metering, 0, given.out)
+    sums = ops.gated_residual_meter_out(
+        given.x, given.y, None, None, *cache, *rows, 0, *metering, 0, given.out
+    )
     assert missing(given.out) == missing(sums, slice(3)) == [0, 2]
     assert given.changed() == [1, 3]
 
@@ -108,10 +113,12 @@ def test_ops_that_only_read_the_cache(device: torch.device, float8: bool) -> Non
 def test_streams(device: torch.device) -> None:
     ops, given = torch.ops.adacache_triton, Tensors(device, False)
     rows = given.ids(0, 7, -2)
-    ops.gated_residual_out(given.x, given.y, None, rows, given.out)
+    ops.gated_residual_out(given.x, given.y, None, None, rows, 0, given.out)
     assert missing(given.out) == [1, 2]
-    ops.layer_norm_modulate_out(given.x, None, None, None, None, 1e-6, rows, given.norm_out)
-    assert missing(given.norm_out) == [1, 2]
+    for norm_modulate_out in (ops.layer_norm_modulate_out, ops.rms_norm_modulate_out):
+        given.norm_out.fill_(0)
+        norm_modulate_out(given.x, *NO_NORM, rows, given.norm_out)
+        assert missing(given.norm_out) == [1, 2]
     coefficients = torch.ones(2, 2, device=device)
     factors = [given.random(4), given.random(4)]
     videos = given.ids(0, 1, 2)  # 2 is out of range

@@ -20,6 +20,9 @@ MOST_BLOCKS = 65535
 ROWS, TOKENS, CHANNELS = 70000, 2, 8
 L1, PUBLISHED, PAPER = METRICS["l1"], RULES["published"], RULES["paper"]
 
+#: Arguments of a norm without modulation.
+NO_NORM = (*[None] * 6, 1e-6)
+
 Launch = tuple[str, tuple[int, ...], dict[str, Any]]  # kernel, grid, constexpr arguments and options
 
 
@@ -43,9 +46,9 @@ def heads() -> torch.Tensor:
 
 
 MANY_ROWS: dict[str, Callable[[Callable[..., Any]], Any]] = {
-    "gated_residual_out": lambda op: op(stream(), stream(), None, None, stream()),
+    "gated_residual_out": lambda op: op(stream(), stream(), None, None, None, 0, stream()),
     "gated_residual_meter_out": lambda op: op(
-        stream(), stream(), None, stream(), None, None, None, None, 1, TOKENS, (1,), L1, stream()
+        stream(), stream(), None, None, stream(), None, None, None, 0, None, 1, TOKENS, (1,), L1, stream()
     ),
     "stack_residual_meter": lambda op: op(
         stream(), stream(), stream(), None, None, None, 1, TOKENS, (1,), L1
@@ -55,12 +58,13 @@ MANY_ROWS: dict[str, Callable[[Callable[..., Any]], Any]] = {
     "extrapolate_residual_out": lambda op: op(
         stream(), [stream()], torch.empty(1, 1), None, None, None, stream()
     ),
-    "layer_norm_modulate_out": lambda op: op(stream(), None, None, None, None, 1e-6, None, stream()),
+    "layer_norm_modulate_out": lambda op: op(stream(), *NO_NORM, None, stream()),
+    "rms_norm_modulate_out": lambda op: op(stream(), *NO_NORM, None, stream()),
     "gated_residual_norm_out": lambda op: op(
-        stream(), stream(), None, None, None, None, None, 1e-6, None, stream(), stream()
+        stream(), stream(), None, None, *NO_NORM, None, 0, 0, stream(), stream()
     ),
     "gated_residual_norm_meter_out": lambda op: op(
-        *(stream(), stream(), None, stream(), None, None, None, None, None, 1e-6, None, None, None),
+        *(stream(), stream(), None, None, stream(), None, *NO_NORM, None, None, 0, 0, None),
         *(1, TOKENS, (1,), L1, stream(), stream()),
     ),
     "fused_qk_norm_rope": lambda op: op(

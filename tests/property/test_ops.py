@@ -17,6 +17,8 @@ from op_calls import parameters
 from op_cases import DTYPES, READ_LAYOUTS, Shape
 from test_decide import judge_request
 
+from adacache_kernels._choices import NORMS, ROUNDINGS
+
 SEED = int(os.environ.get("ADACACHE_PROPERTY_SEED", "0"))
 CHANNELS = st.one_of(st.sampled_from([1, 8, 16, 17, 32, 64, 96, 128]), st.integers(1, 150))
 ANY_MODULATOR = st.sampled_from([None, *MODULATORS])
@@ -37,6 +39,14 @@ def cases(draw: st.DrawFn, op: str) -> Case:
     for name in ("gate", "shift", "scale"):
         if name in has:
             choice[name] = draw(ANY_MODULATOR)
+    widening = sorted(has & {"gate", "shift", "scale", "weight", "bias"})
+    if widening:
+        choice["wide"] = tuple(draw(st.sets(st.sampled_from(widening))))
+        choice["tables"] = tuple(draw(st.sets(st.sampled_from(widening))) - {"weight", "bias"})
+    if "rounding" in has:
+        choice["rounding"] = draw(st.sampled_from(list(ROUNDINGS)))
+    if "norm" in has:
+        choice["norm"] = draw(st.sampled_from(list(NORMS)))
     if "weight" in has:
         choice |= {"weight": draw(st.booleans()), "bias": draw(st.booleans())}
         choice["eps"] = draw(st.sampled_from([1e-6, 1e-5, 1e-3]))

@@ -9,7 +9,7 @@ inline namespace ADACACHE_ISA {
 template <class T>
 void layer_norm_modulate_tokens(const LayerNormModulate& p, const TokenUnit& unit) {
   const int64_t x_row = row_of(p.x_rows, unit.row);
-  TokenNorm<T> token_norm(&p.norm, p.shape, unit.row, unit.norm_scratch, unit.stream_norm);
+  TokenNorm<T> token_norm(&p.norm, p.shape, unit.row, unit.scratch, unit.stream_norm);
   for (int64_t n = unit.first; n < unit.last; ++n) {
     const InputToken<T> x = input_token<T>(p.x, p.x_strides, x_row, n);
     NormRow row = token_norm.start_token();

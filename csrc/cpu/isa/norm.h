@@ -1,4 +1,4 @@
-// The modulated layer norm of one token, shared by layer_norm_modulate and the fused ops.
+// The modulated norm of one token, shared by the norms and the fused ops.
 #pragma once
 
 #include "tokens.h"
@@ -31,7 +31,7 @@ struct NormRow {
   }
 };
 
-// Layer norm of tokens of one batch row.
+// Norm of tokens of one batch row.
 template <class T>
 class TokenNorm {
  public:
@@ -43,14 +43,20 @@ class TokenNorm {
         values_(scratch),
         factor_(scratch + padded_channels(shape.channels)),
         offset_(factor_ + padded_channels(shape.channels)),
-        streaming_(streaming) {}
+        streaming_(streaming),
+        plain_(norm && is_stored_as<T>(norm->shift) && is_stored_as<T>(norm->scale) &&
+               is_stored_as<T>(norm->weight) && is_stored_as<T>(norm->bias)) {}
 
   NormRow start_token() const { return {values_, {}}; }
+
+  // A row of the scratch memory that the norm does not use.
+  float* free_scratch() const { return offset_ + padded_channels(shape_.channels); }
 
   // Stores (norm(v) * weight + bias) * (1 + scale) + shift of the gathered values v, rounded once.
   void put(const NormRow& row, int64_t token) {
     const int64_t channels = shape_.channels;
-    const float mean = row.sums.total_of_both() / static_cast<float>(channels);
+    const bool centered = norm_->kind == NormKind::layer;
+    const float mean = centered ? row.sums.total_of_both() / static_cast<float>(channels) : 0.0f;
     // Padding equal to the mean adds 0 to the variance.
     for (int64_t c = channels; c % lane_count != 0; ++c) values_[c] = mean;
     const Lanes means = lanes_of(mean);
@@ -79,21 +85,27 @@ class TokenNorm {
   // factor = weight * (1 + scale), offset = bias * (1 + scale) + shift; cached for consecutive tokens that
   // share them.
   void prepare_modulation(int64_t frame, int64_t place) {
-    const T* scale = token_of<T>(norm_->scale, row_, frame, place);
-    const T* shift = token_of<T>(norm_->shift, row_, frame, place);
-    if (prepared_ && scale == scale_ && shift == shift_) return;
+    if (plain_)
+      prepare<StoredChannels<T>>(frame, place);
+    else
+      prepare<FloatChannels<T>>(frame, place);
+  }
+
+  template <class Channels>
+  void prepare(int64_t frame, int64_t place) {
+    const Channels scale(norm_->scale, row_, frame, place), shift(norm_->shift, row_, frame, place);
+    if (prepared_ && scale.values == scale_ && shift.values == shift_) return;
     prepared_ = true;
-    scale_ = scale;
-    shift_ = shift;
-    const T* weight = static_cast<const T*>(norm_->weight);
-    const T* bias = static_cast<const T*>(norm_->bias);
+    scale_ = scale.values;
+    shift_ = shift.values;
+    const Channels weight(norm_->weight), bias(norm_->bias);
     for_each_sixteen(shape_.channels, [&](int64_t c, auto count) ADACACHE_INLINE_LAMBDA {
       Lanes factor = lanes_of(1);
       Lanes offset;
-      if (scale) factor = factor + widen(load_part(scale + c, count));
-      if (bias) offset = factor * widen(load_part(bias + c, count));
-      if (shift) offset = offset + widen(load_part(shift + c, count));
-      if (weight) factor = factor * widen(load_part(weight + c, count));
+      if (scale) factor = factor + scale.load(c, count);
+      if (bias) offset = factor * bias.load(c, count);
+      if (shift) offset = offset + shift.load(c, count);
+      if (weight) factor = factor * weight.load(c, count);
       store(factor_ + c, factor);
       store(offset_ + c, offset);
     });
@@ -106,9 +118,10 @@ class TokenNorm {
   float* factor_;
   float* offset_;
   bool streaming_;
+  bool plain_;  // weight, bias and modulators are in the dtype of x and without tables
   bool prepared_ = false;
-  const T* scale_ = nullptr;
-  const T* shift_ = nullptr;
+  const void* scale_ = nullptr;
+  const void* shift_ = nullptr;
 };
 
 }  // namespace ADACACHE_ISA

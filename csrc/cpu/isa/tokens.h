@@ -1,6 +1,8 @@
 // Loops over the channels of a token, 16 at a time.
 #pragma once
 
+#include <type_traits>
+
 #include "../../core/tokens.h"
 #include "../kernels.h"
 #include "lanes.h"
@@ -28,6 +30,52 @@ const T* token_of(const Modulator& modulator, int64_t row, int64_t frame, int64_
   if (!modulator.data) return nullptr;
   return static_cast<const T*>(modulator.data) + row * modulator.batch + frame * modulator.frame +
          place * modulator.place;
+}
+
+// Channels stored as T or as float32, with an optional table that is added.
+template <class T>
+struct FloatChannels {
+  const void* values;
+  const float* table = nullptr;
+  bool wide;  // float32
+
+  FloatChannels(const ChannelVector& vector) : values(vector.data), wide(vector.dtype == DType::float32) {}
+  FloatChannels(const Modulator& modulator, int64_t row, int64_t frame, int64_t place)
+      : table(modulator.table), wide(modulator.dtype == DType::float32) {
+    if (wide)
+      values = token_of<float>(modulator, row, frame, place);
+    else
+      values = token_of<T>(modulator, row, frame, place);
+  }
+
+  explicit operator bool() const { return values != nullptr; }
+  template <class Count>
+  Lanes load(int64_t channel, Count count) const;
+};
+
+// Channels stored as T.
+template <class T>
+struct StoredChannels {
+  const T* values;
+
+  StoredChannels(const ChannelVector& vector) : values(static_cast<const T*>(vector.data)) {}
+  StoredChannels(const Modulator& modulator, int64_t row, int64_t frame, int64_t place)
+      : values(token_of<T>(modulator, row, frame, place)) {}
+
+  explicit operator bool() const { return values != nullptr; }
+  template <class Count>
+  Lanes load(int64_t channel, Count count) const;
+};
+
+// Whether StoredChannels<T> can read it.
+template <class T>
+bool is_stored_as(const ChannelVector& vector) {
+  return !vector.data || (vector.dtype == DType::float32) == std::is_same_v<T, float>;
+}
+
+template <class T>
+bool is_stored_as(const Modulator& modulator) {
+  return !modulator.table && is_stored_as<T>(ChannelVector{modulator.data, modulator.dtype});
 }
 
 // A token that is read once, with a prefetch of the next token.
@@ -70,6 +118,20 @@ ADACACHE_INLINE StoredLanes<T> load_part(const InputToken<T>& token, int64_t cha
   const T* from = token.values + channel;
   __builtin_prefetch(from + token.to_next);
   return load_part(from, count);
+}
+
+template <class T>
+template <class Count>
+ADACACHE_INLINE Lanes StoredChannels<T>::load(int64_t channel, Count count) const {
+  return widen(load_part(values + channel, count));
+}
+
+template <class T>
+template <class Count>
+ADACACHE_INLINE Lanes FloatChannels<T>::load(int64_t channel, Count count) const {
+  const Lanes value = wide ? widen(load_part(static_cast<const float*>(values) + channel, count))
+                           : widen(load_part(static_cast<const T*>(values) + channel, count));
+  return table ? widen(load_part(table + channel, count)) + value : value;
 }
 
 template <class T>

@@ -12,22 +12,26 @@ namespace adacache {
 inline namespace ADACACHE_ISA {
 
 // For a residual kept in the dtype of x.
-template <class T, int width, bool all_columns, class Block>
+template <class Element, int width, bool all_columns, class Block>
 ADACACHE_HD void meter_body(Block& block, const GatedResidualMeter& p, const Plan& plan, double* partials) {
-  meter_walk<GatedSource<T, width, true>, KeptVectors<T, width>, all_columns>(block, p, plan, partials);
+  using T = typename Elements<Element>::Type;
+  meter_walk<GatedSource<Element, width, true>, KeptVectors<T, width>, all_columns>(block, p, plan, partials);
 }
 
 // For a residual kept in float8.
-template <class T, int vectors, class Block>
+template <class Element, int vectors, class Block>
 ADACACHE_HD void float8_meter_body(Block& block, const GatedResidualMeter& p, const Plan& plan,
                                    double* partials) {
   constexpr bool whole = vectors > 0;
+  using T = typename Elements<Element>::Type;
   constexpr int width = vector_width<T>;
-  token_walk<GatedSource<T, width, whole>, KeptTokens<T, float8_e4m3, width, whole>, NoNorm, vectors>(
+  token_walk<GatedSource<Element, width, whole>, KeptTokens<T, float8_e4m3, width, whole>, NoNorm, vectors>(
       block, p, NothingNormed{}, plan, partials);
 }
 
 }  // namespace ADACACHE_ISA
+
+inline bool is_general(const GatedResidualMeter& p) { return gate_is_general(p); }
 
 inline bool vectors_fit(const GatedResidualMeter& p, int width) {
   return gated_vectors_fit(p, width) && vectors_are_aligned(p.residual, width);
@@ -43,7 +47,7 @@ inline Plan plan_of(const GatedResidualMeter& p, int threads) {
   const int wide = vector_width_of(p.dtype);
   const bool fit = vectors_fit(p, wide);
   Plan plan = p.residual.dtype == DType::float8_e4m3
-                  ? plan_token_meter(p, fit, /*divisible=*/true)
+                  ? plan_token_meter(p, fit, is_general(p), /*divisible=*/true)
                   : plan_meter_walk(p, fit ? wide : 1, /*divisible=*/true, threads);
   plan.steps = gated_meter_steps(p);
   return plan;

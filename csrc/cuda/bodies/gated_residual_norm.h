@@ -9,15 +9,19 @@ namespace adacache {
 
 inline namespace ADACACHE_ISA {
 
-template <class T, int vectors, class Block>
+template <class Element, int vectors, class Block>
 ADACACHE_HD void gated_residual_norm_body(Block& block, const GatedResidualNorm& p, const Plan& plan) {
   constexpr bool whole = vectors > 0;
-  constexpr int width = vector_width<T>;
-  token_walk<GatedSource<T, width, whole>, NothingKept, NormedTokens<T, width, whole>, vectors>(
+  constexpr int width = vector_width<Element>;
+  token_walk<GatedSource<Element, width, whole>, NothingKept, NormedTokens<Element, width, whole>, vectors>(
       block, p.residual, p.norm, plan, nullptr);
 }
 
 }  // namespace ADACACHE_ISA
+
+inline bool is_general(const GatedResidualNorm& p) {
+  return is_general(p.residual) || is_general(p.norm, p.residual.dtype);
+}
 
 inline bool vectors_fit(const GatedResidualNorm& p, int width) {
   return vectors_fit(p.residual, width) && norm_vectors_fit(p.norm, p.residual.dtype, width);
@@ -25,7 +29,8 @@ inline bool vectors_fit(const GatedResidualNorm& p, int width) {
 
 inline Plan plan_of(const GatedResidualNorm& p) {
   const GatedResidual& residual = p.residual;
-  Plan plan = plan_tokens(residual.shape, residual.dtype, vectors_fit(p, vector_width_of(residual.dtype)));
+  Plan plan = plan_tokens(residual.shape, residual.dtype, vectors_fit(p, vector_width_of(residual.dtype)),
+                          is_general(p));
   plan.steps = add_norm_steps(gated_steps(residual, /*along_frames=*/false), p.norm, residual.shape,
                               /*along_frames=*/false, residual.dtype);
   return plan;

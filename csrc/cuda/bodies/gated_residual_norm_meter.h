@@ -9,17 +9,22 @@ namespace adacache {
 
 inline namespace ADACACHE_ISA {
 
-// Stored is the type of the kept residual: T or float8_e4m3.
-template <class T, class Stored, int vectors, class Block>
+// Stored is the type of the kept residual: that of x, or float8_e4m3.
+template <class Element, class Stored, int vectors, class Block>
 ADACACHE_HD void gated_residual_norm_meter_body(Block& block, const GatedResidualNormMeter& p,
                                                 const Plan& plan, double* partials) {
   constexpr bool whole = vectors > 0;
+  using T = typename Elements<Element>::Type;
   constexpr int width = vector_width<T>;
-  token_walk<GatedSource<T, width, whole>, KeptTokens<T, Stored, width, whole>, NormedTokens<T, width, whole>,
-             vectors>(block, p.meter, p.norm, plan, partials);
+  token_walk<GatedSource<Element, width, whole>, KeptTokens<T, Stored, width, whole>,
+             NormedTokens<Element, width, whole>, vectors>(block, p.meter, p.norm, plan, partials);
 }
 
 }  // namespace ADACACHE_ISA
+
+inline bool is_general(const GatedResidualNormMeter& p) {
+  return is_general(p.meter) || is_general(p.norm, p.meter.dtype);
+}
 
 inline bool vectors_fit(const GatedResidualNormMeter& p, int width) {
   return vectors_fit(p.meter, width) && norm_vectors_fit(p.norm, p.meter.dtype, width);
@@ -27,7 +32,8 @@ inline bool vectors_fit(const GatedResidualNormMeter& p, int width) {
 
 inline Plan plan_of(const GatedResidualNormMeter& p) {
   const GatedResidualMeter& meter = p.meter;
-  Plan plan = plan_token_meter(meter, vectors_fit(p, vector_width_of(meter.dtype)), /*divisible=*/true);
+  Plan plan = plan_token_meter(meter, vectors_fit(p, vector_width_of(meter.dtype)), is_general(p),
+                               /*divisible=*/true);
   plan.steps =
       add_norm_steps(gated_meter_steps(meter), p.norm, meter.shape, /*along_frames=*/true, meter.dtype);
   return plan;

@@ -41,15 +41,18 @@ class PlainSource {
   Cursor<const T> x_;
 };
 
-template <class T, int vectors, class Block>
+template <class Element, int vectors, class Block>
 ADACACHE_HD void layer_norm_modulate_body(Block& block, const LayerNormModulate& p, const Plan& plan) {
   constexpr bool whole = vectors > 0;
+  using T = typename Elements<Element>::Type;
   constexpr int width = vector_width<T>;
-  token_walk<PlainSource<T, width, whole>, NothingKept, NormedTokens<T, width, whole>, vectors>(
+  token_walk<PlainSource<T, width, whole>, NothingKept, NormedTokens<Element, width, whole>, vectors>(
       block, p, p.norm, plan, nullptr);
 }
 
 }  // namespace ADACACHE_ISA
+
+inline bool is_general(const LayerNormModulate& p) { return is_general(p.norm, p.dtype); }
 
 inline bool vectors_fit(const LayerNormModulate& p, int width) {
   return p.shape.channels % width == 0 && vectors_are_aligned(p.x, p.x_strides, p.dtype, width) &&
@@ -57,7 +60,7 @@ inline bool vectors_fit(const LayerNormModulate& p, int width) {
 }
 
 inline Plan plan_of(const LayerNormModulate& p) {
-  Plan plan = plan_tokens(p.shape, p.dtype, vectors_fit(p, vector_width_of(p.dtype)));
+  Plan plan = plan_tokens(p.shape, p.dtype, vectors_fit(p, vector_width_of(p.dtype)), is_general(p));
   Steps steps{};
   steps.x = step_of(p.x_strides, p.shape, /*along_frames=*/false, p.dtype);
   plan.steps = add_norm_steps(steps, p.norm, p.shape, /*along_frames=*/false, p.dtype);

@@ -162,9 +162,30 @@ struct Packed<T, 1> {
   }
 };
 
+// A kernel for elements of type T has modulators of type T and computes layer norms. One for General<T>
+// chooses at run time: the dtype of each modulator, T or float32, and its table; where x + gate * y is
+// rounded; the kind of norm.
+template <class T>
+struct General {};
+
+template <class Element>
+struct Elements {
+  using Type = Element;       // of x
+  using Modulator = Element;  // as it is held in registers
+  static constexpr bool general = false;
+};
+template <class T>
+struct Elements<General<T>> {
+  using Type = T;
+  using Modulator = float;
+  static constexpr bool general = true;
+};
+
 // Elements per 16-byte access.
 template <class T>
 constexpr int vector_width = 16 / sizeof(T);
+template <class T>
+constexpr int vector_width<General<T>> = vector_width<T>;
 
 // Tree sum in a fixed order.
 template <int width>

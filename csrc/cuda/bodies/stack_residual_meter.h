@@ -111,7 +111,7 @@ inline Plan plan_of(const StackResidualMeter& p, int threads) {
   const int wide = vector_width_of(p.dtype);
   const bool fit = vectors_fit(p, wide);
   Plan plan = p.residual.dtype == DType::float8_e4m3
-                  ? plan_token_meter(p, fit, frames_divisible(p))
+                  ? plan_token_meter(p, fit, /*general=*/false, frames_divisible(p))
                   : plan_meter_walk(p, fit ? wide : 1, frames_divisible(p), threads);
   plan.steps = stack_steps(p);
   return plan;

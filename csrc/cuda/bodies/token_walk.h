@@ -19,9 +19,13 @@ ADACACHE_HD constexpr int most_threads_of_token(int vectors_held, int width) {
   return vectors_held == most_vectors_held && width <= 4 ? 384 : 256;
 }
 
-// Threads and vectors per thread depend only on the channels, so that alignment does not change the order of
-// the sums of a norm.
-inline Plan plan_token(int64_t channels, DType dtype, bool vectors_fit) {
+// The limit for an element type: float32 with General modulators would spill registers.
+template <class Element>
+constexpr int most_vectors_of = std::is_same_v<Element, General<float>> ? 2 : most_vectors_held;
+
+// Threads and vectors per thread depend only on the channels, so that neither alignment nor `general` changes
+// the order of the sums of a norm.
+inline Plan plan_token(int64_t channels, DType dtype, bool vectors_fit, bool general) {
   Plan plan;
   plan.width = vector_width_of(dtype);
   plan.threads = warp_threads;
@@ -35,14 +39,15 @@ inline Plan plan_token(int64_t channels, DType dtype, bool vectors_fit) {
   } else {
     const int64_t threads = (vectors + held - 1) / held;
     plan.threads = static_cast<int>((threads + warp_threads - 1) / warp_threads * warp_threads);
-    plan.vectors_per_thread = vectors_fit ? held : 0;
+    const int most = general && dtype == DType::float32 ? most_vectors_of<General<float>> : most_vectors_held;
+    plan.vectors_per_thread = vectors_fit && held <= most ? held : 0;
   }
   return plan;
 }
 
 // For ops with independent tokens: a block processes several contiguous tokens of a frame.
-inline Plan plan_tokens(const TokenShape& shape, DType dtype, bool vectors_fit) {
-  Plan plan = plan_token(shape.channels, dtype, vectors_fit);
+inline Plan plan_tokens(const TokenShape& shape, DType dtype, bool vectors_fit, bool general) {
+  Plan plan = plan_token(shape.channels, dtype, vectors_fit, general);
   if (shape.channels == 0 || shape.places == 0) return plan;
   const int64_t tokens = shape.rows * shape.frames * shape.places;
   const int64_t per_block = tokens * plan.threads / (4 * enough_threads);
@@ -55,8 +60,8 @@ inline Plan plan_tokens(const TokenShape& shape, DType dtype, bool vectors_fit) 
 }
 
 template <class P>
-Plan plan_token_meter(const P& p, bool vectors_fit, bool divisible) {
-  Plan plan = plan_token(p.shape.channels, p.dtype, vectors_fit);
+Plan plan_token_meter(const P& p, bool vectors_fit, bool general, bool divisible) {
+  Plan plan = plan_token(p.shape.channels, p.dtype, vectors_fit, general);
   if (plan.vectors_per_thread > 0)
     plan.history = history_that_fits(p.motion, plan.threads, plan.vectors_per_thread * 16);
   divide_frames(plan, p.shape.rows, p.shape.frames, p.shape.channels == 0 ? 0 : p.shape.places, divisible);
@@ -71,15 +76,20 @@ inline int token_shared_bytes(const Plan& plan) { return exchange_bytes(plan.thr
 
 inline Steps add_norm_steps(Steps steps, const Norm& norm, const TokenShape& shape, bool along_frames,
                             DType dtype) {
-  steps.shift = step_of(norm.shift, along_frames, dtype);
-  steps.scale = step_of(norm.scale, along_frames, dtype);
+  steps.shift = step_of(norm.shift, along_frames);
+  steps.scale = step_of(norm.scale, along_frames);
   steps.norm = step_of(norm.out_strides, shape, along_frames, dtype);
   return steps;
 }
 
+inline bool is_general(const Norm& norm, DType dtype) {
+  return norm.kind != NormKind::layer || is_general(norm.shift, dtype) || is_general(norm.scale, dtype) ||
+         is_general(norm.weight, dtype) || is_general(norm.bias, dtype);
+}
+
 inline bool norm_vectors_fit(const Norm& norm, DType dtype, int width) {
-  return vectors_are_aligned(norm.shift, dtype, width) && vectors_are_aligned(norm.scale, dtype, width) &&
-         vectors_are_aligned(norm.weight, dtype, width) && vectors_are_aligned(norm.bias, dtype, width) &&
+  return vectors_are_aligned(norm.shift, width) && vectors_are_aligned(norm.scale, width) &&
+         vectors_are_aligned(norm.weight, width) && vectors_are_aligned(norm.bias, width) &&
          vectors_are_aligned(norm.out, norm.out_strides, dtype, width);
 }
 
@@ -159,10 +169,12 @@ struct NoSums {
 
 // The modulated norm of a token, ((v - mean) * rstd * weight + bias) * (1 + scale) + shift, in float32,
 // rounded once.
-template <class T, int width, bool whole>
+template <class Element, int width, bool whole>
 class NormedTokens {
  public:
+  using T = typename Elements<Element>::Type;
   using Values = Packed<T, width>;
+  using Modulation = Packed<typename Elements<Element>::Modulator, width>;
 
   ADACACHE_HD NormedTokens(const Norm& norm, const Steps& steps, const Walk& walk, int64_t channel)
       : out_(static_cast<T*>(norm.out), norm.out_strides, walk.row, walk, channel, steps.norm),
@@ -171,24 +183,26 @@ class NormedTokens {
         norm_(norm),
         channel_(channel) {}
 
+  ADACACHE_HD bool is_rms() const { return Elements<Element>::general && norm_.kind == NormKind::rms; }
+
   ADACACHE_HD void store(const Values& v, float mean, float rstd, int64_t offset, int count) const {
     float values[width];
     ADACACHE_UNROLL
     for (int c = 0; c < width; ++c) values[c] = (v.get(c) - mean) * rstd;
-    if (norm_.weight != nullptr) {
-      const Values weight = load(static_cast<const T*>(norm_.weight) + channel_ + offset, count);
+    if (norm_.weight.data != nullptr) {
+      const Modulation weight = load(norm_.weight, offset, count);
       ADACACHE_UNROLL
       for (int c = 0; c < width; ++c) values[c] *= weight.get(c);
     }
-    if (norm_.bias != nullptr) {
-      const Values bias = load(static_cast<const T*>(norm_.bias) + channel_ + offset, count);
+    if (norm_.bias.data != nullptr) {
+      const Modulation bias = load(norm_.bias, offset, count);
       ADACACHE_UNROLL
       for (int c = 0; c < width; ++c) values[c] += bias.get(c);
     }
     const bool has_scale = norm_.scale.data != nullptr, has_shift = norm_.shift.data != nullptr;
     if (has_scale || has_shift) {
-      const Values scale = has_scale ? load(scale_.at(offset), count) : Values{};
-      const Values shift = has_shift ? load(shift_.at(offset), count) : Values{};
+      const auto scale = has_scale ? scale_.template load<whole, width>(0, offset, count) : Modulation{};
+      const auto shift = has_shift ? shift_.template load<whole, width>(0, offset, count) : Modulation{};
       ADACACHE_UNROLL
       for (int c = 0; c < width; ++c) values[c] = multiply_add(values[c], 1 + scale.get(c), shift.get(c));
     }
@@ -206,10 +220,13 @@ class NormedTokens {
   }
 
  private:
-  static ADACACHE_HD Values load(const T* from, int count) { return load_vector<whole, width>(from, count); }
+  ADACACHE_HD Modulation load(const ChannelVector& vector, int64_t offset, int count) const {
+    return load_modulator<Element, whole, width>(vector.data, vector.dtype, channel_ + offset, nullptr,
+                                                 count);
+  }
 
   Cursor<T> out_;
-  Cursor<const T> shift_, scale_;
+  ModulatorCursor<Element> shift_, scale_;
   const Norm& norm_;
   int64_t channel_;
 };
@@ -349,6 +366,10 @@ ADACACHE_HD void token_walk(Block& block, const P& p, const N& norm, const Plan&
           float values[width];
           ADACACHE_UNROLL
           for (int c = 0; c < width; ++c) values[c] = result[k].get(c);
+          if (normed_token.is_rms()) {
+            ADACACHE_UNROLL
+            for (int c = 0; c < width; ++c) values[c] *= values[c];
+          }
           total += sum_of(values);
         }
         if constexpr (holds || !Source::result_covers_input) source.store_result(result[k], offset, count);
@@ -387,19 +408,23 @@ ADACACHE_HD void token_walk(Block& block, const P& p, const N& norm, const Plan&
         if (block.thread() == 0) kept.store_scale(float8_scale(bit_cast<float>(largest)));
       }
       if constexpr (normed) {
-        const float mean = total * of_channels;
-        float squares = 0;
-        own.visit([&](int k, int64_t offset, int count) {
-          if constexpr (!holds) result[k] = source.result_again(offset, count);
-          float values[width];
-          ADACACHE_UNROLL
-          for (int c = 0; c < width; ++c) {
-            const float difference = result[k].get(c) - mean;
-            values[c] = holds || c < count ? difference * difference : 0.0f;
-          }
-          squares += sum_of(values);
-        });
-        const float rstd = reciprocal_root(reduction.sum(squares) * of_channels + norm.eps);
+        const bool rms = normed_token.is_rms();
+        const float mean = rms ? 0.0f : total * of_channels;
+        float squares = rms ? total : 0.0f;
+        if (!rms) {
+          own.visit([&](int k, int64_t offset, int count) {
+            if constexpr (!holds) result[k] = source.result_again(offset, count);
+            float values[width];
+            ADACACHE_UNROLL
+            for (int c = 0; c < width; ++c) {
+              const float difference = result[k].get(c) - mean;
+              values[c] = holds || c < count ? difference * difference : 0.0f;
+            }
+            squares += sum_of(values);
+          });
+          squares = reduction.sum(squares);
+        }
+        const float rstd = reciprocal_root(squares * of_channels + norm.eps);
         own.visit([&](int k, int64_t offset, int count) {
           if constexpr (!holds) result[k] = source.result_again(offset, count);
           normed_token.store(result[k], mean, rstd, offset, count);

@@ -65,7 +65,7 @@ class Cursor {
                      const int64_t& step)
       : at_(data + row * strides.batch + walk.token() * strides.token + channel), step_(step) {}
 
-  // Of a gate, shift or scale.
+  // Of a gate, shift or scale in the dtype of x.
   ADACACHE_HD Cursor(const Modulator& modulator, const Walk& walk, int64_t channel, const int64_t& step)
       : at_(static_cast<T*>(modulator.data) +
             (modulator.data == nullptr ? 0
@@ -104,14 +104,99 @@ ADACACHE_HD void store_vector(const Packed<T, width>& values, T* to, int count) 
     values.store(to, count);
 }
 
+// Loads channels of a gate, shift, scale, weight or bias from `element` on. table: of these channels, or
+// null.
+template <class Element, bool whole, int width>
+ADACACHE_HD Packed<typename Elements<Element>::Modulator, width> load_modulator(
+    const void* data, DType dtype, int64_t element, [[maybe_unused]] const float* table, int count) {
+  using T = typename Elements<Element>::Type;
+  if constexpr (Elements<Element>::general) {
+    float values[width];
+    if (std::is_same_v<T, float> || dtype == DType::float32) {
+      const auto stored = load_vector<whole, width>(static_cast<const float*>(data) + element, count);
+      ADACACHE_UNROLL
+      for (int c = 0; c < width; ++c) values[c] = stored.get(c);
+    } else {
+      const auto stored = load_vector<whole, width>(static_cast<const T*>(data) + element, count);
+      ADACACHE_UNROLL
+      for (int c = 0; c < width; ++c) values[c] = stored.get(c);
+    }
+    if (table != nullptr) {
+      const auto more = load_vector<whole, width>(table, count);
+      ADACACHE_UNROLL
+      for (int c = 0; c < width; ++c) values[c] = add(more.get(c), values[c]);
+    }
+    return Packed<float, width>::of(values);
+  } else {
+    return load_vector<whole, width>(static_cast<const T*>(data) + element, count);
+  }
+}
+
+// A Cursor of a gate, shift or scale.
+template <class Element>
+class ModulatorCursor {
+ public:
+  using T = typename Elements<Element>::Type;
+
+  ADACACHE_HD ModulatorCursor(const Modulator& modulator, const Walk& walk, int64_t channel,
+                              const int64_t& step)
+      : at_(modulator, walk, channel, step) {}
+
+  // Of the token `steps` away.
+  template <bool whole, int width>
+  ADACACHE_HD Packed<T, width> load(int64_t steps, int64_t offset, int count) const {
+    return load_vector<whole, width>(at_.ahead(steps, offset), count);
+  }
+  ADACACHE_HD void advance() { at_.advance(); }
+
+ private:
+  Cursor<const T> at_;
+};
+
+template <class T>
+class ModulatorCursor<General<T>> {
+ public:
+  ADACACHE_HD ModulatorCursor(const Modulator& modulator, const Walk& walk, int64_t channel,
+                              const int64_t& step)
+      : modulator_(modulator),
+        step_(step),
+        table_(modulator.table == nullptr ? nullptr : modulator.table + channel),
+        at_(static_cast<const char*>(modulator.data) +
+            (walk.row * modulator.batch + walk.frame * modulator.frame + walk.place * modulator.place +
+             channel) *
+                bytes_of(modulator.dtype)) {}
+
+  template <bool whole, int width>
+  ADACACHE_HD Packed<float, width> load(int64_t steps, int64_t offset, int count) const {
+    return load_modulator<General<T>, whole, width>(at_ + steps * step_, modulator_.dtype, offset,
+                                                    table_ == nullptr ? nullptr : table_ + offset, count);
+  }
+  ADACACHE_HD void advance() { at_ += step_; }
+
+ private:
+  const Modulator& modulator_;
+  const int64_t& step_;
+  const float* table_;
+  const char* at_;
+};
+
 }  // namespace ADACACHE_ISA
+
+// Whether the kernels for General<T> are required.
+inline bool is_general(const Modulator& modulator, DType dtype) {
+  return modulator.data != nullptr && (modulator.dtype != dtype || modulator.table != nullptr);
+}
+
+inline bool is_general(const ChannelVector& vector, DType dtype) {
+  return vector.data != nullptr && vector.dtype != dtype;
+}
 
 inline int64_t step_of(const TokenStrides& strides, const TokenShape& shape, bool along_frames, DType dtype) {
   return strides.token * (along_frames ? shape.places : 1) * bytes_of(dtype);
 }
 
-inline int64_t step_of(const Modulator& modulator, bool along_frames, DType dtype) {
-  return (along_frames ? modulator.frame : modulator.place) * bytes_of(dtype);
+inline int64_t step_of(const Modulator& modulator, bool along_frames) {
+  return (along_frames ? modulator.frame : modulator.place) * bytes_of(modulator.dtype);
 }
 
 inline void set_cache_steps(Steps& steps, const Cache& cache, const TokenShape& shape) {
@@ -123,9 +208,15 @@ inline bool vectors_are_aligned(const void* data, const TokenStrides& strides, D
   return vectors_are_aligned(data, dtype, width, strides.batch, strides.token);
 }
 
-inline bool vectors_are_aligned(const Modulator& modulator, DType dtype, int width) {
+inline bool vectors_are_aligned(const Modulator& modulator, int width) {
   return modulator.data == nullptr ||
-         vectors_are_aligned(modulator.data, dtype, width, modulator.batch, modulator.frame, modulator.place);
+         (vectors_are_aligned(modulator.data, modulator.dtype, width, modulator.batch, modulator.frame,
+                              modulator.place) &&
+          vectors_are_aligned(modulator.table, DType::float32, width));
+}
+
+inline bool vectors_are_aligned(const ChannelVector& vector, int width) {
+  return vectors_are_aligned(vector.data, vector.dtype, width);
 }
 
 inline bool vectors_are_aligned(const Cache& cache, int width) {
