@@ -14,7 +14,7 @@ STAMPS := $(VENV)/stamps
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py tools/nvcc_launcher.py
 
 .PHONY: help demo test test-slow test-matrix test-property property-compiled property-triton \
-  sanitize sanitize-full mutation mutation-full bench \
+  sanitize sanitize-full mutation mutation-full bench soak \
   build wheel lint format kernel-report abi-check gpu clean distclean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -28,6 +28,7 @@ help:
 	@echo 'make sanitize       run CPU library and CUDA bodies under address, undefined and thread sanitizers'
 	@echo 'make mutation       plant faults in copies of the sources; the tests must catch each'
 	@echo 'make sanitize-full mutation-full    the same with all cases and all faults: 10 to 20 minutes each'
+	@echo 'make soak           random videos on the serving engine against their single runs, 10 minutes'
 	@echo 'make bench          time every op: GB/s, share of a copy, speedup over eager and torch.compile'
 	@echo 'make build          build in place'
 	@echo 'make wheel          build a wheel with CPU and CUDA for all architectures; report size and symbols'
@@ -72,6 +73,9 @@ mutation: build
 
 mutation-full: build
 	$(PY) tools/mutation_check.py $(ARGS)
+
+soak: build
+	PYTHONPATH=tests/serving $(PY) tests/serving/soak.py $(ARGS)
 
 bench: build
 	$(PY) benchmarks/kernels.py --json build/bench/kernels.json --plot build/bench/kernels.png $(ARGS)

@@ -41,7 +41,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARES = (1 / 2, 2 / 5, 1 / 3, 4 / 15, 1 / 5)
-"""Budgets: computed steps over all steps."""
+"""Computed steps over all steps, if no file of paths states the budgets."""
 TUNING = 3
 """Number of clips for tuning a threshold."""
 TOLERANCE = 0.012
@@ -135,12 +135,12 @@ STEPS = {"digits": 30, "wan_euler": 50, "wan_unipc": 50, "latte": 50}
 def rows(model: Model, paths: Path | None) -> Iterator[Row]:
     """All rows of a model's table."""
     n = model.subject.num_steps
-    budgets = sorted({max(2, round(n * share)) for share in SHARES}, reverse=True)
+    known = None if paths is None else {int(one) for one in read_json(paths, lambda v, _: v)["budgets"]}
+    budgets = sorted(known or {max(2, round(n * share)) for share in SHARES}, reverse=True)
     for k in budgets:
         yield Row("fewer steps", str(k), steps=k)
     if paths is not None:
-        known = sorted((int(one) for one in read_json(paths, lambda v, _: v)["budgets"]), reverse=True)
-        for k in known:
+        for k in budgets:
             yield Row("planned path", str(k), lambda k=k: planned(paths, budget=k))
     for interval in (2, 3, 4, 5):
         yield Row("even reuse", f"every {interval}", lambda i=interval: adacache.Interval(interval=i))
@@ -153,7 +153,8 @@ def rows(model: Model, paths: Path | None) -> Iterator[Row]:
     lemica = _lemica(model, budgets)
     for k, computed in lemica.items():
         yield Row("LeMiCa-like", str(k), lambda c=computed: adacache.Replay(c))
-    for k in (budgets[0], budgets[2]):
+    tuned_to = (budgets[0], budgets[len(budgets) // 2])
+    for k in tuned_to:
         yield Row("AdaCache", f"scaled codebook, {k}", steps=k, tune=lambda s: _adacache(s, n))
         yield Row("TeaCache", f"tuned, {k}", steps=k, tune=lambda s: adacache.TeaCache(threshold=s))
         yield Row("FBCache", f"tuned, {k}", steps=k, tune=lambda s: adacache.FirstBlock(s))
@@ -162,7 +163,7 @@ def rows(model: Model, paths: Path | None) -> Iterator[Row]:
         yield Row("EasyCache", f"tuned, {k}", steps=k, tune=lambda s, e=early: adacache.EasyCache(s, first=e))
         yield Row("SeaCache", f"tuned, {k}", steps=k, tune=lambda s: adacache.SeaCache(s, most=5))
     ratios = _ratios(model)
-    for k in (budgets[0], budgets[2]):
+    for k in tuned_to:
         yield Row(
             "MagCache", f"tuned, {k}", steps=k, tune=lambda s: adacache.MagCache(ratios, threshold=s, most=6)
         )

@@ -73,6 +73,9 @@ SELECTIONS = {
     "triton reuse_residual": interpreted("reuse_residual"),
     "triton temporal_attention": interpreted("temporal_attention"),
     "argument checks": Selection([pytest("tests/ops/test_every_op.py", "-k", "reference")]),
+    "serving": Selection(
+        [pytest("tests/serving/test_serving_engine.py", "-k", "single_runs or fills_the_calls")]
+    ),
     "layer": Selection(
         [
             pytest(
@@ -428,9 +431,9 @@ MUTATIONS = [
     ),
     Mutation(
         "kept rows are reversed in a mixed step",
-        "python/adacache/runtime/meter.py",
-        '"residual_rows": None if split is None else split.index}',
-        '"residual_rows": None if split is None else split.index.flip(0)}',
+        "python/adacache/runtime/store.py",
+        "        return None if split is None else split.part_index(parts)\n",
+        "        return None if split is None else split.part_index(parts).flip(0)\n",
         "layer",
     ),
     Mutation(
@@ -439,6 +442,34 @@ MUTATIONS = [
         "        return self.branch.index, self.segment.site, stream, part",
         "        return 0, self.segment.site, stream, part",
         "layer",
+    ),
+    Mutation(
+        "rows of the pool are not cleared",
+        "python/adacache/serving/pool.py",
+        "            self.memory[row].zero_()",
+        "            self.memory[row]",
+        "serving",
+    ),
+    Mutation(
+        "a video decides by the sums of another",
+        "python/adacache/serving/batch.py",
+        "sums.values[video : video + 1]",
+        "sums.values[:1]",
+        "serving",
+    ),
+    Mutation(
+        "a slope counts a video's first feature",
+        "python/adacache/serving/store.py",
+        "            counts[row] = counts.get(row, 0) + 1",
+        "            counts[row] = 2",
+        "serving",
+    ),
+    Mutation(
+        "videos that compute go first",
+        "python/adacache/serving/engine.py",
+        "return bool(known) and known[0] is False",
+        "return bool(known) and known[0] is True",
+        "serving",
     ),
 ]
 

@@ -8,9 +8,10 @@ adacache.disable(model)               # the model is restored
 """
 
 from adacache.adapters.registry import known_models
-from adacache.api import disable, enable
+from adacache.api import accelerate, disable, enable
 from adacache.handle import Handle
 from adacache.integrations.pipelines import PipelineHandle
+from adacache.plugins.diffusers import AdaCacheConfig
 from adacache.policies import (
     PAB,
     TGATE,
@@ -43,13 +44,16 @@ from adacache.policies import (
     preset_names,
     timesteps,
 )
+from adacache.runtime.accelerated import Accelerated
 from adacache.runtime.request import Request
 from adacache.trace import Trace
 
 __all__ = [
     "PAB",
     "TGATE",
+    "Accelerated",
     "AdaCache",
+    "AdaCacheConfig",
     "BWCache",
     "DBCache",
     "DPCache",
@@ -77,6 +81,7 @@ __all__ = [
     "TeaCache",
     "TeaCacheChanges",
     "Trace",
+    "accelerate",
     "disable",
     "enable",
     "known_models",

@@ -1,4 +1,4 @@
-"""`enable` and `disable`."""
+"""`enable`, `accelerate` and `disable`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from typing import Any
 
 from torch import nn
 
-from adacache.handle import Handle
+from adacache.adapters.registry import declared_spec
+from adacache.adapters.spec import ModelSpec
+from adacache.handle import Handle, tier_of
 from adacache.integrations.pipelines import ATTRIBUTE as PIPELINE
-from adacache.integrations.pipelines import PipelineHandle, is_pipeline
-from adacache.interpose import STATE, is_interposed
+from adacache.integrations.pipelines import PipelineHandle, is_pipeline, transformers
+from adacache.interpose import STATE, is_interposed, plain_class
 from adacache.policies import Named, Policy
 from adacache.policies.base import wraps_of
+from adacache.runtime.accelerated import Accelerated
 
 ATTRIBUTE = f"{STATE}_handle"
 
@@ -25,6 +28,7 @@ def enable(
     rows_per_video: int | None = None,
     budget: int | None = None,
     speedup: float | None = None,
+    fused: bool | str = True,
 ) -> Any:
     """Enables caching; each generation is then one request.
 
@@ -39,6 +43,10 @@ def enable(
             with guidance in one batch, 1 without; None: 2 if the batch is even.
         budget, speedup: for a file of planned paths, the number of computed steps; or the number of steps
             over it, of which the next smaller budget in the file is taken. Exactly one of them.
+        fused: whether blocks run on the fused ops where a program for their class exists (docs/models.md):
+            True or "exact": bit-identical to the model's own; "close": norms are computed in float32 and
+            rounded once, which is faster; False: blocks are only wrapped. `describe()` of the result says
+            which blocks run so.
 
     Pipelines that share a transformer can be enabled with the same settings.
 
@@ -47,7 +55,8 @@ def enable(
 
     Raises:
         ValueError: no block list is found, an unknown preset, settings that do not fit the model or the
-            schedule, a model that cannot be cached, or caching is enabled already.
+            schedule, a model that cannot be cached, "exact" or "close" for a model without a fused program,
+            or caching is enabled already.
     """
     if not (isinstance(policy, str | Path) or hasattr(policy, "start")):
         raise ValueError(
@@ -70,10 +79,10 @@ def enable(
             )
 
         def enable_part(part: nn.Module) -> Handle:
-            return _enable_model(part, settings, num_steps, rows_per_video, True)
+            return _enable_model(part, settings, num_steps, rows_per_video, True, fused)
 
         return PipelineHandle(model, enable_part, _release)
-    return _enable_model(model, settings, num_steps, rows_per_video, False)
+    return _enable_model(model, settings, num_steps, rows_per_video, False, fused)
 
 
 def _enable_model(
@@ -82,11 +91,12 @@ def _enable_model(
     num_steps: int | None,
     rows_per_video: int | None,
     in_pipeline: bool,
+    fused: bool | str,
 ) -> Handle:
     wrapper, model = _unwrapped(model)
     if isinstance(model, nn.Module) and ATTRIBUTE in model.__dict__:
         shared: Handle = model.__dict__[ATTRIBUTE]
-        if in_pipeline and shared.users and shared.has_settings(policy, num_steps, rows_per_video):
+        if in_pipeline and shared.users and shared.has_settings(policy, num_steps, rows_per_video, fused):
             shared.users += 1
             return shared
         raise ValueError("model: AdaCache is enabled on it already; call adacache.disable(model) first")
@@ -95,7 +105,7 @@ def _enable_model(
             "num_steps: expected the number of denoising steps, got None (a pipeline would state it)"
         )
     _check_parallel(model)
-    handle = Handle(model, policy, num_steps, rows_per_video)
+    handle = Handle(model, policy, num_steps, rows_per_video, fused)
     if handle.grid is not None and not in_pipeline:
         raise ValueError(
             "policy: these are timesteps for a pipeline's scheduler; enable them on the pipeline"
@@ -106,6 +116,43 @@ def _enable_model(
     return handle
 
 
+def accelerate(model: Any, *, fused: bool | str = True) -> Any:
+    """Runs the blocks of a model on the fused ops, without caching. `disable` undoes it.
+
+    Args:
+        model: of a class with a fused program (docs/models.md), or a pipeline that has one or two of them.
+        fused: True, "exact" or "close"; see `enable`, which does the same for the steps that it computes.
+
+    Returns:
+        An `Accelerated` with `describe()`; for a pipeline, one per transformer by its name.
+
+    Raises:
+        ValueError: the model has no fused program, or caching is enabled on it.
+    """
+    if is_pipeline(model):
+        found = transformers(model)
+        for part in found.values():
+            _check_can_accelerate(part, fused)
+        return {name: accelerate(part, fused=fused) for name, part in found.items()}
+    _, model = _unwrapped(model)
+    spec, tier = _check_can_accelerate(model, fused)
+    model.__dict__[ATTRIBUTE] = accelerated = Accelerated(model, spec, tier)
+    return accelerated
+
+
+def _check_can_accelerate(model: Any, fused: bool | str) -> tuple[ModelSpec, str]:
+    """The declaration of a model and the tier that it would run with. Raises ValueError; see `accelerate`."""
+    if isinstance(model, nn.Module) and ATTRIBUTE in model.__dict__:
+        raise ValueError("model: AdaCache is enabled on it already; call adacache.disable(model) first")
+    spec = declared_spec(model)
+    if spec is None or spec.block_program is None:
+        raise ValueError(f"model: {plain_class(model).__name__} has no fused program (docs/models.md)")
+    tier = tier_of(fused, spec)
+    if tier is None:
+        raise ValueError('fused: expected True, "exact" or "close", got False')
+    return spec, tier
+
+
 def _release(handle: Handle) -> None:
     """Disables a transformer that no other enabled pipeline uses."""
     handle.users -= 1
@@ -114,13 +161,21 @@ def _release(handle: Handle) -> None:
 
 
 def disable(model: Any) -> None:
-    """Disables caching: the model is restored, bit for bit. The handle's last trace stays readable.
+    """Disables caching, or undoes `accelerate`: the model is restored, bit for bit. The handle's last trace
+    stays readable.
 
     Raises:
         ValueError: caching is not enabled on the model or pipeline.
     """
     if not isinstance(model, nn.Module) and PIPELINE in getattr(model, "__dict__", {}):
         model.__dict__[PIPELINE].disable()
+        return
+    if is_pipeline(model):
+        parts = [part for part in transformers(model).values() if ATTRIBUTE in part.__dict__]
+        if not parts:
+            raise ValueError("model: AdaCache is not enabled on it")
+        for part in parts:
+            disable(part)
         return
     _, model = _unwrapped(model)
     handle = getattr(model, "__dict__", {}).pop(ATTRIBUTE, None)

@@ -9,13 +9,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any
+from weakref import WeakSet
 
 from adacache.adapters.registry import spec_for
+from adacache.adapters.spec import ModelSpec
 from adacache.checks import whole
+from adacache.fused import TIERS
 from adacache.interpose import plain_class
 from adacache.policies import Named, PlannedTimesteps, Policy
 from adacache.policies.base import wraps_of
 from adacache.runtime.clock import Clock, CountingClock, TimestepClock
+from adacache.runtime.prediction import predicted
 from adacache.runtime.request import Facts, Request
 from adacache.runtime.runner import Runner
 from adacache.trace import Trace
@@ -48,6 +52,7 @@ class Handle:
         policy: Policy | Named,
         num_steps: int | None,
         rows_per_video: int | None,
+        fused: bool | str = True,
     ):
         if rows_per_video is not None:
             whole(1)(rows_per_video, "rows_per_video")
@@ -59,12 +64,14 @@ class Handle:
         self.grid = settings if isinstance(settings, PlannedTimesteps) else None
         _check_class(settings, model)
         spec, self.known = spec_for(model, blocks=self.wraps == "blocks")
-        self._runner = Runner(self, model, spec, self.wraps)
+        self._runner = Runner(self, model, spec, self.wraps, tier_of(fused, spec))
         self.users = 0
+        self._fused = fused
         self._named_policy = policy
         self._warned: set[str] = set()
         self._threads = threading.local()
         self._latest: Request | None = None
+        self._requests: WeakSet[Request] = WeakSet()
         if num_steps is not None:
             self.policy: Policy = self.policy_for(num_steps)
 
@@ -123,14 +130,75 @@ class Handle:
             finally:
                 request.close()
 
+    @property
+    def has_run(self) -> bool:
+        """Whether there is a trace."""
+        return self._latest is not None
+
+    def refresh(self, num_steps: int) -> None:
+        """Forgets the request of calls outside `request()` in this thread, and sets the number of steps of
+        the following ones.
+
+        Raises:
+            ValueError: the policy does not fit the number of steps.
+        """
+        self.policy = self.policy_for(num_steps)
+        self.num_steps = num_steps
+        self.reset()
+
     def reset(self) -> None:
         """Forgets the request of calls outside `request()` in this thread; the next call begins one."""
         clock = getattr(self._threads, "clock", None)
         if clock is not None:
             clock.close()
 
+    def memory(self) -> int:
+        """Bytes that all requests under way keep now."""
+        return sum(request.store.bytes_now for request in list(self._requests))
+
+    def predict_memory(
+        self,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        num_videos: int = 1,
+        branches: int = 1,
+        num_steps: int | None = None,
+    ) -> int:
+        """The most bytes that a generation will keep. Nothing is computed: a copy of the model without values
+        runs a step.
+
+        Args:
+            args, kwargs: of one forward call, with tensors of the shapes and dtypes that it will have, on any
+                device ("meta" needs no memory).
+            num_videos, branches: see `request`.
+            num_steps: of a pipeline; None: those of `enable`.
+
+        Raises:
+            ValueError: the number of steps is unknown.
+            RuntimeError: the model does not run without values.
+        """
+        steps = self.num_steps if num_steps is None else num_steps
+        if steps is None:
+            raise ValueError("num_steps: pass it, because AdaCache was enabled without it")
+        policy: Any = self.policy_for(steps)
+        if wraps_of(policy) == "guided" and not self.users:
+            policy = policy.outside_pipeline()
+        store = predicted(
+            self.model,
+            self._runner.spec,
+            policy,
+            wraps_of(policy),
+            [(args, kwargs or {})] * branches,
+            num_steps=steps,
+            num_videos=num_videos,
+        )
+        return store.bytes
+
     def describe(self) -> dict[str, Any]:
-        """What was matched: the class, whether it is declared, its block lists, and how its blocks run."""
+        """What was matched: the class, whether it is declared, its block lists, and how its blocks run now:
+        "fused blocks" of a tier ("exact": bit-identical to the model's own; "close": norms are rounded
+        once), and the blocks that are not fused by reason; or "wrapped blocks"."""
         spec = self._runner.spec
         return {
             "model": type(self.model).__name__,
@@ -139,11 +207,7 @@ class Handle:
             "blocks": len(self._runner.sites.blocks),
             "streams": list(spec.streams),
             "watched": self._runner.sites.default_part,
-            "runs": "whole model"
-            if self.wraps != "blocks"
-            else "wrapped blocks"
-            if spec.program is None
-            else type(spec.program).__name__,
+            **self._runner.how_blocks_run(),
         }
 
     # For `enable`, pipelines and the runner.
@@ -155,13 +219,16 @@ class Handle:
         self._runner.uninstall()
         self.reset()
 
-    def has_settings(self, policy: Policy | Named, num_steps: int | None, rows_per_video: int | None) -> bool:
+    def has_settings(
+        self,
+        policy: Policy | Named,
+        num_steps: int | None,
+        rows_per_video: int | None,
+        fused: bool | str = True,
+    ) -> bool:
         """Whether `enable` was called with these settings."""
-        return (policy, num_steps, rows_per_video) == (
-            self._named_policy,
-            self.num_steps,
-            self.rows_per_video,
-        )
+        own = (self._named_policy, self.num_steps, self.rows_per_video, self._fused)
+        return own == (policy, num_steps, rows_per_video, fused)
 
     def policy_for(self, num_steps: int) -> Policy:
         """The settings for a number of steps.
@@ -207,6 +274,7 @@ class Handle:
             may_restart=may_restart,
         )
         self._latest = request
+        self._requests.add(request)
         return request
 
     @contextlib.contextmanager
@@ -278,6 +346,23 @@ class Handle:
         if key not in self._warned:
             self._warned.add(key)
             warnings.warn(f"AdaCache: {message}", stacklevel=4)
+
+
+def tier_of(fused: Any, spec: ModelSpec) -> str | None:
+    """The tier of block programs that `fused` of `enable` means; None: blocks run their own forward.
+
+    Raises:
+        ValueError: it is another value, or the model cannot run so.
+    """
+    if not isinstance(fused, bool) and fused not in TIERS:
+        raise ValueError(f"fused: expected True, False or one of {list(TIERS)}, got {fused!r}")
+    if spec.program is not None and fused in (False, "close"):
+        raise ValueError(f'fused: {spec.model_class} of this project runs on fused ops, as "exact" alone')
+    if isinstance(fused, str) and spec.program is None and spec.block_program is None:
+        raise ValueError(f"fused: {spec.model_class} has no fused program; expected True or False")
+    if isinstance(fused, str):
+        return fused
+    return TIERS[0] if fused else None
 
 
 def _check_class(policy: Any, model: Any) -> None:

@@ -43,6 +43,13 @@ class Split:
             self._index = to_device(torch.tensor(self.computing, dtype=torch.int32), self._device)
         return self._index
 
+    def part_index(self, parts: int) -> Tensor:
+        """int32 [rows that compute * parts]: `index` for tensors in which each row has several parts."""
+        if parts == 1:
+            return self.index
+        within = torch.arange(parts, dtype=torch.int32, device=self._device)
+        return (self.index[:, None] * parts + within).flatten()
+
     @property
     def reuse(self) -> Tensor:
         """bool [B], True for the rows that reuse, on the device."""

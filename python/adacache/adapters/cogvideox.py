@@ -7,7 +7,16 @@ from typing import Any
 
 from torch import Tensor
 
-from adacache.adapters.spec import Arguments, BlockList, GatedResidual, ModelSpec, Outputs
+from adacache.adapters.spec import (
+    Arguments,
+    BlockList,
+    GatedResidual,
+    ModelSpec,
+    Outputs,
+    Spared,
+    zero_tokens,
+)
+from adacache.fused.cogvideox import CogVideoXBlock
 
 
 def gated_attention(block: Any, outputs: Outputs, given: Arguments) -> Tensor:
@@ -23,10 +32,14 @@ COGVIDEOX = ModelSpec(
     shared=("image_rotary_emb",),
     frame_axis=1,
     residuals=(GatedResidual("attention", "transformer_blocks", ("norm1", "attn1"), gated_attention),),
+    spared=(Spared("patch_embed.text_proj", zero_tokens, stream=1),),
+    block_program=CogVideoXBlock(),
 )
 EASYANIMATE = replace(
     COGVIDEOX,
     classes=("EasyAnimateTransformer3DModel",),
     lists=(BlockList("transformer_blocks", outputs={"attention": "attn1"}),),
     frame_axis=2,
+    spared=(),
+    block_program=None,
 )

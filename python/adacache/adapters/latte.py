@@ -7,7 +7,16 @@ from typing import Any
 
 from torch import Tensor
 
-from adacache.adapters.spec import Arguments, BlockList, GatedResidual, ModelSpec, Outputs
+from adacache.adapters.spec import (
+    Arguments,
+    BlockList,
+    GatedResidual,
+    ModelSpec,
+    Outputs,
+    Spared,
+    one_token,
+)
+from adacache.fused.latte import LatteBlock
 
 
 def gated_attention(block: Any, outputs: Outputs, given: Arguments) -> Tensor:
@@ -44,6 +53,8 @@ LATTE = ModelSpec(
     # Otherwise tokens are rearranged from frames to places and back between blocks that do nothing.
     reuse_arguments={"enable_temporal_attentions": False},
     applies="spatial",
+    spared=(Spared("caption_projection", one_token),),
+    block_program=LatteBlock(),
 )
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from adacache.adapters.spec import Arguments, BlockList, GatedResidual, ModelSpec, Outputs
+from adacache.fused.open_sora import OpenSoraBlock
 from adacache.rows import Split
 
 
@@ -60,4 +61,5 @@ OPEN_SORA = ModelSpec(
     ),
     default_part="temporal_attention",
     select=select,
+    block_program=OpenSoraBlock(),
 )

@@ -29,6 +29,17 @@ def known_models() -> list[str]:
     return [spec.model_class for spec in declared()]
 
 
+def declared_spec(model: object) -> ModelSpec | None:
+    """The declaration of a model, if its class is declared."""
+    # A fused program first: classes of other repositories may have the same name.
+    specs = sorted(declared(), key=lambda one: one.program is None)
+    for kind in plain_class(model).__mro__:
+        for spec in specs:
+            if spec.matches(kind.__name__, model):
+                return spec
+    return None
+
+
 def spec_for(model: object, blocks: bool = True) -> tuple[ModelSpec, bool]:
     """The declaration of a model, and whether it is declared; if not, one is made from its block lists (with
     a warning).
@@ -39,12 +50,9 @@ def spec_for(model: object, blocks: bool = True) -> tuple[ModelSpec, bool]:
     Raises:
         ValueError: it has none.
     """
-    # A fused program first: classes of other repositories may have the same name.
-    specs = sorted(declared(), key=lambda one: one.program is None)
-    for kind in plain_class(model).__mro__:
-        for spec in specs:
-            if spec.matches(kind.__name__, model):
-                return spec, True
+    found = declared_spec(model)
+    if found is not None:
+        return found, True
     if not isinstance(model, nn.Module):
         raise ValueError(f"model: expected a torch.nn.Module or a pipeline, got {type(model).__qualname__}")
     if not blocks:

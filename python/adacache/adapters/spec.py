@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from adacache.fused import Program
+from adacache.fused import BlockProgram, Program
 from adacache.rows import Split
 from adacache.sites import BlockSites, ModelSites
 
@@ -68,6 +68,35 @@ class GatedResidual:
 
 
 @dataclass(frozen=True)
+class Spared:
+    """A child of the model that only feeds its blocks, so that it does not run where all of them are skipped.
+
+    Attributes:
+        child: its name.
+        output: (child, arguments of its call) -> what the model gets instead.
+        stream: the stream of the blocks that it makes from its first argument, token by token; None: none.
+    """
+
+    child: str
+    output: Callable[..., Any]
+    stream: int | None = None
+
+
+def one_token(child: Any, x: Tensor, *args: Any) -> Tensor:
+    """In place of embedded tokens [B, L, C] that are an argument of the blocks."""
+    return x[:, :1, :1]
+
+
+def nothing(child: Any, *args: Any) -> None:
+    """In place of rotary tables."""
+
+
+def zero_tokens(child: Any, x: Tensor) -> Tensor:
+    """In place of embedded tokens [B, L, C] that are a stream; `child` is a linear layer."""
+    return x.new_zeros(*x.shape[:-1], child.out_features)
+
+
+@dataclass(frozen=True)
 class BlockPlace:
     """One block of a model: its position in the order of execution, its number, its list and its module."""
 
@@ -106,11 +135,13 @@ class ModelSpec:
         frames: (model, arguments) -> latent frames; None: from the latents and the patch size.
         reuse_arguments: arguments of the model to set on a step that reuses the whole stack, to spare work
             between the blocks.
+        spared: children of the model that do not run on such a step.
         applies: on such a step, kind of the blocks that still run; None: all.
         select: (name, value, split, arguments) -> the rows of a block argument that compute, or None to use
             the default: by the first dimension.
         requires: (model) -> whether the spec fits an instance of such a class.
-        program: the fused program of the class; None: its blocks are wrapped.
+        program: runs all blocks on the fused ops, in place of a method of the model.
+        block_program: runs wrapped blocks on the fused ops, in place of their forward.
         streams_by_shape: streams are unknown: recognize them by what the blocks return.
     """
 
@@ -128,10 +159,12 @@ class ModelSpec:
     default_part: str = "attention"
     frames: Callable[[Any, Arguments], int] | None = None
     reuse_arguments: Mapping[str, Any] = field(default_factory=dict)
+    spared: tuple[Spared, ...] = ()
     applies: str | None = None
     select: Callable[[str, Any, Split, Arguments], Any] | None = None
     requires: Callable[[Any], bool] = lambda model: True
     program: Program | None = None
+    block_program: BlockProgram | None = None
     streams_by_shape: bool = False
 
     @property
@@ -204,5 +237,15 @@ class ModelSpec:
 
 
 def argument_names(module: Any) -> list[str]:
-    """Names of the arguments of a module's forward, also of a compiled one."""
-    return list(inspect.signature(getattr(module, "_orig_mod", module).forward).parameters)
+    """Names of the arguments of a module's forward, also of a compiled one; if it was replaced by one that
+    takes any, those of its class."""
+    module = getattr(module, "_orig_mod", module)
+    of_class = [vars(kind)["forward"] for kind in type(module).__mro__ if "forward" in vars(kind)]
+    own = inspect.signature(module.forward).parameters
+    for parameters in (own, *(inspect.signature(forward).parameters for forward in of_class)):
+        variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        names = [name for name, one in parameters.items() if one.kind not in variadic]
+        names = names if parameters is own else names[1:]
+        if names:
+            return names
+    return list(own)

@@ -7,7 +7,16 @@ from typing import Any
 
 from torch import Tensor
 
-from adacache.adapters.spec import Arguments, BlockList, GatedResidual, ModelSpec, Outputs
+from adacache.adapters.spec import (
+    Arguments,
+    BlockList,
+    GatedResidual,
+    ModelSpec,
+    Outputs,
+    Spared,
+    nothing,
+    one_token,
+)
 
 
 def gated_attention(block: Any, outputs: Outputs, given: Arguments) -> Tensor:
@@ -31,10 +40,15 @@ WAN = ModelSpec(
     lists=_BLOCKS,
     shared=("rotary_emb", "attention_mask"),
     residuals=(GatedResidual("attention", "blocks", ("attn1",), gated_attention),),
+    spared=(
+        Spared("condition_embedder.text_embedder", one_token),
+        Spared("condition_embedder.image_embedder", one_token),
+        Spared("rope", nothing),
+    ),
 )
 # What controls the video is added between the blocks, at reused steps too.
 CONTROLLED_WAN = replace(
-    WAN, classes=("WanVACETransformer3DModel", "WanAnimateTransformer3DModel"), between=True
+    WAN, classes=("WanVACETransformer3DModel", "WanAnimateTransformer3DModel"), between=True, spared=()
 )
 # Wan's blocks over the tokens of earlier frames and of generated ones.
 HELIOS = ModelSpec(

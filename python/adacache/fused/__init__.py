@@ -1,5 +1,6 @@
 """Blocks written on the fused ops, one file per model family."""
 
-from adacache.fused.program import Emit, Norm, Program
+from adacache.fused.norms import ModelNorm, Norm
+from adacache.fused.program import TIERS, Add, BlockProgram, Emit, Program
 
-__all__ = ["Emit", "Norm", "Program"]
+__all__ = ["TIERS", "Add", "BlockProgram", "Emit", "ModelNorm", "Norm", "Program"]

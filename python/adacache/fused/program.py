@@ -7,10 +7,55 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from adacache.fused.norms import ModelNorm, Norm
 from adacache.sites import BlockSites
 
-Norm = tuple[Tensor, Tensor]
-"""shift and scale of a modulated layer norm."""
+TIERS = ("exact", "close")
+"""How a block program computes norms: as the model does, bit-identical; or in float32, rounded once."""
+
+
+class Add(Protocol):
+    """Adds the residuals of one block. The only contact of a block program with caching."""
+
+    def __call__(
+        self,
+        part: str,
+        x: Tensor,
+        y: Tensor,
+        gate: Tensor | None,
+        norm: ModelNorm | None = None,
+        norm_out: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """x + gate * y and its norm, which the next sub-layer takes.
+
+        Args:
+            part: "attention", "cross_attention" or "mlp"; streams that are not watched have other names.
+            x, y: the stream and the output of the sub-layer, in the layout of the block's tokens.
+            gate: of the shapes of `adacache_kernels.gated_residual`; None for 1.
+            norm: of the next sub-layer; None: it needs none.
+            norm_out: of x's shape, for the norm.
+        """
+
+    def norm(self, x: Tensor, norm: ModelNorm) -> Tensor:
+        """The norm before the first sub-layer."""
+
+
+class BlockProgram(Protocol):
+    """The forward of a block class on fused ops. Stateless; the model's own forward calls the blocks."""
+
+    parts: tuple[str, ...]
+    """The sub-layers whose residuals it adds."""
+    forwards: frozenset[str]
+    """`fingerprint`s of the forwards that the program computes."""
+
+    def refuses(self, block: Any) -> str | None:
+        """Why a block with such a forward cannot run, as its settings are now; None: it can."""
+
+    def takes(self, block: Any, given: Mapping[str, Any]) -> bool:
+        """Whether a call with these arguments can run."""
+
+    def run(self, block: Any, given: Mapping[str, Any], add: Add) -> Any:
+        """What the block's forward returns."""
 
 
 class Emit(Protocol):
@@ -38,7 +83,7 @@ class Emit(Protocol):
 
 
 class Program(Protocol):
-    """The blocks of a model class on fused ops. Stateless."""
+    """The blocks of a model class on fused ops, run by a method of the model. Stateless."""
 
     method: str
     """The model's method that runs all blocks, whose calls the runtime replaces."""
@@ -46,8 +91,6 @@ class Program(Protocol):
     """Ways to store residuals, see `ModelSites`."""
     composites: Mapping[str, tuple[str, ...]]
     """Sub-layers that can be watched as one, see `ModelSites`."""
-    eps: float
-    """Of the layer norms that `Emit` takes."""
 
     def block_sites(self, number: int, kind: str) -> BlockSites:
         """The sites of one block."""

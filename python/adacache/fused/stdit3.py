@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor
 
+from adacache.fused.norms import Norm
 from adacache.fused.program import Emit
-from adacache.models.stdit3 import NORM_EPS, AddResidual, Conditioning, STDiT3, norm_modulate
+from adacache.models.stdit3 import (
+    NORM_EPS,
+    AddResidual,
+    Conditioning,
+    Modulation,
+    STDiT3,
+    norm_modulate,
+)
 from adacache.sites import BlockSites
 
 
@@ -35,7 +42,6 @@ class STDiT3Program:
     method = "run_stack"
     storage: tuple[str, ...] = ("stack", "block", "sublayer")
     composites: Mapping[str, tuple[str, ...]] = {"cross_attention_mlp": ("cross_attention", "mlp")}
-    eps = NORM_EPS
 
     def block_sites(self, number: int, kind: str) -> BlockSites:
         parts = (f"{kind}_attention", "cross_attention", "mlp")
@@ -73,8 +79,15 @@ class STDiT3Program:
         last: int,
     ) -> Tensor:
         def add_at(position: int) -> AddResidual:
-            def add(part: str, *given: Any) -> tuple[Tensor, Tensor | None]:
-                return emit(position, part, *given)
+            def add(
+                part: str,
+                x: Tensor,
+                y: Callable[[], Tensor],
+                gate: Tensor | None,
+                norm: Modulation | None,
+            ) -> tuple[Tensor, Tensor | None]:
+                given = None if norm is None else Norm(*norm, eps=NORM_EPS)
+                return emit(position, part, x, y, gate, given)
 
             return add
 

@@ -125,6 +125,10 @@ class PipelineHandle:
             return next(iter(traces.values()))  # all transformers share one request
         return functools.reduce(Trace.followed_by, traces.values())
 
+    def memory(self) -> int:
+        """Bytes that all calls under way keep now. Before a call: `handles[name].predict_memory`."""
+        return sum(handle.memory() for handle in self.handles.values())
+
     def describe(self) -> dict[str, Any]:
         """What was matched, per transformer; see `Handle.describe`."""
         return {name: handle.describe() for name, handle in self.handles.items()}

@@ -242,6 +242,17 @@ class AdaCacheDecider(Decider):
         self._host = HostCopy(self._state)
         self._copies: list[tuple[Site, int, HostCopy]] = []
 
+    def known(self, number: int) -> list[bool | None]:
+        if self._unmeasured:
+            return []
+        next_steps = self._next_steps()
+        if forced(number, int(self._rule["num_steps"])):
+            return [True] * len(next_steps)
+        return [None if number > due else number == due for due in next_steps]
+
+    def _next_steps(self) -> list[int]:
+        return [int(due) for due in self._host.read()[:, self._columns.index("next_step")].tolist()]
+
     def plan(self, step: Step) -> Plan:
         if self._unmeasured and not self._warned:
             self._warned = True
@@ -250,10 +261,9 @@ class AdaCacheDecider(Decider):
                 "nothing was measured; until it does, every step is computed",
                 stacklevel=2,
             )
-        next_step = self._host.read()[:, self._columns.index("next_step")].tolist()
         everything = self._unmeasured or forced(step.number, step.num_steps)
         actions = [
-            Action.COMPUTE if everything or int(due) == step.number else Action.REUSE for due in next_step
+            Action.COMPUTE if everything or due == step.number else Action.REUSE for due in self._next_steps()
         ]
         self._unmeasured = Action.COMPUTE in actions
         return Plan({self._stack: actions})

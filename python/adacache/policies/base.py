@@ -186,6 +186,11 @@ class Decider:
     def finished(self, step: Step, kept: Kept) -> None:
         """Called after a forward call of the measured branch."""
 
+    def known(self, number: int) -> Sequence[bool | None]:
+        """Per video, whether a later step is computed, as far as this is known now; None, or no entry: it is
+        not. Must not wait for the device."""
+        return ()
+
     def records(self) -> list[dict[str, Any]]:
         """Measurements so far, as records of the trace (waits for the device)."""
         return []

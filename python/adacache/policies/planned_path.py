@@ -179,6 +179,9 @@ class PlannedPathDecider(Decider):
                 GUIDED: Keep(What.OUTPUT, factors=2, dtype=dtype or torch.float32),
             }
 
+    def known(self, number: int) -> list[bool | None]:
+        return [number in self._policy.computed] * self._videos
+
     def plan(self, step: Step) -> Plan:
         policy = self._policy
         window = sum(computed <= step.number for computed in policy.computed) - 1
@@ -258,6 +261,9 @@ class PlannedTimesteps:
 
 
 class _ComputeAlways(Decider):
+    def known(self, number: int) -> list[bool | None]:
+        return [True]
+
     def plan(self, step: Step) -> Plan:
         return Plan()
 

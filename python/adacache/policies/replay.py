@@ -84,6 +84,9 @@ class ReplayDecider(Decider):
         self._stack = sites.stack
         self._computed = [set(steps) for steps in computed]
 
+    def known(self, number: int) -> list[bool | None]:
+        return [number in steps for steps in self._computed]
+
     def plan(self, step: Step) -> Plan:
         return Plan(
             {

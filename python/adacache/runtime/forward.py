@@ -97,6 +97,7 @@ class Forward:
         before: the streams [B, N, C] before the segment.
         due: whether kept residuals have still to be added to the streams.
         works_between: whether the model turned out to modify tokens between its blocks.
+        must_reuse: the inputs of the blocks were not computed, because all blocks are skipped.
     """
 
     def __init__(self, call: Call):
@@ -107,6 +108,7 @@ class Forward:
         self.meter = Meter(self.request, self.branch, call.frames, call.reduce)
         self.order: list[int] = []
         self.works_between = False
+        self.must_reuse = False
         self.skipped = False
         self.segment = Segment(Site(0, 0))
         self.split = Split([], call.device)
@@ -141,6 +143,8 @@ class Forward:
             mixed = 0 < planned.count(Action.COMPUTE) < len(planned)
             if self._fits(segment, streams) and (apart or not mixed):
                 actions = planned
+        if self.must_reuse and Action.COMPUTE in actions:
+            raise RuntimeError("model: the shape of its tokens changed between two steps of one request")
         key = tuple(actions)
         if key not in self._splits:
             self._splits[key] = self.request.split(self.branch, actions, self.call.device)
@@ -150,6 +154,11 @@ class Forward:
         self.skipped = self.skipped or self.due
         if segment.planned is not None:
             self.request.note_computed([action is Action.COMPUTE for action in actions])
+
+    def fits_stream(self, stream: int, tokens: Tensor) -> bool:
+        """Whether the kept residual of the stack's stream has as many rows and tokens."""
+        kept = self.store.get((self.branch.index, self.call.segments[0].site, stream, ""))
+        return kept is not None and kept.fits_tokens(tokens)
 
     def _fits(self, segment: Segment, streams: Sequence[Tensor]) -> bool:
         """Whether what is kept has the shape of the streams: a prompt may have another length."""

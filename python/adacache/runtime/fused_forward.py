@@ -71,7 +71,6 @@ class _Emit:
 
     def __init__(self, forward: Forward, program: Program, rows: Tensor | None):
         self._forward = forward
-        self._eps = program.eps
         self._rows = rows
         self._composites = {
             part: (name, parts) for name, parts in program.composites.items() for part in parts
@@ -94,12 +93,12 @@ class _Emit:
         own, whole = Site(position, position + 1, part), Site(position, position + 1, composite)
         watches, stores = forward.meter.watches, forward.segment.by_sublayer
         if own in watches and not stores:
-            return forward.meter.adding(own, x, value, gate, norm, self._eps, forward.rows, rows)
+            return forward.meter.adding(own, x, value, gate, norm, forward.rows, rows)
         if not stores and whole not in watches:
             if norm is None or rows is not None:
                 x = adacache_kernels.gated_residual(x, value, gate, x_rows=rows)
-                return x, None if norm is None else self._norm(x, norm)
-            return adacache_kernels.gated_residual_norm(x, value, gate, *norm, eps=self._eps)
+                return x, None if norm is None else norm(x)
+            return norm.after(x, value, gate)
         residual = value if gate is None else gated(value, gate)
         if own in watches:
             forward.meter.residual(own, residual, forward.rows)
@@ -111,7 +110,4 @@ class _Emit:
             if stores:
                 forward.keep_part(position, composite, summed)
         x = (x if rows is None else x.index_select(0, rows)) + residual
-        return x, None if norm is None else self._norm(x, norm)
-
-    def _norm(self, x: Tensor, norm: Norm) -> Tensor:
-        return adacache_kernels.layer_norm_modulate(x, *norm, eps=self._eps)
+        return x, None if norm is None else norm(x)

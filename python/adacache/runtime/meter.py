@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 
 import adacache_kernels
+from adacache.fused import Norm
 from adacache.policies.base import Sums
 from adacache.rows import Split
 from adacache.runtime.request import Branch, Request
 from adacache.runtime.store import as_tokens
 from adacache.sites import Site
 
-Norm = tuple[Tensor, Tensor]
-"""shift and scale of the modulated layer norm of the next sub-layer."""
 Reduce = Callable[[Tensor], Tensor]
 """Sums of all ranks from those of one, where tokens are split over processes."""
 
@@ -83,17 +82,13 @@ class Meter:
         watch, rows = self.watches[site], len(self.branch.videos)
         computing = rows if split is None else len(split.computing)
         whole = (residual.shape[0] * rows // computing, *residual.shape[1:])
-        kept = self.request.store.old_watched(site, residual, whole, watch.age)
-        old = kept if split is None else split.rows_of(kept)
+        store = self.request.store
+        old = store.watched_of(store.old_watched(site, residual, whole, watch.age), split, residual)
         self._observe(site, self.sums(site, residual, old, split))
         if watch.until is not None:
             self._refresh(watch.until, site, residual)
-        elif split is None and not residual.is_inference():
-            self.request.store.swap_watched(site, residual)
-        elif split is None:
-            kept.copy_(residual)
         else:
-            split.put(kept, residual)
+            store.write_watched(site, residual, split)
 
     def sums(self, site: Site, residual: Tensor, old: Tensor, split: Split | None = None) -> Sums:
         """The sums of a residual against an old one of the same shape."""
@@ -113,6 +108,18 @@ class Meter:
         if split.computing:
             self.request.store.copy_watched(site, residual, split if split.mixed else None)
 
+    def adds(self, site: Site, y: Tensor, gate: Tensor | None, split: Split | None) -> bool:
+        """Whether `adding` can measure a site: its residual [b * n, N, C] is compared with the one measured
+        before, and frames are whole."""
+        computing = len(self.branch.videos) if split is None else len(split.computing)
+        if y.shape[0] > computing and not self.request.store.has_part_rows:
+            return False
+        watch = self.watches.get(site)
+        if watch is not None and (watch.until is not None or watch.age > 1):
+            return False
+        groups = (1, self.frames, y.shape[1])
+        return not y.shape[1] % self.frames and (gate is None or gate.shape[1] in groups)
+
     def adding(
         self,
         site: Site,
@@ -120,32 +127,35 @@ class Meter:
         y: Tensor,
         gate: Tensor | None,
         norm: Norm | None,
-        eps: float,
         split: Split | None,
         x_rows: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
         """x + gate * y and its modulated norm, with the residual measured and kept in the same pass.
 
         Args:
-            x: [b, N, C], or the whole batch with x_rows.
+            x: [b, N, C], or the whole batch with x_rows; or [b * n, N, C] with each row's parts together.
             y, gate, norm: of the rows that compute; see `adacache_kernels.gated_residual_norm_meter`.
         """
-        store = self.request.store
-        whole = (len(self.branch.videos), *y.shape[1:])
+        store, batch = self.request.store, len(self.branch.videos)
+        computing = batch if split is None else len(split.computing)
+        per_row = y.shape[0] // computing
+        whole = (batch * per_row, *y.shape[1:])
         old = torch.zeros_like(y) if self._first_only else store.old_watched(site, y, whole)
-        arguments = self._arguments(site, split, self.frames, 1)
-        rows: dict[str, Any] = {"x_rows": x_rows, "residual_rows": None if split is None else split.index}
+        arguments = self._arguments(site, split, self.frames, per_row)
+        kept_rows = None if self._first_only else store.watched_rows(split, per_row)
+        rows: dict[str, Any] = {"x_rows": x_rows, "residual_rows": kept_rows}
         normed: Tensor | None = None
         if norm is None:
             x, sums = adacache_kernels.gated_residual_meter(x, y, gate, old, **rows, **arguments)
         else:
+            of_norm: dict[str, Any] = {"weight": norm.weight, "bias": norm.bias, "eps": norm.eps}
             x, normed, sums = adacache_kernels.gated_residual_norm_meter(
-                x, y, gate, old, norm[0], norm[1], eps=eps, **rows, **arguments
+                x, y, gate, old, norm.shift, norm.scale, **of_norm, **rows, **arguments
             )
         if self._first_only:
             store.note_first(self.branch.index, site, old)
         else:
-            self._observe(site, self._sums(sums, arguments, y[0].numel()))
+            self._observe(site, self._sums(sums, arguments, y.numel() // computing))
         return x, normed
 
     def _arguments(self, site: Site, split: Split | None, frames: int, per_row: int | None) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol
@@ -13,9 +13,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from adacache.adapters.spec import Arguments, ModelSpec
+from adacache.adapters.spec import Arguments, ModelSpec, Spared
 from adacache.interpose import interpose, plain_class, restore
 from adacache.policies.base import What
+from adacache.runtime.accelerated import how_blocks_run
 from adacache.runtime.clock import Clock
 from adacache.runtime.forward import Call, Forward, segments
 from adacache.runtime.fused_forward import run_program
@@ -58,6 +59,7 @@ class Runner:
 
     Args:
         wraps: see `policies.base.wraps_of`.
+        tier: of block programs, see `fused.TIERS`; None: blocks run their own forward.
 
     Attributes:
         model, spec, sites: what is run.
@@ -65,8 +67,11 @@ class Runner:
         reduce: see `runtime.meter.Reduce`.
     """
 
-    def __init__(self, host: Host, model: Any, spec: ModelSpec, wraps: str = "blocks"):
+    def __init__(
+        self, host: Host, model: Any, spec: ModelSpec, wraps: str = "blocks", tier: str | None = "exact"
+    ):
         self.host = host
+        self.tier = tier
         self.wraps_blocks = wraps == "blocks"
         self.model = model
         self.spec = spec
@@ -104,10 +109,16 @@ class Runner:
         if self.spec.program is None and self.wraps_blocks:
             run_block = _uncompiled(self._run_block)
             for place in self.spec.places(self.model):
-                block = WrappedBlock(self.spec, place)
+                program = None if self.tier is None else self.spec.block_program
+                block = WrappedBlock(self.spec, place, program)
                 self.blocks.append(block)
                 place.module.__dict__[OWNER] = block
                 self._interpose(place.module, {"__call__": run_block})
+            for spared in self.spec.spared:
+                child = _child(self.model, spared.child)
+                if child is not None:
+                    run = _uncompiled(functools.partial(self._run_spared, spared))
+                    self._interpose(child, {"__call__": run})
         self.on = True
 
     def _interpose(self, thing: Any, methods: Mapping[str, Callable[..., Any]]) -> None:
@@ -132,6 +143,14 @@ class Runner:
                 "is disabled there, but the class stays",
                 stacklevel=4,
             )
+
+    def how_blocks_run(self) -> dict[str, Any]:
+        """See `Handle.describe`."""
+        if not self.wraps_blocks:
+            return {"runs": "whole model", "tier": None}
+        if self.spec.program is not None:
+            return {"runs": type(self.spec.program).__name__, "tier": "exact"}
+        return how_blocks_run(self.blocks, self.tier)
 
     # What the wrapped methods do.
 
@@ -199,9 +218,21 @@ class Runner:
         running, block = _UNDER_WAY.get(), module.__dict__.get(OWNER)
         if block is None or running is None or running.runner is not self:
             return plain(module, *args, **kwargs)
-        forward = running.forward()
-        assert isinstance(forward, WrappedForward)
+        forward = running.wrapped
+        if forward is None:
+            running.forward()
+            forward = running.wrapped
+            assert forward is not None
         return forward.run_block(block, plain, args, kwargs)
+
+    def _run_spared(
+        self, spared: Spared, plain: Callable[..., Any], child: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """The `__call__` of a child that only feeds the blocks."""
+        running = _UNDER_WAY.get()
+        if running is None or running.runner is not self or kwargs or not running.skips(spared, args):
+            return plain(child, *args, **kwargs)
+        return spared.output(child, *args)
 
     def run_child(self, plain: Callable[..., Any], module: Any, *args: Any, **kwargs: Any) -> Any:
         """A wrapped child's `__call__`."""
@@ -222,6 +253,11 @@ class Runner:
         self, plain: Callable[..., Any], model: Any, *, num_steps: int, num_videos: int
     ) -> AbstractContextManager[Any]:
         return self.host.generation(num_steps, num_videos)
+
+    @property
+    def works_between(self) -> bool:
+        """Whether the model is known to modify tokens between its blocks."""
+        return self._between
 
     def found_between(self) -> None:
         """The model modifies tokens between its blocks: residuals are stored by block from now on."""
@@ -257,6 +293,8 @@ class _Running:
         self._facts = facts
         self._given = given
         self._forward: Forward | None = None
+        self.wrapped: WrappedForward | None = None
+        """The same, of a model whose blocks are wrapped; None before it has begun."""
 
     def forward(self) -> Forward:
         if self._forward is None:
@@ -275,7 +313,9 @@ class _Running:
                 runner.reduce,
             )
             if runner.spec.program is None and runner.wraps_blocks:
-                self._forward = WrappedForward(runner, runner.spec, call)
+                self._forward = self.wrapped = WrappedForward(
+                    runner, runner.spec, call, runner.tier or "exact"
+                )
             else:
                 self._forward = Forward(call)
             self._tick = tick
@@ -292,6 +332,18 @@ class _Running:
         assert isinstance(forward, WrappedForward)
         forward.spared = forward.reuses_all()
         return forward.spared
+
+    def skips(self, spared: Spared, args: Sequence[Any]) -> bool:
+        """Whether this call skips all blocks, so that a child which only feeds them need not run."""
+        forward = self.forward()
+        if any(signal.part != LATENTS.part for signal in forward.meter.signals):
+            return False  # they are measured at the first block, and may revise the plan
+        if spared.stream is not None and not forward.fits_stream(spared.stream, args[0]):
+            return False
+        if not forward.reuses_all():
+            return False
+        forward.must_reuse = True
+        return True
 
     def whole(self, compute: Callable[[], Any], inputs: list[Any]) -> Any:
         """The output of the model, where its own call is the only thing that is wrapped."""
@@ -327,6 +379,13 @@ class _Running:
     def fail(self, error: BaseException) -> None:
         if self._forward is not None:
             self._tick.request.end(f"{type(error).__name__}: {error}")
+
+
+def _child(model: Any, name: str) -> Any:
+    """A child of a model by its path; None: it has none."""
+    for part in name.split("."):
+        model = getattr(model, part, None)
+    return model
 
 
 def _with_arguments(

@@ -48,6 +48,10 @@ class Kept:
         kept = self.shape
         return kept == x.shape if self.copies == 1 else kept == repeated(x, self.copies).shape
 
+    def fits_tokens(self, x: Tensor) -> bool:
+        """Whether x has as many rows and tokens as the feature."""
+        return self.shape[:2] == x.shape[:2]
+
     def tensors(self) -> list[Tensor]:
         return self.factors if self.scale is None else [*self.factors, self.scale]
 
@@ -322,6 +326,27 @@ class Store:
             else:
                 split.put(into, split.rows_of(new))
 
+    has_part_rows = True
+    """Whether `watched_rows` can be of several parts per row."""
+
+    def watched_rows(self, split: Split | None, parts: int) -> Tensor | None:
+        """int32 [b * parts], the rows of a watched tensor that belong to the rows that compute; None: all, in
+        order."""
+        return None if split is None else split.part_index(parts)
+
+    def watched_of(self, watched: Tensor, split: Split | None, like: Tensor) -> Tensor:
+        """The rows that compute of what `old_watched` returned, in like's shape."""
+        return watched if split is None else split.rows_of(watched)
+
+    def write_watched(self, site: Site, value: Tensor, split: Split | None) -> None:
+        """Replaces what was last measured at a site, in the rows that compute."""
+        if split is not None:
+            split.put(self._watched[site], value)
+        elif value.is_inference():
+            self._watched[site].copy_(value)
+        else:
+            self._watched[site] = value
+
     def forget_watched(self, site: Site) -> None:
         self._watched.pop(site, None)
 
@@ -335,10 +360,6 @@ class Store:
 
     def forget_first(self) -> None:
         self._first.clear()
-
-    def swap_watched(self, site: Site, value: Tensor) -> None:
-        """Replaces the residual last measured at a site."""
-        self._watched[site] = value
 
     def residual(self, site: Site) -> Tensor | None:
         """See `policies.base.Kept`."""
@@ -359,10 +380,27 @@ class Store:
         self._newer.clear()
         self._first.clear()
 
+    def named_tensors(self) -> list[tuple[Any, Tensor]]:
+        """All that is kept now; each tensor with a key of its own."""
+        watched: list[tuple[Any, Tensor]] = [(("watched", site), one) for site, one in self._watched.items()]
+        watched += [
+            (("newer", site, i), t) for site, newer in self._newer.items() for i, t in enumerate(newer)
+        ]
+        kept: list[tuple[Any, Tensor]] = []
+        for key, one in self._kept.items():
+            parts: list[tuple[int | str, Tensor]] = [*enumerate(one.factors)]
+            parts += [] if one.scale is None else [("scale", one.scale)]
+            kept += [((key, part, one.factors[0].dtype), tensor) for part, tensor in parts]
+        return [*watched, *kept]
+
+    @property
+    def bytes_now(self) -> int:
+        """Bytes kept now."""
+        tensors = [tensor for _, tensor in self.named_tensors()] + list(self._first.values())
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
     def _count(self) -> None:
-        tensors = [*self._watched.values(), *(t for newer in self._newer.values() for t in newer)]
-        tensors += [t for kept in self._kept.values() for t in kept.tensors()]
-        self.bytes = max(self.bytes, sum(t.numel() * t.element_size() for t in tensors))
+        self.bytes = max(self.bytes, self.bytes_now)
 
 
 def _extrapolated(

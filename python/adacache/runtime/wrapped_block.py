@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from adacache.adapters.spec import Arguments, BlockPlace, ModelSpec, argument_names
+from adacache.fused import BlockProgram
+from adacache.fused.forwards import refusal
 from adacache.interpose import STATE, interpose, restore
 
 OWNER = f"{STATE}_owner"
@@ -17,7 +19,10 @@ OWNER = f"{STATE}_owner"
 
 
 class WrappedBlock:
-    """One block of a model without a fused program.
+    """One block of a model whose blocks are wrapped.
+
+    Args:
+        program: runs the block; None: its own forward does.
 
     Attributes:
         module: the block, as it is in its list.
@@ -26,8 +31,10 @@ class WrappedBlock:
         streams: names of the arguments that it also returns, the video's tokens first.
     """
 
-    def __init__(self, spec: ModelSpec, place: BlockPlace):
+    def __init__(self, spec: ModelSpec, place: BlockPlace, program: BlockProgram | None = None):
+        self.program = program
         self.position = place.position
+        self.number = place.number
         self.list = place.list
         self.module: Any = place.module
         self.core: Any = getattr(place.module, "_orig_mod", place.module)
@@ -35,17 +42,34 @@ class WrappedBlock:
         self.streams = (self.names[0],) if spec.streams_by_shape else spec.streams
         self._places = {name: place for place, name in enumerate(self.names)}
         self._by_shape = spec.streams_by_shape
+        single = len(self.streams) == 1 and not self._by_shape
+        self._place = self._places.get(self.streams[0], len(self.names)) if single else -1
+        """Of the only stream among the arguments; -1: there are several."""
         self._backwards = spec.reversed_streams
         self._slots: list[str | None] = []
         """Per returned value, the stream that it is, if any."""
         self._returns_tuple = False
         self._children: dict[str, Any] = {}
 
+    def refusal(self) -> str | None:
+        """Why the block's program does not run it, as it is now; None: it does, or there is none."""
+        return None if self.program is None else refusal(self.program, self.module)
+
+    def runs_fused(self, given: Arguments) -> bool:
+        """Whether the block's program runs a call with these arguments."""
+        program = self.program
+        return (
+            program is not None and refusal(program, self.module) is None and program.takes(self.core, given)
+        )
+
     def arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Arguments:
         return dict(zip(self.names, args, strict=False)) | dict(kwargs)
 
     def inputs(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
         """The streams among the arguments of a call."""
+        if 0 <= self._place < len(args):
+            only = args[self._place]
+            return [only] if isinstance(only, Tensor) else []
         found = []
         for name in self.streams:
             stream = kwargs.get(name)
@@ -54,6 +78,13 @@ class WrappedBlock:
             if isinstance(stream, Tensor):
                 found.append(stream)
         return found
+
+    def passes(self, x: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Whether a call gets x as its only stream and would return a tensor alone."""
+        place = self._place
+        if place < 0 or self._returns_tuple:
+            return False
+        return (args[place] if place < len(args) else kwargs.get(self.streams[0])) is x
 
     def outputs(
         self, returned: Any, args: Sequence[Any], kwargs: Mapping[str, Any]

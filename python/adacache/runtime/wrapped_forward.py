@@ -7,7 +7,8 @@ block and scattered after its last.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -16,6 +17,7 @@ from adacache.adapters.spec import Arguments, GatedResidual, ModelSpec
 from adacache.interpose import plain_class
 from adacache.policies.base import What
 from adacache.rows import Split
+from adacache.runtime.block_residuals import BlockResiduals
 from adacache.runtime.forward import Call, Forward, Segment
 from adacache.runtime.layout import from_video, to_measure, to_video
 from adacache.runtime.outputs import KeptOutput
@@ -30,6 +32,7 @@ class WrappedForward(Forward):
         owner: the runner.
         spec: of the model.
         call: what it runs with.
+        tier: of block programs, see `fused.TIERS`.
 
     Attributes:
         spared: whether the model was called with the spec's `reuse_arguments`.
@@ -37,9 +40,10 @@ class WrappedForward(Forward):
             cannot be skipped.
     """
 
-    def __init__(self, owner: object, spec: ModelSpec, call: Call):
+    def __init__(self, owner: object, spec: ModelSpec, call: Call, tier: str = "exact"):
         super().__init__(call)
         self.owner = owner
+        self._tier = tier
         self._spec = spec
         self.spared = False
         self.unknown_output: str | None = None
@@ -49,6 +53,8 @@ class WrappedForward(Forward):
         """The streams as the last block returned them."""
         self._shown: list[Tensor] = []
         """What the model gets in place of gathered rows."""
+        self._entered = 0
+        """Position of the first block of a segment in which every row reuses."""
         self._last = -1
         """Position of the segment's last block, if kept residuals have to be added there."""
         self._held: list[Tensor] | None = None
@@ -64,14 +70,18 @@ class WrappedForward(Forward):
 
     def run_block(self, block: WrappedBlock, plain: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """What a block returns in this call."""
-        position, streams = block.position, block.inputs(args, kwargs)
+        position = block.position
+        if self._entered < position < self._last and block.passes(self._after[0], args, kwargs):
+            return self._after[0]
+        streams = block.inputs(args, kwargs)
         if not streams:
             raise TypeError(
                 f"model: {plain_class(block.module).__name__} was called without {block.streams[0]!r}"
             )
         if not self.order and self.meter.signals:
             self._measure_signals(block, args, kwargs, streams[0])
-        entering = not self.segment.site.holds(position)
+        site = self.segment.site
+        entering = not site.first <= position < site.last
         if self._after and streams[0] is self._after[0]:
             self._chained.add(position)
         elif self._after and not entering and self.segment.keep is not None and not self._spec.alternating:
@@ -82,13 +92,23 @@ class WrappedForward(Forward):
         self.order.append(position)
         if not self.split.computing:
             return self._skip(block, streams)
-        given = block.arguments(args, kwargs) if self.due or position in self._concerned else None
-        if self.due and given is not None:
+        needed = self.due or block.program is not None or position in self._concerned
+        if not needed:
+            returned = plain(block.module, *args, **kwargs)
+            self._after, rest = block.outputs(returned, args, kwargs)
+            self._check_rest(block, rest)
+            return returned
+        given = block.arguments(args, kwargs)
+        if self.due:
             return self._run_mixed(block, plain, args, kwargs, given, streams)
         self._after, rest = self._compute(block, plain, args, kwargs, given)
-        if self._spec.streams_by_shape and any(isinstance(value, Tensor) for value in rest):
-            self.unknown_output = plain_class(block.module).__name__
+        self._check_rest(block, rest)
         return block.returned(self._after, rest)
+
+    def _check_rest(self, block: WrappedBlock, rest: list[Any]) -> None:
+        """Notes a tensor that a block returned and that is no stream."""
+        if rest and self._spec.streams_by_shape and any(isinstance(value, Tensor) for value in rest):
+            self.unknown_output = plain_class(block.module).__name__
 
     def _measure_signals(self, block: WrappedBlock, args: Any, kwargs: Any, tokens: Tensor) -> None:
         """Measures what the first block and its first sub-layer take."""
@@ -126,6 +146,7 @@ class WrappedForward(Forward):
         self.enter(segment, [to_video(x, layout, self.call.batch) for x in streams], self.meter.apart)
         self._shown, self._held = streams, None
         self._last = self._end(segment) if self.due else -1
+        self._entered = self._last if self.split.computing else block.position
 
     def _found_between(self) -> None:
         """The model modifies tokens between two blocks, so the residuals of blocks do not add up."""
@@ -230,15 +251,16 @@ class WrappedForward(Forward):
         plain: Callable[..., Any],
         args: Any,
         kwargs: Any,
-        given: Arguments | None,
+        given: Arguments,
     ) -> tuple[list[Tensor], list[Any]]:
         """Runs a block and measures what is watched in it; returns its streams and its other values.
 
         Args:
-            given: the arguments by name; None: nothing is watched or kept in the block.
+            given: the arguments by name.
         """
-        if given is None or block.position not in self._concerned:
-            returned = plain(block.module, *args, **kwargs)
+        fused = block.runs_fused(given)
+        if block.position not in self._concerned:
+            returned = self._run_fused(block, given, []) if fused else plain(block.module, *args, **kwargs)
             return block.outputs(returned, args, kwargs)
         position, x, layout = block.position, given[block.streams[0]], block.list.layout
         ranges = [site for site in self.meter.watches if site.part is None]
@@ -254,8 +276,15 @@ class WrappedForward(Forward):
             for part, child in block.list.outputs.items()
             if (position, part) in self.kept_outputs
         }
-        if watched or outputs:
-            returned = self._run_with_children(block, watched, outputs, args, kwargs, given)
+        if fused and outputs:
+            # The program calls the block's children, which keep or reuse their outputs.
+            with self._children_of(block, [], outputs, given):
+                returned = self._run_fused(block, given, watched)
+        elif fused:
+            returned = self._run_fused(block, given, watched)
+        elif watched or outputs:
+            with self._children_of(block, watched, outputs, given):
+                returned = block.run_uncompiled(args, kwargs)
         else:
             returned = plain(block.module, *args, **kwargs)
         streams, rest = block.outputs(returned, args, kwargs)
@@ -278,16 +307,27 @@ class WrappedForward(Forward):
         computing = len(self.split.computing)
         self.meter.residual(site, to_measure(residual, layout, computing), self.rows)
 
-    def _run_with_children(
+    def _run_fused(
+        self, block: WrappedBlock, given: Arguments, watched: list[tuple[Site, GatedResidual]]
+    ) -> Any:
+        """Runs a block as its program."""
+        assert block.program is not None
+        kind = f"{block.list.kind}_" if block.list.kind else ""
+        sites = {residual.part.removeprefix(kind): site for site, residual in watched}
+        add = BlockResiduals(self._tier, self, block.list.layout, sites)
+        returned = block.program.run(block.core, given, add)
+        add.check()
+        return returned
+
+    @contextmanager
+    def _children_of(
         self,
         block: WrappedBlock,
         watched: list[tuple[Site, GatedResidual]],
         outputs: dict[str, Site],
-        args: Any,
-        kwargs: Any,
         given: Arguments,
-    ) -> Any:
-        """Runs a block whose children are recorded or reused."""
+    ) -> Iterator[None]:
+        """Children of a block that runs inside are recorded or reused."""
         recorded = dict.fromkeys(child for _, residual in watched for child in residual.children)
         block.wrap_children([*recorded, *outputs], self.owner)
 
@@ -296,11 +336,10 @@ class WrappedForward(Forward):
 
         self._children = children = _Children(self, block, watched, outputs, measure)
         try:
-            returned = block.run_uncompiled(args, kwargs)
+            yield
         finally:
             self._children = None
         children.check()
-        return returned
 
     def run_child(
         self, block: WrappedBlock, name: str, plain: Callable[..., Any], child: Any, args: Any, kwargs: Any

@@ -24,7 +24,9 @@ class PackedCrossAttention(Attention):
 class WindowAttention(Attention):
     """Attention over [B, H, W, T, C] as in 1.3; here the window is the whole clip."""
 
-    def forward(self, x: Tensor, *_: Any) -> Tensor:  # type: ignore[override]
+    kernel_size = (8, 8, 8)
+
+    def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:  # type: ignore[override]
         return super().forward(x.flatten(1, 3)).reshape(x.shape)
 
 

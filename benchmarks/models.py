@@ -1,0 +1,277 @@
+"""Times models at real width with few blocks: plain, on fused blocks, and the steps of AdaCache.
+
+python benchmarks/models.py [--families latte cogvideox] [--dtypes bfloat16 float32] [--tokens 4000]
+                            [--blocks 2] [--without-layers] [--device cuda] [--json FILE]
+
+Rows of one model and dtype run in the same rounds. "exact" results must equal the plain ones; a wrong one is
+not timed. With --without-layers, attention and MLP return recorded outputs, so that only the norms, gates and
+residuals of the blocks are timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import adacache
+import torch
+from measure import DTYPES, environment, measure, print_table, refuse, write_json
+from torch import Tensor, nn
+
+MANY = 100_000
+"""Steps of a request, so that none of those that are timed is one of the last, which are always computed."""
+ALWAYS, NEVER = {1e9: 1}, {1e9: MANY}
+"""Codebooks that compute every step, and none after the second."""
+PLAIN, REUSED = "plain eager", "AdaCache reused"
+TIERS = ("exact", "close")
+
+
+@dataclass(frozen=True)
+class Family:
+    """A class of diffusers at real width.
+
+    Attributes:
+        name: of the class.
+        config: of the model; `layers` names the number of its blocks.
+        inputs: (frames, side) -> arguments of the model, for a grid of side * side tokens per frame.
+        frames: latent frames.
+        children: of the blocks, which --without-layers replaces.
+    """
+
+    name: str
+    config: dict[str, Any]
+    inputs: Callable[[int, int], dict[str, Any]]
+    frames: int
+    children: tuple[str, ...]
+    layers: str = "num_layers"
+
+
+def _randn(*shape: int) -> Tensor:
+    return torch.randn(shape)
+
+
+FAMILIES = {
+    "latte": Family(
+        "LatteTransformer3DModel",
+        {
+            "num_attention_heads": 16,
+            "attention_head_dim": 72,
+            "in_channels": 4,
+            "out_channels": 8,
+            "cross_attention_dim": 1152,
+            "attention_bias": True,
+            "sample_size": 64,
+            "patch_size": 2,
+            "activation_fn": "gelu-approximate",
+            "num_embeds_ada_norm": 1000,
+            "norm_type": "ada_norm_single",
+            "norm_elementwise_affine": False,
+            "norm_eps": 1e-6,
+            "caption_channels": 4096,
+            "video_length": 16,
+        },
+        lambda frames, side: {
+            "hidden_states": _randn(1, 4, frames, 2 * side, 2 * side),
+            "encoder_hidden_states": _randn(1, 120, 4096),
+        },
+        frames=16,
+        children=("attn1", "attn2", "ff"),
+    ),
+    "cogvideox": Family(
+        "CogVideoXTransformer3DModel",
+        {
+            "num_attention_heads": 30,
+            "attention_head_dim": 64,
+            "use_rotary_positional_embeddings": True,
+        },
+        lambda frames, side: {
+            "hidden_states": _randn(1, frames, 16, 2 * side, 2 * side),
+            "encoder_hidden_states": _randn(1, 226, 4096),
+        },
+        frames=13,
+        children=("attn1", "ff"),
+    ),
+}
+
+
+class Recorded(nn.Module):
+    """Returns what the layer in its place returned once."""
+
+    def __init__(self, output: Any):
+        super().__init__()
+        self.output = output
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.output
+
+
+def build(family: Family, blocks: int, width: int | None, dtype: torch.dtype, device: torch.device) -> Any:
+    """A model with random weights. `width`: channels per head, if not the real ones."""
+    import diffusers
+
+    config = {**family.config, family.layers: blocks}
+    if width is not None:
+        config["attention_head_dim"] = width
+        if "cross_attention_dim" in config:
+            config["cross_attention_dim"] = width * config["num_attention_heads"]
+    torch.manual_seed(0)
+    return getattr(diffusers, family.name)(**config).eval().requires_grad_(False).to(device, dtype)
+
+
+def without_layers(family: Family, model: Any, call: Callable[[], Any]) -> None:
+    """Replaces attention and MLP of all blocks by what they return in a call."""
+    parents = [
+        parent
+        for part in model.children()
+        if isinstance(part, nn.ModuleList)
+        for parent in part
+        if hasattr(parent, family.children[0])
+    ]
+    outputs: dict[tuple[nn.Module, str], Any] = {}
+    hooks = []
+    for parent in parents:
+        for name in family.children:
+            child = getattr(parent, name)
+            if child is not None:
+
+                def note(module: Any, args: Any, output: Any, key: Any = (parent, name)) -> None:
+                    outputs[key] = output
+
+                hooks.append(child.register_forward_hook(note))
+    call()
+    for hook in hooks:
+        hook.remove()
+    for (parent, name), output in outputs.items():
+        setattr(parent, name, Recorded(output))
+
+
+def shared_copy(model: Any) -> Any:
+    """A copy of a model with the same parameters and buffers."""
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
+
+
+def rows_of(
+    family: Family,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    tokens: int,
+    blocks: int = 2,
+    width: int | None = None,
+    repeat: int = 5,
+    layers: bool = True,
+) -> list[dict[str, Any]]:
+    """Milliseconds and kept bytes of one family in one dtype."""
+    side = max(1, round(math.sqrt(tokens / family.frames)))
+    torch.manual_seed(1)
+    values = {name: value.to(device, dtype) for name, value in family.inputs(family.frames, side).items()}
+    model = build(family, blocks, width, dtype, device)
+    timestep = torch.full((1,), 500, device=device)
+
+    def call(one: Any) -> Tensor:
+        with torch.no_grad():
+            output: Tensor = one(**values, timestep=timestep, return_dict=False)[0]
+        return output
+
+    if not layers:
+        without_layers(family, model, lambda: call(model))
+    plain = call(model)
+    models, handles = {PLAIN: model}, {}
+    with contextlib.ExitStack() as requests:
+        for tier in TIERS:
+            one = models[f"fused, {tier}"] = shared_copy(model)
+            adacache.accelerate(one, fused=tier)
+        for name, fused, codebook in (
+            ("AdaCache computed, wrapped blocks", False, ALWAYS),
+            *((f"AdaCache computed, {tier}", tier, ALWAYS) for tier in TIERS),
+            (REUSED, True, NEVER),
+        ):
+            one = models[name] = shared_copy(model)
+            policy = adacache.AdaCache(codebook=codebook)
+            handles[name] = adacache.enable(one, policy, num_steps=MANY, fused=fused)
+            requests.enter_context(handles[name].request())
+            for _ in range(2):
+                call(one)
+        for name, one in models.items():
+            exact = "close" not in name and name != REUSED
+            output = call(one)
+            if (exact and not torch.equal(output, plain)) or not torch.isfinite(output).all():
+                refuse(f"{family.name}: {name} gives another result than {PLAIN}")
+        candidates = {name: functools.partial(_round, call, one) for name, one in models.items()}
+        timings = measure(candidates, device, repeat=repeat)
+        kept = {name: handle.trace.cache_bytes for name, handle in handles.items()}
+    return [
+        {
+            "family": family.name,
+            "dtype": str(dtype).removeprefix("torch."),
+            "tokens": family.frames * side * side,
+            "blocks": blocks,
+            "layers": layers,
+            "run": name,
+            "ms": timings[name].median,
+            "least": timings[name].least,
+            "most": timings[name].most,
+            "speedup": timings[PLAIN].median / timings[name].median,
+            "kept_bytes": kept.get(name, 0),
+        }
+        for name in models
+    ]
+
+
+def _round(call: Callable[[Any], Tensor], model: Any, turn: int) -> Tensor:
+    return call(model)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=FAMILIES)
+    parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"], choices=DTYPES)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--tokens", type=int, default=4000, help="about so many video tokens (default: 4000)")
+    parser.add_argument("--blocks", type=int, default=2, help="blocks, or pairs of blocks (default: 2)")
+    parser.add_argument("--width", type=int, help="channels per head (default: the real number)")
+    parser.add_argument("--without-layers", action="store_true", help="norms, gates and residuals alone")
+    parser.add_argument("--repeat", type=int, default=5, help="rounds (default: 5)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to this file")
+    given = parser.parse_args(arguments)
+    device = torch.device(given.device)
+    rows = [
+        row
+        for name in given.families
+        for dtype in given.dtypes
+        for row in rows_of(
+            FAMILIES[name],
+            DTYPES[dtype],
+            device,
+            tokens=given.tokens,
+            blocks=given.blocks,
+            width=given.width,
+            repeat=given.repeat,
+            layers=not given.without_layers,
+        )
+    ]
+    print_table(
+        ("model, dtype, run", "ms", "x plain", "kept MB"),
+        [
+            (
+                f"{row['family']}, {row['dtype']}, {row['run']}",
+                f"{row['ms']:.1f}",
+                f"{row['speedup']:.2f}",
+                f"{row['kept_bytes'] / 1e6:.1f}",
+            )
+            for row in rows
+        ],
+    )
+    if given.json is not None:
+        write_json(given.json, {"environment": environment(device), "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Adds the residuals of a block on the ops."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+import adacache_kernels
+from adacache.fused.norms import ModelNorm, Norm
+from adacache.models.modulation import gated
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Residuals:
+    """`Add` without caching.
+
+    Args:
+        tier: see `fused.TIERS`.
+    """
+
+    def __init__(self, tier: str):
+        self.close = tier == "close"
+
+    def __call__(
+        self,
+        part: str,
+        x: Tensor,
+        y: Tensor,
+        gate: Tensor | None,
+        norm: ModelNorm | None = None,
+        norm_out: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        if not fits(x, y, gate):
+            x = residual(y, gate) + x  # in this order, the result is contiguous wherever y is
+            return x, None if norm is None else norm(x, norm_out)
+        fused = self.fused(x, norm)
+        if fused is not None:
+            return fused.after(x, y, gate, norm_out)
+        x = adacache_kernels.gated_residual(x, y, gate)
+        return x, None if norm is None else norm(x, norm_out)
+
+    def norm(self, x: Tensor, norm: ModelNorm) -> Tensor:
+        fused = self.fused(x, norm) if fits(x, x, None) else None
+        return norm(x) if fused is None else fused(x)
+
+    def fused(self, x: Tensor, norm: ModelNorm | None) -> Norm | None:
+        """The norm for the ops; None: the model's own module computes it."""
+        return norm.fused(x) if self.close and norm is not None else None
+
+
+def residual(y: Tensor, gate: Tensor | None) -> Tensor:
+    """gate * y as the model forms it."""
+    return y if gate is None else gated(y, gate)
+
+
+def fits(x: Tensor, y: Tensor, gate: Tensor | None) -> bool:
+    """Whether the ops compute x + gate * y as the model does: one dtype, no gradients."""
+    if x.ndim != 3 or x.dtype not in FLOATS or x.shape != y.shape or x.dtype != y.dtype:
+        return False
+    if x.stride(2) != 1 or y.stride(2) != 1 or not x.numel():
+        return False
+    if gate is not None and (gate.dtype != x.dtype or gate.ndim != 3 or gate.stride(2) != 1):
+        return False
+    return not (
+        torch.is_grad_enabled()
+        and (x.requires_grad or y.requires_grad or (gate is not None and gate.requires_grad))
+    )

@@ -1,0 +1,1 @@
+"""Plug-ins for inference frameworks, one file each. None of the frameworks is imported unless its file is."""

@@ -1,0 +1,415 @@
+"""Block programs: blocks of known classes on the fused ops, with and without caching."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import adacache
+import pytest
+import torch
+from adacache.fused.forwards import fingerprint
+from adacache.fused.open_sora import OpenSoraBlock
+from model_cases import (
+    COGVIDEOX,
+    COGVIDEOX_SIZE,
+    CONSISID,
+    LATTE,
+    OPEN_SORA,
+    OPEN_SORA_PACKED,
+    OPEN_SORA_WINDOWS,
+    Case,
+    denoise_slowly,
+    ids,
+    relative_error,
+)
+from pipeline_cases import PIPELINES
+from test_models import BLOCK, STEPS, enabled
+from torch import Tensor, nn
+
+pytest.importorskip("diffusers", reason="diffusers is not installed")
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+
+CHECKED = [LATTE, OPEN_SORA_PACKED, COGVIDEOX]
+"""The cases of the tests, see conftest.py."""
+PARTS = {
+    LATTE.name: ("attn1", "to_q"),
+    OPEN_SORA_PACKED.name: ("attn", "to_q"),
+    COGVIDEOX.name: ("attn1", "to_q"),
+}
+"""An attention of a block, and a linear layer of it."""
+
+
+@pytest.fixture(autouse=True)
+def twins_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program of a class that no package index ships runs its twin."""
+    twin = fingerprint(type(OPEN_SORA.blocks(OPEN_SORA.model())[0][1]).forward)
+    monkeypatch.setattr(OpenSoraBlock, "forwards", OpenSoraBlock.forwards | {twin})
+
+
+@contextlib.contextmanager
+def accelerated(model: Any, fused: bool | str = True) -> Iterator[adacache.Accelerated]:
+    handle = adacache.accelerate(model, fused=fused)
+    try:
+        yield handle
+    finally:
+        adacache.disable(model)
+
+
+def cast(case: Case, dtype: torch.dtype, videos: int = 2) -> tuple[Any, dict[str, Any]]:
+    """The model and inputs in a dtype."""
+    return case.model().to(dtype), in_dtype(case.values(videos), dtype)
+
+
+def in_dtype(values: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    return {
+        name: value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+        for name, value in values.items()
+    }
+
+
+def attributes(model: nn.Module) -> dict[str, Any]:
+    return {name: (type(module), sorted(module.__dict__)) for name, module in model.named_modules()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_the_exact_tier_changes_no_bit(case: Case, dtype: torch.dtype) -> None:
+    model, values = cast(case, dtype)
+    before, plain = attributes(model), case.denoise(model, values, 3)
+    with accelerated(model) as handle:
+        assert torch.equal(case.denoise(model, values, 3), plain)
+        found = handle.describe()
+        assert (found["runs"], found["tier"]) == ("fused blocks", "exact")
+        assert found["fused_blocks"] == len(case.blocks(model))
+        assert not found["not_fused"]
+    assert attributes(model) == before
+    assert torch.equal(case.denoise(model, values, 3), plain)
+
+
+@pytest.mark.parametrize("variant", [OPEN_SORA, OPEN_SORA_WINDOWS, CONSISID], ids=ids)
+def test_variants_of_the_families(variant: Case) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        model, values = cast(variant, dtype)
+        plain = variant.denoise(model, values, 2)
+        with accelerated(model) as handle:
+            assert torch.equal(variant.denoise(model, values, 2), plain)
+            assert handle.describe()["fused_blocks"] == len(variant.blocks(model))
+        with accelerated(model, "close"):
+            error = relative_error(variant.denoise(model, values, 2).float(), plain.float())
+            assert error < (1e-5 if dtype is torch.float32 else 0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_the_close_tier_is_as_accurate_as_plain(case: Case, dtype: torch.dtype) -> None:
+    """Against the same weights in float64, the error is at most twice that of the plain model."""
+    model, values = cast(case, dtype)
+    wide = copy.deepcopy(model).double()
+    exact = case.denoise(wide, in_dtype(values, torch.float64), 1)
+    plain = case.denoise(model, values, 1)
+    with accelerated(model, "close") as handle:
+        close = case.denoise(model, values, 1)
+        assert handle.describe()["tier"] == "close"
+    assert not torch.equal(close, plain), "the norms are the model's own"
+    rounding = torch.finfo(dtype).eps * exact.abs().max()
+    assert (close - exact).abs().max() <= 2 * (plain - exact).abs().max() + rounding
+
+
+def test_blocks_run_on_the_ops(case: Case) -> None:
+    """In the close tier, each block forms its residuals and its norms in as many ops."""
+    model, values = case.model(), case.values()
+    z = values[case.latents]
+
+    def count(fused: bool | str) -> dict[str, int]:
+        with accelerated(model, fused), torch.profiler.profile() as profile, torch.no_grad():
+            case.predict(model, values, z, 0, STEPS)
+        names = [event.name for event in profile.events()]
+        found = [name.removesuffix("_out") for name in names if name.startswith("adacache::")]
+        return {name: found.count(name) for name in set(found)}
+
+    exact, close = count("exact"), count("close")
+    assert set(exact) == {"adacache::gated_residual"}
+    residuals = exact["adacache::gated_residual"]
+    assert residuals > 2 * len(case.blocks(model)) - 1
+    fused = close["adacache::gated_residual_norm"]
+    assert fused + close.get("adacache::gated_residual", 0) == residuals
+    assert fused >= len(case.blocks(model))
+
+
+@pytest.mark.parametrize("tier", ["exact", "close"])
+def test_caching_gives_what_wrapped_blocks_give(case: Case, tier: str) -> None:
+    """Three videos with schedules of their own, so that steps are mixed; and the rule as written out."""
+    model, batch = case.model(), case.values(3, seed=1)
+    scale = torch.tensor([1.0, 4.0, 0.25]).view(3, *[1] * (batch[case.latents].ndim - 1))
+    batch[case.latents] = batch[case.latents] * scale
+    policy = adacache.AdaCache(codebook=case.codebook)
+    with enabled(model, policy, fused=False) as handle:
+        assert handle.describe()["runs"] == "wrapped blocks"
+        wrapped, expected = case.denoise(model, batch, STEPS), handle.trace
+    assert len({tuple(expected.steps_of(video)) for video in range(3)}) > 1, "no step is mixed"
+    with enabled(model, policy, fused=tier) as handle:
+        final, trace = case.denoise(model, batch, STEPS), handle.trace
+    assert trace.computed == expected.computed
+    for (_, seen), (_, wanted) in zip(
+        trace.series("distance").items(), expected.series("distance").items(), strict=True
+    ):
+        assert seen == [(step, pytest.approx(value, rel=1e-4)) for step, value in wanted]
+    assert torch.equal(final, wrapped) if tier == "exact" else relative_error(final, wrapped) < 1e-4
+    values = case.values()
+    rule, computed, _ = denoise_slowly(case, model, values, STEPS, case.codebook, BLOCK)
+    with enabled(model, policy, fused=tier) as handle:
+        assert relative_error(case.denoise(model, values, STEPS), rule) < 1e-4
+        assert handle.trace.computed_steps == computed
+
+
+@pytest.mark.parametrize("tier", ["exact", "close"])
+def test_guidance_in_two_calls_gives_what_wrapped_blocks_give(case: Case, tier: str) -> None:
+    model, values, null = case.model(), case.values(seed=1), case.values(seed=2)
+    finals, traces = [], []
+    for fused in (False, tier):
+        with enabled(model, adacache.AdaCache(codebook=case.codebook), fused=fused) as handle:
+            finals.append(case.denoise_in_two_calls(model, values, null, STEPS, False))
+            traces.append(handle.trace.computed_steps)
+    assert traces[0] == traces[1] != list(range(1, STEPS + 1))
+    assert relative_error(finals[1], finals[0]) <= (0 if tier == "exact" else 1e-4)
+
+
+def test_kept_outputs_of_sublayers(case: Case) -> None:
+    """PAB reuses what the children of blocks return."""
+    model, values = case.model(), case.values()
+    policy = adacache.PAB()
+    finals = []
+    for fused in (False, True):
+        with enabled(model, policy, fused=fused):
+            finals.append(case.denoise(model, values, STEPS))
+    assert torch.equal(finals[0], finals[1])
+    assert not torch.equal(finals[0], case.denoise(model, values, STEPS))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_children_of_blocks_stay_the_models_own(case: Case, dtype: torch.dtype) -> None:
+    """Replaced linear layers (as LoRA and quantisation do), patched attention, and hooks on children."""
+
+    class Replaced(nn.Module):
+        def __init__(self, base: nn.Module):
+            super().__init__()
+            self.base = base
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.base(x) + 0.5 * torch.tanh(self.base(x))
+
+    model, values = cast(case, dtype)
+    untouched = case.denoise(model, values, 2)
+    child, linear = PARTS[case.name]
+    for _, block in case.blocks(model):
+        attention = block.get_submodule(child)
+        setattr(attention, linear, Replaced(getattr(attention, linear)))
+        attention.register_forward_hook(lambda module, given, output: doubled(output))
+    plain = case.denoise(model, values, 2)
+    assert relative_error(plain.float(), untouched.float()) > 1e-2
+    with accelerated(model) as handle:
+        assert torch.equal(case.denoise(model, values, 2), plain)
+        assert not handle.describe()["not_fused"]
+    with enabled(model, adacache.AdaCache(codebook={9.0: 1})):
+        assert torch.equal(case.denoise(model, values, 2), plain)
+
+
+def doubled(output: Any) -> Any:
+    return tuple(2 * value for value in output) if isinstance(output, tuple) else 2 * output
+
+
+def hook(block: Any) -> None:
+    block.register_forward_hook(lambda module, given, output: doubled(output))
+
+
+def pre_hook(block: Any) -> None:
+    def change(module: Any, args: Any, kwargs: Any) -> Any:
+        return tripled(args), dict(zip(kwargs, tripled(tuple(kwargs.values())), strict=True))
+
+    block.register_forward_pre_hook(change, with_kwargs=True)
+
+
+def tripled(values: Any) -> Any:
+    """The first value times 3, if it is one of the streams."""
+    return (3 * values[0], *values[1:]) if values and isinstance(values[0], Tensor) else values
+
+
+def patch(block: Any) -> None:
+    forward = block.forward
+    block.forward = lambda *args, **kwargs: doubled(forward(*args, **kwargs))
+
+
+def subclass(block: Any) -> None:
+    base = type(block)
+
+    class Changed(base):  # type: ignore[misc, valid-type]
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return doubled(super().forward(*args, **kwargs))
+
+    block.__class__ = Changed
+
+
+def compiled(block: Any) -> None:
+    block.compile(backend="eager")
+
+
+CHANGES: dict[str, tuple[Callable[[Any], None], str]] = {
+    "hook": (hook, "it has hooks"),
+    "pre_hook": (pre_hook, "it has hooks"),
+    "patch": (patch, "its forward is replaced"),
+    "subclass": (subclass, "its class has an unknown forward"),
+    "compiled": (compiled, "it is compiled"),
+}
+
+
+@pytest.mark.parametrize("change", list(CHANGES))
+@pytest.mark.parametrize("fused", ["exact", "close"])
+def test_a_changed_block_runs_as_it_is(case: Case, change: str, fused: str) -> None:
+    model, values = case.model(), case.values()
+    untouched = case.denoise(model, values, 2)
+    with accelerated(model, fused):
+        unchanged = case.denoise(model, values, 2)
+    name, block = case.blocks(model)[2]
+    (apply, reason) = CHANGES[change]
+    apply(block)
+    plain = case.denoise(model, values, 2)
+    assert change == "compiled" or relative_error(plain, untouched) > 1e-3, "the change has no effect"
+    with accelerated(model, fused) as handle:
+        found = handle.describe()
+        assert found["fused_blocks"] == len(case.blocks(model)) - 1
+        assert [(key, len(names)) for key, names in found["not_fused"].items()] == [(reason, 1)]
+        assert found["not_fused"][reason][0].startswith(name)
+        seen = case.denoise(model, values, 2)
+        assert relative_error(seen, plain) <= (0 if fused == "exact" else 1e-4)
+    if change != "compiled":
+        assert relative_error(plain, unchanged) > 1e-3
+    with enabled(model, adacache.AdaCache(codebook={9.0: 1}), fused=fused) as cached:
+        seen = case.denoise(model, values, 2)
+        assert relative_error(seen, plain) <= (0 if fused == "exact" else 1e-4)
+        assert cached.describe()["not_fused"] == found["not_fused"]
+
+
+def test_a_class_that_is_patched_later(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, values = case.model(), case.values()
+    kind = type(case.blocks(model)[0][1])
+    forward = kind.forward
+    with accelerated(model) as handle:
+        untouched = case.denoise(model, values, 2)
+        monkeypatch.setattr(kind, "forward", lambda self, *a, **k: doubled(forward(self, *a, **k)))
+        seen = case.denoise(model, values, 2)
+        assert handle.describe()["runs"] == "wrapped blocks"
+    assert torch.equal(seen, case.denoise(model, values, 2))
+    assert not torch.equal(seen, untouched)
+
+
+def test_gradients_flow_through_an_accelerated_model(case: Case) -> None:
+    model, values = case.model().requires_grad_(True), case.values()
+
+    def gradients() -> list[Tensor | None]:
+        model.zero_grad()
+        case.predict(model, values, values[case.latents], 0, STEPS).square().sum().backward()
+        return [p.grad for p in model.parameters()]
+
+    plain = gradients()
+    with accelerated(model):
+        seen = gradients()
+    assert any(g is not None for g in plain)
+    for one, other in zip(plain, seen, strict=True):
+        assert (one is None) == (other is None)
+        assert one is None or other is None or torch.allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_autocast_in_both_tiers(case: Case) -> None:
+    """Where autocast mixes dtypes, residuals are added as the model does."""
+    model, values = case.model(), case.values()
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = case.denoise(model, values, 2)
+        with accelerated(model):
+            assert torch.equal(case.denoise(model, values, 2), plain)
+        with accelerated(model, "close"):
+            assert relative_error(case.denoise(model, values, 2), plain) < 0.1
+
+
+def test_compiled_blocks_share_graphs() -> None:
+    """A graph is shared by all blocks but the measured one, which is not compiled."""
+    import diffusers
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters.clear()
+    case = COGVIDEOX
+    torch.manual_seed(0)
+    model = diffusers.CogVideoXTransformer3DModel(**{**COGVIDEOX_SIZE, "num_layers": 12})
+    model.eval().requires_grad_(False)
+    values = case.values()
+    plain = case.denoise(model, values, 3)
+    with enabled(model, adacache.AdaCache(codebook={9.0: 1})) as handle:
+        for _, block in case.blocks(model):
+            block.compile(fullgraph=True, backend="eager")
+        assert torch.equal(case.denoise(model, values, 3), plain)
+        assert handle.trace.measurements
+    assert counters["stats"]["unique_graphs"] == 2, "the first block gets slices, which have other strides"
+    torch._dynamo.reset()
+
+
+def test_a_whole_accelerated_model_compiles() -> None:
+    """torch.compile traces the plain blocks."""
+    model, values = LATTE.model(), LATTE.values()
+    plain = LATTE.denoise(model, values, 2)
+    torch._dynamo.reset()
+    with accelerated(model):
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        assert relative_error(LATTE.denoise(compiled, values, 2), plain) < 1e-5
+        assert torch.equal(LATTE.denoise(model, values, 2), plain)
+    torch._dynamo.reset()
+
+
+def test_a_pipeline_is_accelerated() -> None:
+    case = next(case for case in PIPELINES if case.name == "LattePipeline")
+    pipeline = case.build()
+    plain = case.generate(pipeline)
+    handles = adacache.accelerate(pipeline)
+    assert {name: handle.describe()["runs"] for name, handle in handles.items()} == {
+        "transformer": "fused blocks"
+    }
+    assert torch.equal(case.generate(pipeline), plain)
+    adacache.disable(pipeline)
+    assert not any("adacache" in name for m in pipeline.transformer.modules() for name in m.__dict__)
+    assert torch.equal(case.generate(pipeline), plain)
+    with pytest.raises(ValueError, match="not enabled"):
+        adacache.disable(pipeline)
+
+
+def test_what_fused_accepts() -> None:
+    model, policy = LATTE.model(), adacache.AdaCache(codebook={9.0: 1})
+    with pytest.raises(ValueError, match="fused: expected True, False or one of"):
+        adacache.enable(model, policy, num_steps=9, fused="fast")
+    with pytest.raises(ValueError, match="fused: expected True, False or one of"):
+        adacache.enable(model, policy, num_steps=9, fused=1.5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match='fused: expected True, "exact" or "close", got False'):
+        adacache.accelerate(model, fused=False)
+    with accelerated(model), pytest.raises(ValueError, match="enabled on it already"):
+        adacache.enable(model, policy, num_steps=9)
+    with enabled(model, policy), pytest.raises(ValueError, match="enabled on it already"):
+        adacache.accelerate(model)
+    with pytest.raises(ValueError, match="not enabled"):
+        adacache.disable(model)
+    with pytest.raises(ValueError, match="has no fused program"):
+        adacache.accelerate(nn.Linear(2, 2))
+
+
+def test_a_fingerprint_ignores_comments_and_annotations() -> None:
+    def annotated(x: Tensor, scale: float = 1.0) -> Tensor:
+        """Text."""
+        return x * scale  # a comment
+
+    def plain(x, scale=1.0):  # type: ignore[no-untyped-def]
+        return x * scale
+
+    def other(x: Tensor, scale: float = 2.0) -> Tensor:
+        return x * scale
+
+    assert fingerprint(annotated) == fingerprint(plain) != fingerprint(other)
+    assert fingerprint(len) == ""

@@ -1,0 +1,36 @@
+"""The benchmark of models, at tiny width."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tool_loading import load
+
+pytest.importorskip("diffusers", reason="diffusers is not installed")
+
+
+@pytest.mark.parametrize("layers", [True, False], ids=["whole", "without_layers"])
+def test_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, layers: bool) -> None:
+    models = load(monkeypatch, "benchmarks/models.py")
+    file = tmp_path / "models.json"
+    small = ["--tokens", "16", "--width", "4", "--repeat", "1", "--dtypes", "float32", "--json", str(file)]
+    models.main(small if layers else [*small, "--without-layers"])
+    rows = json.loads(file.read_text())["rows"]
+    assert {row["family"] for row in rows} == {family.name for family in models.FAMILIES.values()}
+    for row in rows:
+        assert row["ms"] > 0
+        assert (row["kept_bytes"] > 0) == row["run"].startswith("AdaCache")
+    runs = [row["run"] for row in rows if row["family"] == rows[0]["family"]]
+    assert runs[0] == models.PLAIN
+    assert models.REUSED in runs
+    assert len(runs) == 7
+
+
+def test_a_wrong_result_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    models = load(monkeypatch, "benchmarks/models.py")
+    monkeypatch.setattr("adacache.fused.residuals.residual", lambda y, gate: 2 * y)
+    monkeypatch.setattr("adacache.fused.residuals.fits", lambda x, y, gate: False)
+    with pytest.raises(SystemExit, match="gives another result"):
+        models.main(["--tokens", "16", "--width", "4", "--families", "latte", "--dtypes", "float32"])
