@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
+import adacache
 import pytest
 import torch
 
@@ -131,3 +133,13 @@ def test_the_loss_falls_and_a_resumed_run_equals_an_uninterrupted_one(name: str,
     )
     for key, value in load(name, weights).state_dict().items():
         torch.testing.assert_close(value, whole.average[key].half().float(), atol=0, rtol=0)
+
+
+def test_shipped_paths_fit_the_pipeline() -> None:
+    paths = Path(models.__file__).with_name("wan_unipc_paths.json")
+    pipe = wan_pipeline("unipc")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # another scheduler, other timesteps, another shape
+        handle = adacache.enable(pipe, paths, budget=8)
+        pipe(**call_arguments(pipe, calibration_prompts(1)[:1], [0]))
+    assert len(handle.trace.computed_steps) == 8
