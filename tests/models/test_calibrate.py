@@ -26,8 +26,8 @@ from adacache.calibration import (
     subject_of,
     write,
 )
-from adacache.commands.calibrate import SUBJECTS
 from adacache.commands.cli import main
+from adacache.commands.subjects import SUBJECTS
 from adacache.policies.presets import preset
 from model_cases import COGVIDEOX, LATTE, Case
 from pipeline_cases import PIPELINES

@@ -7,12 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from adacache.commands.options import input_file, json_object, output_file, real_number, whole_number
+from adacache.commands.options import output_file, real_number, whole_number
+from adacache.commands.subjects import add_prompts, add_subject, subject_and_prompts
 from adacache.commands.table import print_table
-from adacache.files import MEBIBYTE, read_text
 
-SUBJECTS = {"digits": "adacache.digits.subject:subject"}
-"""Models that are accepted by name, and the function of each."""
 PATH, CODEBOOK = "path", "codebook"
 
 
@@ -24,24 +22,13 @@ def add(commands: Any) -> None:
         description="Finds which steps to compute, and how far to extrapolate between them, for several "
         "numbers of computed steps (planned paths); or, with --method codebook, a codebook for AdaCache.",
     )
-    command.add_argument(
-        "model",
-        help=f"{', '.join(SUBJECTS)}, the folder of a saved diffusers pipeline, or module:function. The "
-        "function takes the number of steps, or None, and returns an adacache.calibration.Subject and a list "
-        "of prompts",
-    )
+    add_subject(command)
     command.add_argument(
         "--method",
         choices=(PATH, CODEBOOK),
         help="path, or codebook (default: path; codebook if --share, --error or --like is given)",
     )
-    command.add_argument("--prompts", type=input_file, help="text file, one prompt per line")
-    command.add_argument(
-        "--count",
-        type=whole_number(1),
-        default=6,
-        help="prompts on which the result is chosen (default: %(default)s)",
-    )
+    add_prompts(command, "prompts on which the result is chosen")
     command.add_argument(
         "--held-out",
         type=whole_number(1),
@@ -53,19 +40,6 @@ def add(commands: Any) -> None:
         type=whole_number(0),
         help="of the --count prompts, those with extra runs, which measure where in the schedule reuse harms "
         "the output most (default: half of them; for a codebook, 2)",
-    )
-    command.add_argument("--num-steps", type=whole_number(1), help="steps of the sampler")
-    command.add_argument(
-        "--arguments",
-        type=json_object,
-        default={},
-        help="JSON object with further arguments of the pipeline's call",
-    )
-    command.add_argument(
-        "--seed",
-        type=whole_number(0, (1 << 63) - 1),
-        default=0,
-        help="seed of the first prompt; the next ones count up (default: %(default)s)",
     )
     command.add_argument(
         "--out",
@@ -126,14 +100,8 @@ def whole_numbers(text: str) -> list[int]:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command."""
-    from adacache.calibration import subject_of
-
     method = _method(options)
-    name = SUBJECTS.get(options.model, options.model)
-    subject, prompts = subject_of(name, options.num_steps, options.arguments)
-    if options.prompts:
-        lines = read_text(options.prompts, MEBIBYTE).splitlines()
-        prompts = [line.strip() for line in lines if line.strip()]
+    subject, prompts = subject_and_prompts(options)
     needed = options.count + options.held_out
     if len(prompts) < needed:
         raise ValueError(f"--prompts: expected at least {needed} (--count + --held-out), got {len(prompts)}")

@@ -8,16 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from adacache.checks import refuse
-from adacache.commands.calibrate import SUBJECTS
 from adacache.commands.options import (
-    input_file,
-    json_object,
     real_number,
     require_packages,
-    whole_number,
 )
+from adacache.commands.subjects import add_prompts, add_subject, subject_and_prompts
 from adacache.commands.table import print_table
-from adacache.files import MEBIBYTE, check_writable, read_text, write_json
+from adacache.files import check_writable, write_json
 
 PAGE, RESULTS, PLOT = "compare.html", "compare.json", "compare.png"
 DEFAULT_METHODS = ("Interval(interval=3)", "TaylorSeer(interval=3)")
@@ -31,11 +28,7 @@ def add(commands: Any) -> None:
         description="Generates each prompt from the same noise with all steps, with each method, and with as "
         "few steps as the methods compute, and compares the clips with those of all steps.",
     )
-    command.add_argument(
-        "model",
-        help=f"{', '.join(SUBJECTS)}, the folder of a saved diffusers pipeline, or module:function, as for "
-        "`adacache calibrate`",
-    )
+    add_subject(command)
     command.add_argument(
         "--methods",
         nargs="+",
@@ -45,23 +38,7 @@ def add(commands: Any) -> None:
         "open-sora/fast; or a file of `adacache calibrate`, for planned paths with a budget: "
         f"'paths.json(budget=10)' (default: {' '.join(DEFAULT_METHODS)})",
     )
-    command.add_argument("--prompts", type=input_file, help="text file, one prompt per line")
-    command.add_argument(
-        "--count", type=whole_number(1), default=6, help="prompts that are used (default: %(default)s)"
-    )
-    command.add_argument("--num-steps", type=whole_number(1), help="steps of the sampler")
-    command.add_argument(
-        "--arguments",
-        type=json_object,
-        default={},
-        help="JSON object with further arguments of the pipeline's call",
-    )
-    command.add_argument(
-        "--seed",
-        type=whole_number(0, (1 << 63) - 1),
-        default=0,
-        help="seed of the first prompt; the next ones count up (default: %(default)s)",
-    )
+    add_prompts(command, "prompts that are used")
     command.add_argument(
         "--latents", action="store_true", help="compare a pipeline's latents instead of its decoded clips"
     )
@@ -82,7 +59,6 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command."""
-    from adacache.calibration import subject_of
     from adacache.commands import comparison
     from adacache.plots import draw_curves
 
@@ -92,11 +68,7 @@ def run(options: argparse.Namespace) -> int:
     out.mkdir(parents=True, exist_ok=True)
     for file in (PAGE, RESULTS, PLOT):
         check_writable(out / file, "--out")
-    name = SUBJECTS.get(options.model, options.model)
-    subject, prompts = subject_of(name, options.num_steps, options.arguments, decoded=not options.latents)
-    if options.prompts:
-        lines = read_text(options.prompts, MEBIBYTE).splitlines()
-        prompts = [line.strip() for line in lines if line.strip()]
+    subject, prompts = subject_and_prompts(options, decoded=not options.latents)
     if not prompts:
         refuse("--prompts", "a file with at least one prompt, because the model has none", options.prompts)
     found = comparison.compare(

@@ -196,6 +196,16 @@ class Decider:
         return []
 
 
+class ComputeAlways(Decider):
+    """Computes every step and keeps nothing."""
+
+    def known(self, number: int) -> list[bool | None]:
+        return [True]
+
+    def plan(self, step: Step) -> Plan:
+        return Plan()
+
+
 class Policy(Protocol):
     """Frozen settings of a method. Each request starts a decider of its own.
 

@@ -14,6 +14,7 @@ from adacache.checks import anything, array, fields, number, optional, refuse, t
 from adacache.files import read_json
 from adacache.policies.base import (
     Action,
+    ComputeAlways,
     Decider,
     Keep,
     Plan,
@@ -254,18 +255,10 @@ class PlannedTimesteps:
 
     def start(self, sites: ModelSites, num_steps: int, num_videos: int, device: torch.device) -> Decider:
         self.check(sites, num_steps)
-        return _ComputeAlways()
+        return ComputeAlways()
 
     def describe(self) -> dict[str, Any]:
         return {"policy": "PlannedTimesteps", "steps": list(self.steps), "num_steps": self.num_steps}
-
-
-class _ComputeAlways(Decider):
-    def known(self, number: int) -> list[bool | None]:
-        return [True]
-
-    def plan(self, step: Step) -> Plan:
-        return Plan()
 
 
 def is_path_file(values: Any) -> bool:

@@ -4,8 +4,7 @@ which has shapes but no values, takes a few steps."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from adacache.runtime.clock import Clock, CountingClock
 from adacache.runtime.guided import guided_output
 from adacache.runtime.outputs import flatten
 from adacache.runtime.request import Facts, Request
-from adacache.runtime.runner import Runner
+from adacache.runtime.runner import PlainHost, Runner
 from adacache.runtime.store import Store
 from adacache.sites import GUIDED, ModelSites, Site
 
@@ -108,26 +107,13 @@ def _to_meta(value: Any) -> Any:
     return value
 
 
-class _Host:
+class _Host(PlainHost):
     """The runner's host: one request, no guidance branch by name."""
 
     found: Clock | None = None
 
     def clock(self, facts: Facts) -> Clock | None:
         return self.found
-
-    def context(self) -> str | None:
-        return None
-
-    def named(self, name: str) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    @contextmanager
-    def generation(self, num_steps: int, num_videos: int) -> Iterator[None]:
-        yield
-
-    def check_call(self, policy: Any, facts: Facts) -> None:
-        pass
 
 
 class _Sizing:

@@ -6,7 +6,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, Protocol
 
@@ -52,6 +52,25 @@ class Host(Protocol):
 
     def check_call(self, policy: Any, facts: Facts) -> None:
         """Warns if the policy was made for other inputs than those of a call."""
+
+
+class PlainHost:
+    """A host without guidance branches by name and without a sampler of its own."""
+
+    def clock(self, facts: Facts) -> Clock | None:
+        raise NotImplementedError
+
+    def context(self) -> str | None:
+        return None
+
+    def named(self, name: str) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def generation(self, num_steps: int, num_videos: int) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def check_call(self, policy: Any, facts: Facts) -> None:
+        pass
 
 
 class Runner:

@@ -119,7 +119,7 @@ def compatible(members: Sequence[Member], other: Member) -> bool:
 
 
 def batch_order(rows: Sequence[int]) -> list[tuple[int, int]]:
-    """(video, copy) of each row of a batch of videos with so many rows each: conditional rows first."""
+    """(video, copy) of each row of a batch of videos, given the rows of each: conditional rows first."""
     copies = range(max(rows, default=0))
     return [(video, copy) for copy in copies for video, count in enumerate(rows) if copy < count]
 
@@ -142,6 +142,7 @@ class BatchRequest(Request):
         layout: Layout,
         device: torch.device,
     ):
+        self._device = device
         super().__init__(members[0].request.policy, sites, num_steps=1, num_videos=len(members))
         self.members = list(members)
         self.order = batch_order([len(member.rows) for member in members])
@@ -194,7 +195,10 @@ class BatchRequest(Request):
     def coefficients(self, branch: Branch, planned: Site | None, actions: Sequence[Action]) -> Tensor | None:
         if planned is None or Action.FORECAST not in actions:
             return None
-        device = branch_device(branch)
+        return self.weights(planned, actions)
+
+    def weights(self, planned: Site, actions: Sequence[Action]) -> Tensor:
+        """Of what is kept at a site, float32 [videos, factors]: of the forecast, or (1, 0, ...)."""
         plain: Tensor | None = None
         rows = []
         for member, action in zip(self.members, actions, strict=True):
@@ -204,7 +208,7 @@ class BatchRequest(Request):
             if own is None:
                 if plain is None:
                     weights = [1.0] + [0.0] * (self.keep_of(planned).factors - 1)
-                    plain = to_device(torch.tensor([weights]), device)
+                    plain = to_device(torch.tensor([weights]), self._device)
                 own = plain
             rows.append(own)
         return torch.cat(rows)
@@ -231,25 +235,17 @@ class BatchRequest(Request):
 class BatchBranch(Branch):
     """The branch of a call over several requests."""
 
-    device = torch.device("cpu")
-
     @classmethod
     def of(cls, request: BatchRequest, index: int, facts: Facts, known: Branch | None) -> BatchBranch:
         """The branch of a call; `known`: an earlier call of this branch and shape, whose blocks ran in the
         same order."""
         videos = [video for video, _ in request.order]
         branch = cls(index, facts.shape, videos)
-        branch.device = facts.device
         if len(request.members) > 1:
             branch.video_of_row = to_device(torch.tensor(videos, dtype=torch.int32), facts.device)
         if known is not None:
             branch.order, branch.chained = known.order, known.chained
         return branch
-
-
-def branch_device(branch: Branch) -> torch.device:
-    assert isinstance(branch, BatchBranch)
-    return branch.device
 
 
 class BatchDecider(Decider):

@@ -6,7 +6,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,11 @@ from adacache.adapters.registry import spec_for
 from adacache.api import ATTRIBUTE
 from adacache.checks import whole
 from adacache.policies import Named, PlannedTimesteps, Policy
-from adacache.policies.base import Action, Decider, Plan, Step, wraps_of
+from adacache.policies.base import Action, ComputeAlways, Decider, wraps_of
 from adacache.runtime.clock import Clock
 from adacache.runtime.prediction import predicted
 from adacache.runtime.request import Branch, Facts, Request
-from adacache.runtime.runner import Runner
+from adacache.runtime.runner import PlainHost, Runner
 from adacache.serving.batch import (
     BatchBranch,
     BatchRequest,
@@ -49,18 +49,10 @@ class NoCache:
         pass
 
     def start(self, sites: ModelSites, num_steps: int, num_videos: int, device: torch.device) -> Decider:
-        return _ComputesAlways()
+        return ComputeAlways()
 
     def describe(self) -> dict[str, Any]:
         return {"policy": "NoCache"}
-
-
-class _ComputesAlways(Decider):
-    def known(self, number: int) -> list[bool | None]:
-        return [True]
-
-    def plan(self, step: Step) -> Plan:
-        return Plan()
 
 
 class Video:
@@ -275,7 +267,7 @@ class Engine:
         self.videos.append(video)
 
     def leave(self, video: Video) -> None:
-        """Ends a video, whatever its step."""
+        """Ends a video at any step."""
         if video in self.videos:
             self.videos.remove(video)
             assert self._pool is not None
@@ -502,13 +494,8 @@ class Engine:
     def _reuse_outputs(self, videos: list[Video], members: list[Member], branch: int) -> None:
         """The model's output at a step at which it does not run: the kept one, or its forecast."""
         batch = self._batch(videos, members)
-        factors = batch.keep_of(MODEL).factors
-        plain = torch.tensor([[1.0] + [0.0] * (factors - 1)])
-        own = []
-        for member in members:
-            found = member.request.coefficients(member.branch, MODEL, [member.model_action])
-            own.append(plain.to(self._device) if found is None else found)
-        rows = torch.cat([own[video] for video, _ in batch.order])
+        weights = batch.weights(MODEL, [member.model_action for member in members])
+        rows = torch.stack([weights[video] for video, _ in batch.order])
         output = batch.store.outputs((branch, MODEL, 0), rows, videos[0].dtype)
         self._distribute(videos, batch, output)
 
@@ -534,7 +521,7 @@ def _grouped(videos: Sequence[Video], members: dict[Video, Member]) -> list[list
     return groups
 
 
-class _Host:
+class _Host(PlainHost):
     """The runner's host: the engine's calls have its clock, others run without caching."""
 
     def __init__(self) -> None:
@@ -552,16 +539,3 @@ class _Host:
 
     def clock(self, facts: Facts) -> Clock | None:
         return self._clock if self._thread == threading.get_ident() else None
-
-    def context(self) -> str | None:
-        return None
-
-    def named(self, name: str) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    @contextmanager
-    def generation(self, num_steps: int, num_videos: int) -> Iterator[None]:
-        yield
-
-    def check_call(self, policy: Any, facts: Facts) -> None:
-        pass
