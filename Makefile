@@ -75,7 +75,7 @@ mutation-full: build
 	$(PY) tools/mutation_check.py $(ARGS)
 
 soak: build
-	PYTHONPATH=tests/serving $(PY) tests/serving/soak.py $(ARGS)
+	$(PY) tests/serving/soak.py $(ARGS)
 
 bench: build
 	$(PY) benchmarks/kernels.py --json build/bench/kernels.json --plot build/bench/kernels.png $(ARGS)

@@ -1,5 +1,5 @@
-"""layer_norm_modulate and rms_norm_modulate: error against float64 relative to that of eager PyTorch, over shapes, modulators,
-layouts, row indices and unusual values."""
+"""The norm ops: error against float64 relative to that of eager PyTorch, over shapes, modulators, layouts,
+row indices and unusual values."""
 
 from __future__ import annotations
 

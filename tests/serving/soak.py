@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import argparse
 import random
+import sys
 import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
+
+sys.path.append(str(Path(__file__).parents[1]))
 
 import adacache
 import torch
-from adacache.digits import SIZE
-from adacache.digits.captions import CHANNELS, TOKENS
 from adacache.models.rectified_flow import RectifiedFlow
-from adacache.models.stdit3 import STDiT3, STDiT3Config
+from adacache.models.stdit3 import STDiT3
 from adacache.serving import Engine, FlowDenoiser, NoCache, Video
 from serving_cases import CODEBOOK, PATH, REPLAY, STACK_PATH, Wanted
+from tiny_digits import network
 from torch import Tensor
 
 TOLERANCE = 1e-3
@@ -53,22 +56,6 @@ class Tally:
     """Videos that were not used, because a decision of their single run is within rounding of a threshold."""
 
 
-def network() -> STDiT3:
-    torch.manual_seed(0)
-    config = STDiT3Config(
-        depth=2,
-        hidden_size=16,
-        num_heads=2,
-        in_channels=1,
-        patch_size=(1, 16, 16),
-        caption_channels=CHANNELS,
-        model_max_length=TOKENS,
-        pred_sigma=False,
-        input_sq_size=SIZE,
-    )
-    return STDiT3(config).eval().requires_grad_(False)
-
-
 class Truth:
     """Single runs, each made once."""
 
@@ -96,7 +83,7 @@ class Truth:
 
 
 def soak(seconds: float, seed: int, model: STDiT3 | None = None) -> Tally:
-    """Runs for so many seconds.
+    """Runs for `seconds`.
 
     Raises:
         AssertionError: a video differs from its single run.
