@@ -85,7 +85,7 @@ def forward_ad_is_on() -> bool:
 def cast_under_autocast(
     dtype: torch.dtype, names: Sequence[str], arguments: Sequence[Any]
 ) -> tuple[Any, ...]:
-    """Cast the arguments in CAST to the dtype of the stream, unless they are accepted as they are."""
+    """Cast the arguments in CAST to the dtype of the stream, unless they may stay in float32."""
     return tuple(
         argument.to(dtype)
         if name in CAST

@@ -234,7 +234,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=FAMILIES)
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"], choices=DTYPES)
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    parser.add_argument("--tokens", type=int, default=4000, help="about so many video tokens (default: 4000)")
+    parser.add_argument(
+        "--tokens", type=int, default=4000, help="video tokens, approximately (default: 4000)"
+    )
     parser.add_argument("--blocks", type=int, default=2, help="blocks, or pairs of blocks (default: 2)")
     parser.add_argument("--width", type=int, help="channels per head (default: the real number)")
     parser.add_argument("--without-layers", action="store_true", help="norms, gates and residuals alone")

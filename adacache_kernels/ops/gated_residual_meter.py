@@ -32,7 +32,7 @@ def gated_residual_meter(
     """Add a gated sub-layer output to the stream, cache the gated residual, and measure how much it changed.
 
     x_out is that of `gated_residual`. r = gate*y is rounded to the dtype of x before it is cached and
-    measured, whatever the rounding of x_out: sums and decisions do not depend on it. With rounding="float32"
+    measured with both roundings: sums and decisions do not depend on it. With rounding="float32"
     x_out differs from x + r by the rounding of r. Deterministic: equal inputs give bit-identical sums.
 
     Args:

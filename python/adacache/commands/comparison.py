@@ -32,7 +32,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Method:
-    """A method as it was asked for.
+    """A method of the comparison.
 
     Attributes:
         name: the text.

@@ -11,7 +11,7 @@ try:
 except ImportError:
 
     class CacheAccelerator:  # type: ignore[no-redef]
-        """Stands in for TensorRT-LLM's base class."""
+        """Used where TensorRT-LLM is not installed."""
 
 
 class AdaCacheAccelerator(CacheAccelerator):  # type: ignore[misc, unused-ignore]

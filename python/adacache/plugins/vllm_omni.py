@@ -18,7 +18,7 @@ try:
 except ImportError:
 
     class CacheBackend:  # type: ignore[no-redef]
-        """Stands in for vLLM-Omni's base class."""
+        """Used where vLLM-Omni is not installed."""
 
         def __init__(self, config: Any):
             self.config = config

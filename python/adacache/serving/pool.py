@@ -14,7 +14,7 @@ ALIGNMENT = 16
 
 
 def aligned(size: int) -> int:
-    """The bytes that a tensor of so many bytes takes in a row."""
+    """The bytes that a tensor of `size` bytes takes in a row."""
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 

@@ -233,7 +233,7 @@ class SlotStore(Store):
 
 
 def places(store: Store, rows: int) -> dict[Any, int]:
-    """The bytes per row that each tensor of a store for so many rows takes in a pool."""
+    """The bytes per row that each tensor of a store takes in a pool; the store has `rows` rows."""
     return {
         key: aligned(-(-tensor.numel() * tensor.element_size() // rows))
         for key, tensor in store.named_tensors()
