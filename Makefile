@@ -15,7 +15,7 @@ SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py tools/nvcc_launche
 
 .PHONY: help demo test test-slow test-matrix test-property property-compiled property-triton \
   sanitize sanitize-full mutation mutation-full bench soak \
-  build wheel lint format kernel-report abi-check gpu clean distclean
+  build wheel docs docs-serve lint format kernel-report abi-check gpu clean distclean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -32,6 +32,7 @@ help:
 	@echo 'make bench          time every op: GB/s, share of a copy, speedup over eager and torch.compile'
 	@echo 'make build          build in place'
 	@echo 'make wheel          build a wheel with CPU and CUDA for all architectures; report size and symbols'
+	@echo 'make docs           build the documentation site: build/site; `make docs-serve` shows it while you edit'
 	@echo 'make lint           run ruff, mypy and clang-format; `make format` applies fixes'
 	@echo 'make kernel-report  report registers, shared memory and spills per kernel and architecture'
 	@echo 'make abi-check      test one wheel under torch 2.11 and a CPU-only torch'
@@ -105,6 +106,17 @@ wheel: $(STAMPS)/tools
 	rm -rf dist
 	ADACACHE_CUDA=1 $(PIP) wheel --no-build-isolation --no-deps -w dist .
 	$(PY) tools/wheel_report.py dist/*.whl
+
+$(STAMPS)/docs: $(STAMPS)/installed
+	$(PIP) install --no-build-isolation -e ".[demo,test,docs]"
+	@touch $@
+
+# Strict: a broken link, an unknown name or a page outside the navigation is an error.
+docs: $(STAMPS)/docs
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict $(ARGS)
+
+docs-serve: $(STAMPS)/docs
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs serve --strict $(ARGS)
 
 $(STAMPS)/lint: $(STAMPS)/installed
 	$(PIP) install --no-build-isolation -e ".[demo,test,lint]"

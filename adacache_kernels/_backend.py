@@ -16,8 +16,12 @@ from ._schemas import OPS as _OPS
 
 __all__ = ["BACKENDS", "OPS", "BackendChoice", "backend_report", "use_backend"]
 
+#: The names of the backends.
 BACKENDS = ("cuda", "cpu", "triton", "reference")
+
+#: The names of the ops.
 OPS = tuple(_OPS)
+
 DEVICES = ("cpu", "cuda")
 
 _VARIABLE = "ADACACHE_BACKEND"
