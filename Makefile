@@ -11,7 +11,7 @@ ARGS ?=
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 STAMPS := $(VENV)/stamps
-SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py tools/nvcc_launcher.py
+SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py tools/nvcc_launcher.py adacache_kernels/_schemas.py
 
 .PHONY: help demo test test-slow test-matrix test-property property-compiled property-triton \
   sanitize sanitize-full mutation mutation-full bench soak \

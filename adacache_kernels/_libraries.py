@@ -8,6 +8,8 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import mmap
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,10 +17,13 @@ from typing import Any
 
 import torch
 
+from . import _schemas
+
 __all__ = ["Library", "build_info", "libraries"]
 
 _FOLDER = Path(__file__).resolve().parent
 _NOT_BUILT = "the libraries are not built: run `python setup.py build_ext --inplace` or `pip install .`"
+_SIMULATE = "adacache_kernels.simulate runs in NumPy, which is slower"
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,9 @@ def libraries() -> dict[str, Library]:
     """The compiled libraries by name: "cpu", "cuda" (ops), "engine". Loads them on the first call.
 
     Does not raise if a library is missing or cannot be loaded; see `reason`.
+
+    Raises:
+        ImportError: a library was built from other sources, whose ops have other arguments.
     """
     return {"cpu": _load_cpu(), "cuda": _load_cuda(), "engine": _load_engine()}
 
@@ -105,6 +113,7 @@ def _load(name: str, missing: str = "") -> Library:
     path = _FOLDER / f"_ops_{name}.so"
     if missing or not path.is_file():
         return Library(name, path.name, False, missing or f"{path.name} is missing in the installation")
+    _check_schemas(path)
     try:
         torch.ops.load_library(str(path))
     except (OSError, RuntimeError) as error:
@@ -112,11 +121,30 @@ def _load(name: str, missing: str = "") -> Library:
     return Library(name, path.name, True)
 
 
+def _check_schemas(path: Path) -> None:
+    """Raise ImportError unless the library at `path` was built from the schemas of `_schemas.py`."""
+    expected = (_schemas.MARKER + _schemas.digest()).encode()
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if content.find(expected) < 0:
+            raise ImportError(
+                f"{path}: the library was built from other sources than this version of adacache_kernels, "
+                "and its ops have other arguments; run 'make build' in a checkout, otherwise reinstall "
+                "adacache-kernels"
+            )
+
+
 def _load_engine() -> Library:
     if not _recorded():
-        return Library("engine", "_engine", False, _NOT_BUILT)
+        return Library("engine", "_engine", False, f"{_NOT_BUILT}; {_SIMULATE}")
     try:
         module = importlib.import_module("adacache_kernels._engine")
     except ImportError as error:
-        return Library("engine", "_engine", False, f"_engine cannot be imported: {error}")
+        found = ", ".join(path.name for path in sorted(_FOLDER.glob("_engine.*.so"))) or "none"
+        version = ".".join(map(str, sys.version_info[:2]))
+        return Library(
+            "engine",
+            "_engine",
+            False,
+            f"no module for Python {version} is installed (found: {found}); {_SIMULATE} ({error})",
+        )
     return Library("engine", Path(module.__file__ or "_engine").name, True)

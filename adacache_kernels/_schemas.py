@@ -5,6 +5,7 @@ Imports no other module of the package, because the build runs it as a script.""
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -90,10 +91,29 @@ SCHEMAS = {
 }
 
 
+#: A library contains this text, followed by the digest of the schemas that it was built from.
+MARKER = "adacache-schemas:"
+
+
+def digest() -> str:
+    """Return a digest of all schemas. A library of another digest expects other arguments."""
+    text = "\n".join(name + schema for name, schema in sorted(SCHEMAS.items()))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def header() -> str:
-    """Return the C++ header for the CPU library."""
+    """Return the C++ header of the op libraries."""
     lines = "".join(f'    "{name}{schema}",\n' for name, schema in SCHEMAS.items())
-    return f"#pragma once\n\nconstexpr const char* adacache_schemas[] = {{\n{lines}}};\n"
+    return f"""#pragma once
+
+inline constexpr const char* adacache_schemas[] = {{
+{lines}}};
+
+// Exported, so that the linker keeps it. Python finds the text in the file before it loads the library.
+#define ADACACHE_SCHEMAS_DIGEST                           \\
+  extern "C" __attribute__((visibility("default"), used)) \\
+  const char adacache_schemas_digest[] = "{MARKER}{digest()}"
+"""
 
 
 if __name__ == "__main__":

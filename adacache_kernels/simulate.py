@@ -1,5 +1,5 @@
-"""The decision rule for NumPy arrays, and simulated schedules. Uses the compiled code of the ops, without
-torch tensors."""
+"""The decision rule for NumPy arrays, and simulated schedules. Uses the compiled code of the ops, or
+NumPy where it is missing, without torch tensors."""
 
 from __future__ import annotations
 
@@ -130,9 +130,11 @@ def simulate(
 
 
 def _engine() -> Any:
-    library = libraries()["engine"]
-    if not library.loaded:
-        raise RuntimeError(f"the compiled engine is missing: {library.reason}")
-    from . import _engine as module
+    """The compiled module, or NumPy code if it does not fit this Python (`adacache doctor` states why)."""
+    if libraries()["engine"].loaded:
+        from . import _engine as compiled
 
-    return module
+        return compiled
+    from . import _engine_numpy
+
+    return _engine_numpy

@@ -41,6 +41,8 @@ struct Backend {
 }  // namespace
 }  // namespace adacache::cpu_ops
 
+ADACACHE_SCHEMAS_DIGEST;
+
 STABLE_TORCH_LIBRARY(adacache, library)
 {
   for (const char* schema : adacache_schemas) library.def(schema);

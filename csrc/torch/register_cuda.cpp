@@ -8,6 +8,7 @@
 
 #include "../cuda/ops.h"
 #include "register.h"
+#include "schemas.h"  // generated from adacache_kernels/_schemas.py
 
 namespace adacache::cuda_ops {
 namespace {
@@ -63,6 +64,8 @@ struct Backend {
 
 }  // namespace
 }  // namespace adacache::cuda_ops
+
+ADACACHE_SCHEMAS_DIGEST;
 
 STABLE_TORCH_LIBRARY_IMPL(adacache, CUDA, library)
 {
