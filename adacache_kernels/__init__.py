@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fused ops for residual caching in video diffusion transformers: they measure how much residuals change,
 decide when to compute, and reuse residuals.
 

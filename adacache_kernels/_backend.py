@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Selects the backend of an op by device. `use_backend(...)` or ADACACHE_BACKEND forces one."""
 
 from __future__ import annotations

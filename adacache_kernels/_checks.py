@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Argument checks of all ops by role, with all error messages. The reference and Triton backends run them on
 every call; compiled backends run them after their C++ checks raised, for the error message."""
 

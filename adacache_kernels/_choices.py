@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Arguments that select one of several named variants, with their numbers in the schemas."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # The pybind11 module of csrc/engine; adacache_kernels.simulate documents its functions.
 from collections.abc import Sequence
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The functions of `_engine` in plain NumPy, for a Python that the compiled module does not fit. Slower."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The arguments of the ops by name, and fake kernels for tracing."""
 
 from __future__ import annotations

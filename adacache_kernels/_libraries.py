@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Loads the compiled libraries, and reports what was built and why a library is missing.
 
 Loading registers schemas and kernels with torch. It opens no CUDA context.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Overlap checks for tensors."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The table of ops. Registration in C++ (the build embeds the schemas) and Triton, fake kernels, argument
 checks and the list of ops are derived from it.
 

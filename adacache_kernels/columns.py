@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The columns of `sums` (measured by the ops) and `state` (of the decisions), and the initial state."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The decision rule for NumPy arrays, and simulated schedules. Uses the compiled code of the ops, or
 NumPy where it is missing, without torch tensors."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The benchmark cases: inputs, the plain PyTorch chain that the op replaces, its call, its minimum bytes, the
 checks of its results, and its speed goals. kernels.py, prediction.py and check.py use them."""
 

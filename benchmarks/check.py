@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checks the results of an op for a benchmark case. Ops with wrong results are not timed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Times every op against its plain PyTorch chain, the chain under torch.compile, and a copy.
 
 Results are checked first. An op with a wrong result is not timed, and the run fails.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Timing for the benchmarks: medians over interleaved rounds of all candidates, and facts about the
 machine."""
 

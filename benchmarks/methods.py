@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Quality at equal cost: every caching method on one model, compared with "fewer steps".
 
     python benchmarks/methods.py digits --paths python/adacache/digits/paths.json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Times models at real width with few blocks: plain, on fused blocks, and the steps of AdaCache.
 
 python benchmarks/models.py [--families latte cogvideox] [--dtypes bfloat16 float32] [--tokens 4000]

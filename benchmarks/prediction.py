@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writes predictions for the CUDA kernels to benchmarks/README.md: bytes, registers, occupancy, and times on
 an H100. No GPU is needed."""
 

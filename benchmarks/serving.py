@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Serving the digit model: throughput and latency of videos that arrive at random.
 
     python benchmarks/serving.py --json build/bench/serving.json --plot build/bench/serving.png

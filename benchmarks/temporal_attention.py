@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Times temporal attention as in STDiT3 and Latte, which rearrange tokens around PyTorch attention, against
 the op temporal_attention, which reads them in place. A wrong result is not timed.
 

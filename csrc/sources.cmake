@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # Sources of the three libraries and per-file options. Paths are relative to the repository.
 set(ADACACHE_CPU_SOURCES
     csrc/cpu/extrapolate_residual.cpp

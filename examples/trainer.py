@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The training loop of the examples: Muon, AdamW, averaged weights, a schedule by the clock, checkpoints."""
 
 from __future__ import annotations

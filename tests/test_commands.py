@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Options of the command `adacache`: invalid options raise before any work."""
 
 from __future__ import annotations

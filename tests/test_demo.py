@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The demo on a small random network: tables, report, errors."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """README and docs: Python blocks run; commands, options and files exist."""
 
 from __future__ import annotations

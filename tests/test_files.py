@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Value checks; files: reads are limited in size, writes are atomic."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layers of `python/adacache`: imports go downwards only, without cycles; each module imports alone."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The user study: layout of the clips, orders, the page, votes and their statistics."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A small random network with the inputs of the digit model."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Builds the wheel under the installed torch and runs the op tests under other releases: one wheel must work
 with all of them. Also compiles the sources of the libraries against the headers of each release.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A copy of the sources with a separate build, for checks that change sources or compiler options."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hooks of mkdocs: `<!-- generated: NAME -->` in a page is replaced by what `GENERATED[NAME]` returns."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Plots schedules of the digit model to docs/images/schedules.png: `python tools/draw_schedules.py`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Builds for the GPU of this machine and runs the tests of cuda and triton, compute-sanitizer and benchmarks.
 
 Writes benchmarks/results/DEVICE-COMMIT.json: device, versions, the outcome of each stage, and whether each

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # Builds the program of tests/kernels_on_host incrementally.
 # make -f tools/host_bodies.mk OUT=FOLDER [SANITIZE=thread|address,undefined]
 SOURCES := $(wildcard tests/kernels_on_host/*.cpp)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Prints for each CUDA kernel and architecture: registers, shared memory and spills from ptxas, blocks per
 multiprocessor, and from the disassembly the instructions in the hot code and its global memory accesses
 narrower than 16 bytes per thread.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writes docs/models_tests.md, the tests behind docs/models.md: `python tools/models_tests.py`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Plants faults, one at a time, in copies of the sources, and fails if the tests do not catch one of them.
 
 tools/mutations.py lists the faults. A selection of tests must pass without the fault and fail with it. A text

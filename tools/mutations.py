@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Faults for tools/mutation_check.py: a text of one file, its replacement, and the tests that must catch it.
 
 To add a fault, choose the fastest selection that catches it, and run `python tools/mutation_check.py --only

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs nvcc and writes its resource report (-Xptxas -v) to OBJECT.ptxas.txt instead of stderr.
 
 tools/kernel_report.py reads these reports without a second compilation.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs compiled code under sanitizers: the CUDA bodies on the host, and the CPU library with the op tests.
 
 The CPU library is compiled in copies of the sources, once for the address and undefined-behaviour sanitizers

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Finds the hot code of a CUDA kernel in its disassembly: the innermost loop that loads from and stores to
 global memory, otherwise the longest loop that loads, otherwise the whole kernel.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs the op and layer tests under several torch releases, each with its Triton, and prints a table. All
 releases use the compiled libraries of this tree.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The public functions: one file per op."""
 
 from .._fakes import register_fake_kernels

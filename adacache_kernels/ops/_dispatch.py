@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Dispatches public functions to backends.
 
 All backends take the arguments of the schema by position, followed by given outputs.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The decision rule: computes the next computed step from sums, on their device, without synchronization."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """x + sum of c_i * F_i: adds a residual forecast from cached factors to the stream in one pass."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """x + gate*y: adds the output of a sub-layer to the stream in one pass."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """x + gate*y; caches the residual gate*y and measures its change in the same pass over memory."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """x + gate*y and the modulated norm of the next sub-layer, in one pass over memory."""
 
 from __future__ import annotations

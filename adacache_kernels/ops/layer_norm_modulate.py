@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """LN(x) * (1 + scale) + shift in one pass: the adaptive layer norm before each sub-layer of a DiT block."""
 
 from __future__ import annotations

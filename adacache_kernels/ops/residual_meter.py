@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The sums of a given residual and a given old one."""
 
 from __future__ import annotations

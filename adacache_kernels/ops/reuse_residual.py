@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """x + residual for the videos that reuse, x for the others: the only op of a reused step."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """RMSNorm(x) * (1 + scale) + shift in one pass."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Caches the residual of a stack of blocks and measures its change, in one pass over memory."""
 
 from __future__ import annotations

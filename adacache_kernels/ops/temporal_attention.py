@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attention over the frames of each place, directly on the layout of the projection output, without
 transposed copies."""
 

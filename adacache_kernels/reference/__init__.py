@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ops in plain PyTorch: the specification for the tests of the other backends. Sums are float64."""
 
 from .arguments import Meter, Norm

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Groups of arguments shared by several ops, in the order of the schemas."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The decision rule; see `ops/decide.py` for the terms. All values are tensors over videos, so that nothing
 synchronizes."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """x + sum of c_i * F_i, with coefficients per video."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """RMS norm and rotary embedding of queries and keys, in place."""
 
 from __future__ import annotations

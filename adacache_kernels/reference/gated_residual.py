@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """x + gate*y."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """x + gate*y; stores gate*y over the old residual; sums of both residuals."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`gated_residual_meter`, and the modulated norm of x_out."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Shared by the attention ops: norm and rotation of q and k, in float32."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The modulated norms of each token: norm(x) * (1 + scale) + shift."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The sums of a residual and an old one, and of the motion between frames."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Stores x_out - x_in over the old residual of a stack of blocks; sums of both residuals."""
 
 from __future__ import annotations

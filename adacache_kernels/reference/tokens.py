@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Shared by the ops: modulators, row indices, float8 caches."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ops as Triton kernels, for GPUs without the compiled CUDA library and for tests without a GPU.
 
 They are registered as torch.ops.adacache_triton.* with the schemas of the compiled ops, so that torch.compile

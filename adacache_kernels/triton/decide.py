@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The decision rule; see `ops/decide.py` for the terms."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """x + (c0*F0 + c1*F1 + ...), a residual forecast from kept factors, in one pass."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """x + gate*y in one pass. For `gated_residual_norm` and the norms also the norm of the result (or of x)."""
 
 from __future__ import annotations

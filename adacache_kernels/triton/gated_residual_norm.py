@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """x + gate*y and the modulated norm of the result, in one pass."""
 
 from __future__ import annotations

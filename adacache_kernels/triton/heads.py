@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Shared by the attention kernels: heads in tiles with power-of-two widths, their norm and rotation."""
 
 from __future__ import annotations

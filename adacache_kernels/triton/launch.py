@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tiling of the Triton kernels, and the device of a launch."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The modulated layer norm of each token, in one pass."""
 
 from __future__ import annotations

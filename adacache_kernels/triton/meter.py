@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The metered ops: sums of a residual and the old one and, in the same pass, the new stream and its norm."""
 
 from __future__ import annotations

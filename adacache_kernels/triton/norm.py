@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Modulated norm of tokens whose channels are all in one program."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Shared arithmetic of the Triton kernels: rounding like eager PyTorch, and float8."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """x + residual for the rows of videos that reuse, x for the others, in one pass."""
 
 from __future__ import annotations

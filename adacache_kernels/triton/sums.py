@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Shared by the meters: the sums of one program, as tuples of columns, and their reduction to the sums of the
 videos.
 

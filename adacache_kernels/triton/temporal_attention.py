@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attention over the frames of each place, read from the packed qkv tensor."""
 
 from __future__ import annotations

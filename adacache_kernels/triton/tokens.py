@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Loads and stores per token: row indices, modulators, float8 caches."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Parameters shared by the attention ops: the layout of q, k and v, and the norm and rotary embedding of q
 // and k.
 #pragma once

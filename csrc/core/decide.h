@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The decision rule of AdaCache: computes the next step to compute from the sums at a metric site.
 // arXiv 2411.02397. Rule `published` follows the authors' code, rule `paper` the equations. All float64.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Parameters of fused_qk_norm_rope: RMS norm and rotary embedding of q and k, in place.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Parameters of gated_residual: x_out = x + gate * y.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Parameters of gated_residual_meter: x_out = x + gate * y, r = gate * y stored over the old r, sums of both.
 #pragma once
 

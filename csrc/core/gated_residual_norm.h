@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Parameters of gated_residual_norm: x_out = x + gate * y and the modulated layer norm of x_out.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Parameters of layer_norm_modulate and rms_norm_modulate: (norm(x) * weight + bias) * (1 + scale) + shift.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Columns of the sums that measure the change of a residual.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Number formats and rounding, for host, device and vector lanes. Conversions round to nearest even like
 // PyTorch, so that results are bit-identical.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Parameters of reuse_residual: x + R for the rows of videos that reuse, x for the others.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Parameters of temporal_attention: attention over the frames of each place, read from the packed qkv tensor.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Layouts of the op tensors: tokens, modulators, kept residuals, row indices.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The work unit of the attention ops on the CPU, and its scratch memory.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Runs the attention ops in parallel, with scratch memory per thread.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Huge pages for new outputs, faulted in by all threads.
 #include <cstdint>
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // fused_qk_norm_rope on the CPU.
 #include "attention_units.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Selects the CPU kernels for this processor.
 #include "kernels.h"
 

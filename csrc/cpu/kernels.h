@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The table of CPU kernels, one per instruction set, and its selection at run time.
 #pragma once
 

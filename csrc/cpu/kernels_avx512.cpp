@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The CPU kernels for x86-64 with AVX-512 (F, BW, DQ, VL).
 #if defined(__GNUC__) && !defined(__clang__)
 // GCC 12 warns about intentionally uninitialized registers in its own headers.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The CPU kernels for the baseline instruction set of the architecture.
 #define ADACACHE_ISA baseline
 #define ADACACHE_KERNELS baseline_kernels

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The CPU ops. Parameters are already checked.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Parallel execution on up to torch.get_num_threads() threads. Units of work depend only on shapes, so that
 // sums are deterministic for any thread count.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // stack_residual_meter on the CPU.
 #include "ops.h"
 #include "parallel.h"

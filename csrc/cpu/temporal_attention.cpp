@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // temporal_attention on the CPU.
 #include "attention_units.h"
 

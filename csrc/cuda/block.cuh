@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The device implementation of Block for the kernel bodies in bodies/, and the launch function.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // decide on CUDA: one thread per video.
 #include "block.cuh"
 

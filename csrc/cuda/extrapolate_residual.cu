@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // extrapolate_residual on CUDA.
 #include "block.cuh"
 #include "bodies/extrapolate_residual.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // gated_residual on CUDA.
 #include "block.cuh"
 #include "bodies/gated_residual.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // layer_norm_modulate on CUDA.
 #include "bodies/layer_norm_modulate.h"
 #include "token.cuh"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The launch of the meters without a norm. P is GatedResidualMeter, StackResidualMeter or ResidualMeter,
 // whose meter_body() and float8_meter_body() are in bodies/.
 #pragma once

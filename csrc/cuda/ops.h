@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The CUDA ops. Parameters are already checked. Each function returns the first error of its launches.
 #pragma once
 

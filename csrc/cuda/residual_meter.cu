@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // residual_meter on CUDA.
 #include "bodies/residual_meter.h"
 #include "meter_op.cuh"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // reuse_residual on CUDA.
 #include "block.cuh"
 #include "bodies/reuse_residual.h"

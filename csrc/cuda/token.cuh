@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Shared by the launches of kernels with one token per block at a time.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The last kernel of a meter on CUDA: reduces the sums of the blocks to the sums of the videos.
 #include "meter.cuh"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Python bindings of the decision rule for NumPy arrays: initial states, decisions, and schedules simulated
 // from recorded distances for many codebooks. No torch.
 #include <pybind11/numpy.h>

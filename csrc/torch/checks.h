@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Checks of op arguments by role, on the stable ABI of LibTorch. They throw "<argument>: unexpected
 // <property>"; adacache_kernels/_checks.py writes the full message for users.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // One function per op, shared by the backends: converts the arguments of the schema to checked kernel
 // parameters, and allocates outputs that are not given.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Registers ops for any backend. The allocating variant and the out= variant of an op are derived from the
 // signature of its check.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Defines the schemas of all ops, and registers the CPU kernels.
 #include "../cpu/ops.h"
 #include "register.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Registers the CUDA kernels. The CPU library defines the schemas.
 #ifndef USE_CUDA
 #define USE_CUDA  // required by the stable headers to declare the CUDA part of the ABI

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Searches the digit model's codebooks and motion regularisation: `python examples/digits/calibrate.py`.
 
 Distances and motion of clips that compute every step are recorded once; schedules of any settings are then

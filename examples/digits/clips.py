@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Draws training clips from prompts: a handwritten digit that rests or moves over a dark background.
 
 The digits are scikit-learn's `load_digits` (8x8 scans of handwriting). Positions are in pixels, x to the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Measures how well the digit model follows its prompts: `python examples/digits/evaluate.py`.
 
 Generates one clip for each of the 96 held-out prompts and reads digit, speed and direction from the pixels:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Trains the digit model: `python examples/digits/train.py --out DIR --minutes 75 [--resume]`.
 
 Rectified flow as in Open-Sora 1.2: at timestep 1000 t the input is (1 - t) x0 + t noise and the target is the

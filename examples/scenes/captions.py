@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The grammar of the scenes, its encoding as word vectors, and the split of the prompts.
 
 "{one|two} {digit} {motion} {direction} over {ground} ground, {view} view"

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Draws the training clips: one or two handwritten digits that move over a ground, seen by a simple camera.
 
 Positions are in pixels, x to the right and y down; speeds in pixels per frame.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Measures how well clips follow their prompts: `python examples/scenes/evaluate.py --model wan`.
 
 Generates clips of held-out prompts through the diffusers pipelines and reads digit, speed and direction from

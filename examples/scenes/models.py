@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The two networks, and pipelines of diffusers around them. The networks work on pixels: there is no VAE.
 
 A pipeline is called with the arguments of `call_arguments`:

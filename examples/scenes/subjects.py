@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The trained models as subjects of `adacache calibrate` and of `benchmarks/methods.py`:
 
 PYTHONPATH=examples adacache calibrate scenes.subjects:wan_unipc --count 12 --out wan_unipc.json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Trains a network on drawn scenes: `python examples/scenes/train.py --model wan --out DIR --minutes 75`.
 
 wan: flow matching, velocity noise - data. latte: noise prediction on a discrete schedule. `--export` converts

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Caching for video diffusion transformers: residuals are kept, measured, and reused while they change
 little.
 

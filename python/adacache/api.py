@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`enable`, `accelerate` and `disable`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checks of values that come from outside: arguments, command-line options, JSON.
 
 A check takes a value and its name. It returns the value, or raises ValueError with what it expected.

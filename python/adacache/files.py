@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files: JSON is read up to a size and checked; every file is written under another name and then renamed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A handle: a model with caching enabled, its policy, its clock and its runner."""
 
 from __future__ import annotations

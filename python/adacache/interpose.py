@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Wraps methods of single objects by assigning a subclass of their own class.
 
 A replaced instance `forward` is undone by offloading and other hook libraries, which replace it too. A

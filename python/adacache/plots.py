@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Plots of schedules and of the measurements behind them (needs matplotlib)."""
 
 from __future__ import annotations

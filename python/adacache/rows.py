@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rows of a batch: which of them compute at a step, and how they are gathered and scattered. Small copies
 between host and device."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sites: where a model forms residuals and outputs. Sub-layer < block < range of blocks < stack < model <
 guided output."""
 

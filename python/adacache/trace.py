@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The measurements and decisions of one request, step by step: saved, loaded, plotted, replayed."""
 
 from __future__ import annotations

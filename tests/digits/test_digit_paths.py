@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The shipped planned paths of the digit model, in a real run through `enable`."""
 
 from __future__ import annotations

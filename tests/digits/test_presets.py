@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The presets of the digit model and the search that finds them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Training of the digit model: the loss falls, runs resume bit-identically, errors name their cause."""
 
 from __future__ import annotations

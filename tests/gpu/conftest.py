@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tests in this folder reuse the ops, inputs and expected outputs of benchmarks/cases.py."""
 
 from __future__ import annotations

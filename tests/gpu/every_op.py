@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs every op once per dtype on small odd shapes and checks the results on the host. Short enough for
 compute-sanitizer.
 

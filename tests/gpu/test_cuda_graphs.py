@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every op in a CUDA graph: a replay with other values is bit-identical to a plain call."""
 
 from __future__ import annotations

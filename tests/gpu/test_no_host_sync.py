@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A denoising loop with AdaCache never synchronizes: decisions are copied to pinned memory."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // gated_residual, reuse_residual and extrapolate_residual against plain loops.
 #include "../../csrc/cuda/bodies/extrapolate_residual.h"
 #include "../../csrc/cuda/bodies/gated_residual.h"

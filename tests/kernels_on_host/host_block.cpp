@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Fibers and their synchronization. Compiled without ThreadSanitizer; explicit annotations
 // (ADACACHE_THREAD_SANITIZER) declare fiber switches and memory order.
 #include "host_block.h"

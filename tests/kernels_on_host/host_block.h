@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Runs the unmodified kernel bodies of csrc/cuda/bodies on the host: each thread of a GPU block is a fiber,
 // which runs until it waits at a barrier or a shuffle. ThreadSanitizer treats fibers as threads that only
 // barriers synchronize, so it detects every missing barrier as a data race. A wait takes microseconds.

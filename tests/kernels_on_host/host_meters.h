@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Test cases of the meters: the tensors of x + gate * y or of a stack's residual, the expected results, and
 // the comparison.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Tensors, random cases and comparison with plain float64 loops for the kernel bodies.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Runs the bodies of the CUDA kernels on the host and compares them with plain loops in float64. Prints the
 // first difference and exits with 1, or prints the number of passed cases.
 // Usage: kernels_on_host [--seed N] [--cases N] [--drop-barriers]

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // gated_residual_meter, stack_residual_meter and residual_meter against plain loops, with residuals in x's
 // dtype.
 #include "../../csrc/cuda/bodies/residual_meter.h"

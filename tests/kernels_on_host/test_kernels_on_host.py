@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CUDA kernel bodies, run on the host block by block under sanitizers, against plain loops.
 
 Environment: CXX, the compiler (g++); ADACACHE_HOST_SEED, the seed of the random cases (0);

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The ops that reduce over a token, against plain loops: layer norms, and residuals in float8.
 #include "../../csrc/cuda/bodies/gated_residual_norm.h"
 #include "../../csrc/cuda/bodies/gated_residual_norm_meter.h"

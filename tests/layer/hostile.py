@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Invalid variants of JSON values: a reader accepts them or raises its documented error."""
 
 from __future__ import annotations

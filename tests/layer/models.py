@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Small networks, inputs and a reference implementation of AdaCache for tests/layer."""
 
 from __future__ import annotations

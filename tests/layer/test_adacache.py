@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """AdaCache on STDiT3: against a reference implementation of the rule, per video, and across requests."""
 
 from __future__ import annotations

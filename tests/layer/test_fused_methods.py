@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Methods that measure inputs, block outputs or several residuals, and forecasts from accumulated sums: the
 fused program of STDiT3 with guidance in one batch, against reference loops."""
 

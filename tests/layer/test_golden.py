@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Recorded runs of the published code: equal computed steps and latents; errors of damaged directories."""
 
 from __future__ import annotations

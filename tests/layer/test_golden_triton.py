@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whole requests on the Triton kernels, in Triton's interpreter and a subprocess."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files with one invalid field load or raise a ValueError that names the file."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """PAB, FirstBlock and TaylorSeer on the fused program of STDiT3, against reference loops that implement their
 rules."""
 

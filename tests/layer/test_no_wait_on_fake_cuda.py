@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A denoising loop on fake CUDA tensors: detects copies and reads that synchronize, without a GPU."""
 
 from __future__ import annotations

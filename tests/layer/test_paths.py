@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Path planners against exhaustive search."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Settings: validation, presets by name, windows in steps and fractions, replay."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """STDiT3: strict weight loading, packed and padded captions, odd sizes, conditioning, FLOPs."""
 
 from __future__ import annotations

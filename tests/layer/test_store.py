@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The store: differences beyond the range of the dtype saturate, and non-finite values stay non-finite."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Traces: save, load, plot."""
 
 from __future__ import annotations

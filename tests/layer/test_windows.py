@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The arithmetic of path calibration, against explicit sums."""
 
 from __future__ import annotations

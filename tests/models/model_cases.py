@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Small models with random weights, one per class, with inputs and a plain sampling loop; and a reference
 implementation of AdaCache with hooks.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Diffusers pipelines with small random components. Prompts are passed as embeddings, so there is no text
 encoder. Latents are returned, so autoencoders only define shapes (and encode images for image-to-video)."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Model classes that no package index ships, from their repositories on PYTHONPATH.
 
 Several repositories and tags share a package name (`opensora` is that of Open-Sora and of Open-Sora-Plan), so

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Block programs: blocks of known classes on the fused ops, with and without caching."""
 
 from __future__ import annotations

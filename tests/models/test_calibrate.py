@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`adacache calibrate`: recordings equal runs, and the codebook has a smaller error than the published
 one."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`adacache calibrate` for planned paths: recorded runs, runs without a model, and the calibration file."""
 
 from __future__ import annotations

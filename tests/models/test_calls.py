@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The assignment of calls to request, step and branch, in situations from public bug reports."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`adacache compare`: methods by name, runs beside fewer steps, and the page."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """AdaCache with offloading, LoRA, torch.compile, and hooks of other libraries."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """docs/models.md lists all declared models; docs/models_tests.md is up to date."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Regression tests for silent faults of other caching libraries."""
 
 from __future__ import annotations

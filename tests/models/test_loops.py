@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Loops of pipelines: several calls per step, several loops per call, other schedulers than that of the
 pipeline."""
 

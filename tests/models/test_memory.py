@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The memory of kept tensors: what is kept now, and what will be, for all models."""
 
 from __future__ import annotations

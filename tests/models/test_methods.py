@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """PAB, FirstBlock and TaylorSeer on models of diffusers, against reference implementations with hooks on a
 plain model, and against the hooks of diffusers."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The runtime on every model class: rows of mixed steps, dtypes of kept residuals, storage, sub-layer
 outputs."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checks of every model class: results are bit-identical if all steps are computed, and equal the reference
 implementation of the rule otherwise."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Objects of enabled models: copies, pickles, class identity, `disable` after changes, compiled blocks."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pipelines with small random components, enabled with one call."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Planned paths against a reference implementation: on models, on diffusers pipelines, and as timesteps."""
 
 from __future__ import annotations

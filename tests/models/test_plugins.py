@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Plug-ins for frameworks, against small twins of the frameworks' interfaces."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The policy protocol on wrapped blocks: tiny policies against reference loops."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The checks of test_models.py on classes of other repositories, if they are on PYTHONPATH."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Further methods on models of diffusers, against reference loops with hooks on a plain model, and against
 diffusers and cache-dit if these implement the method."""
 

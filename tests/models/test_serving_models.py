@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The serving engine on diffusers' Wan, whose blocks are wrapped; guidance in two calls and in one batch."""
 
 from __future__ import annotations

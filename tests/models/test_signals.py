@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Methods that measure inputs of the model or outputs of blocks, on models of diffusers, against reference
 loops with hooks on a plain model, and against diffusers."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Children that only feed the blocks do not run on steps that skip all blocks."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The checks of test_models.py on a class without an adapter."""
 
 from __future__ import annotations

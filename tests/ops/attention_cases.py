@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Cases for the attention ops: inputs, expected results in float64, and results of PyTorch in the same
 dtype."""
 

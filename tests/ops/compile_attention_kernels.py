@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compiles the attention kernels ahead of time, without a GPU, and prints the ptxas report as JSON.
 
 python tests/ops/compile_attention_kernels.py [ARCHITECTURE ...]    e.g. 90 80; all cases for the first only

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compiles every Triton kernel ahead of time, without a GPU, and prints the ptxas report as JSON.
 
 python tests/ops/compile_triton_kernels.py [--full] [ARCHITECTURE ...]      e.g. 80 90 100 120

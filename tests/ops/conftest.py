@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Marks the tests of this folder with `ops` and runs them on the backends of this machine."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A pytest plugin (-p every_nth) that selects every ADACACHE_TEST_EVERY-th case of each test function in this
 folder."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Limits on generated code (registers, spills, shared memory, instructions): assertions for the compiler
 releases with which they were measured, warnings for others."""
 

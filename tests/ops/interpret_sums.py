@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs combine_sums of the Triton kernels in the interpreter (TRITON_INTERPRET=1) on random partial sums.
 
 Exits with 1 on a wrong sum, and on a load from a column that is not measured, which is uninitialized.

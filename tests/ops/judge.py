@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Calls each op with random tensors and checks all outputs and all memory that it must not change.
 
 Expected values are computed in NumPy: in float32 if results must be bit-identical, otherwise in float64.

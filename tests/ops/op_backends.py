@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fixtures for the backends of the op tests: those of this machine, or those listed in ADACACHE_TEST_BACKEND
 (comma-separated). Imported by conftest files."""
 

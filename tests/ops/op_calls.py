@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A valid call of each op on small tensors, and changes that make it invalid."""
 
 from __future__ import annotations

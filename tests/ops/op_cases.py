@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tensors for the op tests: shapes, memory layouts, guard elements, and expected sums."""
 
 from __future__ import annotations

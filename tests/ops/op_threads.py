@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A fixture that limits torch to one thread. A conftest.py that imports `one_thread` applies it."""
 
 from __future__ import annotations

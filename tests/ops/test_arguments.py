@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Invalid arguments of every op, independent of their role: wrong types, tensors that are not dense, autograd
 in reverse and forward mode. The arguments are read from the schemas."""
 

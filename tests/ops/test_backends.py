@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Backend selection, side effects of the import, and schemas."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """decide: every backend and `simulate.decide` against the rule in plain Python, over random sequences of
 steps."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Common tests of all ops on [B, N, C]: invalid input, determinism, torch.compile, opcheck, autocast,
 autograd."""
 

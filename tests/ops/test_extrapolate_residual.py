@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """extrapolate_residual: bit-identical for every number of factors and pair of dtypes, coefficients per video,
 layouts, row indices and unusual values."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """fused_qk_norm_rope: error against float64 relative to that of PyTorch, unchanged values, layouts, bad
 input."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """gated_residual: bit-identical to NumPy over shapes, gates, layouts, row indices and unusual values."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """gated_residual_meter: bit-identical x_out and residual, float8 caches, sums against float64, over shapes,
 gates, layouts, row indices, videos and unusual values."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """gated_residual_norm: bit-identical x_out, the norm against float64 and layer_norm_modulate, over shapes,
 modulators, layouts, row indices and unusual values."""
 

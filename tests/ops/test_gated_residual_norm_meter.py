@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """gated_residual_norm_meter: the checks of gated_residual_meter and layer_norm_modulate, and bit-identical to
 both."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Offsets beyond 2^31 elements: by large strides, and in large tensors."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Modulators in float32 beside a 16-bit x, tables, rounding, and the kind of norm: against NumPy, and
 bit-identical to what models compute in eager PyTorch."""
 

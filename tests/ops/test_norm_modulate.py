@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The norm ops: error against float64 relative to that of eager PyTorch, over shapes, modulators, layouts,
 row indices and unusual values."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The NumPy code behind `adacache_kernels.simulate` against the compiled module."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """residual_meter: sums against float64 over shapes, layouts, videos and unusual values, and against the fused
 op."""
 

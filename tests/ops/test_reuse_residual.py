@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """reuse_residual: bit-identical for every pair of dtypes and float8, rows that reuse, layouts, row indices
 and unusual values."""
 

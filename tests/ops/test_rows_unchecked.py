@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Unchecked row indices, as on a GPU: calls the Triton ops directly."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """stack_residual_meter: bit-identical residual, float8 caches, sums against float64, scattered rows, over
 shapes, layouts, videos and unusual values."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """temporal_attention: error against float64 relative to that of PyTorch, layouts, propagation of NaN, bad
 input."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The attention kernels in Triton without a GPU: run in the interpreter on CPU tensors in a subprocess, and
 compiled ahead of time."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Triton kernels, compiled ahead of time without a GPU: no fused multiply-adds, no element exchange
 between threads, and spills within limits."""
 

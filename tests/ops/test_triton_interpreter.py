@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Triton kernels in the interpreter on CPU tensors: random cases and the tests of this folder, in a
 subprocess."""
 

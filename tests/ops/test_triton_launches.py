@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Launches of the Triton kernels, recorded instead of run, on CPU tensors."""
 
 from __future__ import annotations

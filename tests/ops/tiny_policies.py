@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Policies for parts of the protocol that the policies of the package do not use, each with a reference rule
 as a function of the inputs and outputs of each block."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Number of random cases per op: ADACACHE_PROPERTY is a number or "full"; default 40."""
 
 from __future__ import annotations

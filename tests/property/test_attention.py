@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The attention ops on random supported inputs: error bounds, and two invariants: positions, heads and rows
 are independent, and scores depend on differences of angles only.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every op on random supported inputs against NumPy; `decide` against a plain Python implementation.
 
 ADACACHE_PROPERTY_SEED selects another sequence of cases. Hypothesis shrinks and prints a failing case.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Wan and Latte examples: training, shipped weights, pipelines of diffusers."""
 
 from __future__ import annotations

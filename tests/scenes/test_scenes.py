@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Training scenes of the Wan and Latte examples: captions, drawing, classification."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Jobs on a small digit model, and the same videos generated one by one."""
 
 from __future__ import annotations

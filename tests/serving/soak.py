@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Random requests, batches, aborts and joins on the serving engine, against the single run of each video.
 
     python tests/serving/soak.py --seconds 600

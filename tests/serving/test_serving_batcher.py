@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The queue in front of the serving engine."""
 
 from __future__ import annotations

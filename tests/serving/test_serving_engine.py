@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The serving engine: each video's result is that of its single run."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Some seconds of `make soak`."""
 
 from __future__ import annotations

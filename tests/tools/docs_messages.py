@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The messages of warnings and errors, as written in the source; "…" stands for a value."""
 
 from __future__ import annotations

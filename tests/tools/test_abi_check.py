@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The header check: sources compile against the torch of the build and against an older torch."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The kernel benchmark: bytes, correctness checks, goals, and one run on a small shape."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The documentation site: each public name and each message has an entry; generated parts; links."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The GPU check without a GPU: stages, limits, results and goals."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Importing the packages does no GPU work: no context, no device query, no kernel compilation."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The kernel report: parsing of nvcc's figures and of the disassembly, budgets and faults."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The benchmark of models, at tiny width."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The mutation check: every fault applies; a fault that no test catches, that does not apply or that breaks
 the build fails the run."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A library that was built from other schemas is refused at import."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The matrix of torch releases: a failing test, a release that does not install, and the table of both."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Imports scripts that are not part of a package."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // fused_qk_norm_rope.
 #pragma once
 

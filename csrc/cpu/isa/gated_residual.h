@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // gated_residual and gated_residual_norm, and GatedToken, shared with the metered ops.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // gated_residual_meter and gated_residual_norm_meter.
 #pragma once
 

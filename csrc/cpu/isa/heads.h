@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Heads of 16 tokens at a time, one token per lane: gather, RMS norm, rotary embedding, scatter.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // All CPU kernels of one instruction set. Included by one file per instruction set, which defines
 // ADACACHE_ISA and ADACACHE_KERNELS (the name of the table) and is compiled with the options of that
 // instruction set.

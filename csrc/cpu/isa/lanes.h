@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // 16 float32 lanes, in one or more vector registers. The lane count is the same for every instruction set,
 // and lanes are reduced only at the end of a row, so that results are bit-identical across instruction sets.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Shared by the metered ops: the sums of a unit, the loop over its frames, and the kept residual.
 #pragma once
 

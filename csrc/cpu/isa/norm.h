@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The modulated norm of one token, shared by the norms and the fused ops.
 #pragma once
 

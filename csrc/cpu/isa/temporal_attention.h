@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // temporal_attention.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Loops over the channels of a token, 16 at a time.
 #pragma once
 

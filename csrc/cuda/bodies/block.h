@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Block-level reductions, and the reduction of block sums to the sums of a video.
 //
 // A Block has thread(), threads() (a multiple of 32), index(), barrier(), shared() (shared memory), and per

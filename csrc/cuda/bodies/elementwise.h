@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The loop of the elementwise ops, which compute no sums.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Device body of extrapolate_residual: x_out = x + sum of c_i * F_i, the factors of a Taylor or linear
 // forecast.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The loop of the elementwise meters: a thread processes one channel vector of one place over all frames of a
 // segment, so that it has r of several frames for motion.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Vectors of contiguous elements for 16-byte memory accesses.
 #pragma once
 

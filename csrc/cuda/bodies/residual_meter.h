@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Device body of residual_meter: the sums of two given residuals.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Device body of stack_residual_meter: R = x_out - x_in stored over the old R, and the sums of both.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The loop of the ops that reduce over a token: layer norms, and residuals kept in float8, whose scale
 // depends on the largest element of the token. A block processes one token at a time, with its channel
 // vectors in registers.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The division of work between blocks, and pointers that advance from token to token.
 #pragma once
 

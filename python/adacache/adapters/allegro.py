@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Allegro (arXiv 2410.15458) and Sana-Video, which gates its blocks in the same way."""
 
 from __future__ import annotations

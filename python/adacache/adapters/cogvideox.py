@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CogVideoX (arXiv 2408.06072), ConsisID and EasyAnimate: joint attention of video and text, both gated."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Cosmos (arXiv 2501.03575): three gated sub-layers; each norm returns its gate."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Models without a declaration: block lists are found by structure, streams by their shapes, and whole blocks
 are measured."""
 

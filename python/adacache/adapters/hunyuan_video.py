@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """HunyuanVideo (arXiv 2412.03603) and HunyuanVideo-1.5: blocks with two streams, then blocks that join
 them."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Kandinsky 5: blocks over the video's tokens, with three gates each."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Latte (arXiv 2401.03048), with and without text, and Open-Sora-Plan 1.1: spatial and temporal blocks
 alternate."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """LTX-Video (arXiv 2501.00103) and LTX-2."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mochi 1: video and text streams; the gate, under a tanh, is inside a norm of the attention's output."""
 
 from __future__ import annotations

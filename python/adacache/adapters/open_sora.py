@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """STDiT3 of the Open-Sora repository (`opensora`, 1.2 and 1.3) and of `videosys`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Open-Sora-Plan 1.2 and 1.3: one list of blocks over all tokens. (1.1 has Latte's network, see latte.py.)"""
 
 from __future__ import annotations

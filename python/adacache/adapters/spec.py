@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How a model class is declared: its block lists, its streams and its sub-layers. See
 docs/adding_a_model.md."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`adacache.models.stdit3.STDiT3`: spatial and temporal blocks alternate."""
 
 from __future__ import annotations

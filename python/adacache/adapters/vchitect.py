@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Vchitect 2.0 of `videosys`: the batch of its blocks holds the frames. The model takes one video per
 call."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Wan 2.1 and 2.2 (arXiv 2503.20314) and the models built on it: one list of blocks over all tokens."""
 
 from __future__ import annotations

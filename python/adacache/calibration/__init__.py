@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`adacache calibrate`: finds planned paths (`planning`), or a codebook, for a model and a sampler.
 
 A codebook is searched with few full runs.

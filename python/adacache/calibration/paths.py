@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Offline path planning: which K of N steps to compute, given the cost of each run of skipped steps.
 
 Steps are 0 .. N-1, and N is the end. A path is K computed steps that rise from 0. An edge (i, j), i < j,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Calibration of planned paths: which steps to compute, and how far to extrapolate between them.
 
 1. A full run per prompt records the guided outputs and the latents.

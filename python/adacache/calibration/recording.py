@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Records of full runs: the policy `Record` samples residuals, `Recording` predicts steps and errors."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs of a model: full runs, runs that reuse steps in one segment of the schedule, runs with a codebook."""
 
 from __future__ import annotations

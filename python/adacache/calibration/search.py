@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Searches a codebook: simulates candidates on recorded runs, runs the best one on held-out prompts."""
 
 from __future__ import annotations

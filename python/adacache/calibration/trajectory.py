@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs of a sampler whose outputs are recorded or given, to calibrate planned paths.
 
 The guided outputs are those that the sampler passes to its scheduler's `step`. At a step whose output is

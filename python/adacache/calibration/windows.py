@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The error that a window of skipped steps causes in the final latents, from recorded outputs alone.
 
 In a window (h, i, j), i and j are consecutive computed steps and h is the one before i; a skipped step k has

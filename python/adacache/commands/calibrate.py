@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`adacache calibrate`: planned paths (the default) or a codebook for a model and a sampler."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command `adacache`: doctor, verify, flops, demo, calibrate, compare, study."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`adacache compare`: caching methods on a user's own model and prompts, beside sampling with fewer steps."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs caching methods on a model's prompts, and the table, plot and page of what comes out."""
 
 from __future__ import annotations

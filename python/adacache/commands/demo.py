@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`adacache demo`: generates clips with and without caching, compares them, and writes a report.
 
 The digit model generates each clip from the same noise without caching, with fewer steps, with AdaCache, and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Versions, the build, and the backend of each op, with the reason why the others are not used."""
 
 from __future__ import annotations

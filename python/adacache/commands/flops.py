@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Counts the FLOPs of STDiT3 per step and per schedule on the meta device, without weights or arithmetic."""
 
 from __future__ import annotations

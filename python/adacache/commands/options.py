@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Types of command-line options: text becomes a checked value before any work starts."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The report of a comparison of caching methods: tables, findings, and one self-contained HTML file."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`adacache study`: a page on which people compare clips blindly, and the statistics of its results.
 
 The page is one HTML file without a server. It shows two clips of the same name by two methods side by side.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Options of the commands that run a model on prompts: the model, its prompts, steps and seeds."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs recorded cases of the published AdaCache code again and compares computed steps and final latents.
 
 A directory holds one weights_*.safetensors and, per case, CASE.json (shape, settings, measurements) and

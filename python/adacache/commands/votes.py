@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The statistics of a user study: sign test and confidence interval per pair of methods."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A small text-to-video model of moving handwritten digits; its weights ship with the package."""
 
 from __future__ import annotations

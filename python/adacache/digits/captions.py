@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The grammar of the digit model's prompts, and their encoding as word vectors.
 
 "a {digit} {resting|drifting|racing} {left|right|up|down} over {a plain|a striped|a noisy} background"

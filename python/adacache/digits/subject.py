@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The digit model as a subject of `adacache calibrate`."""
 
 from __future__ import annotations

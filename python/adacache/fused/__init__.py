@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Blocks written on the fused ops, one file per model family."""
 
 from adacache.fused.norms import ModelNorm, Norm

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The block of CogVideoX in diffusers: joint attention and a joint MLP of text and video, both gated."""
 
 from __future__ import annotations

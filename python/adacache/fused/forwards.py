@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which blocks a program can run: their forward must be the one that the program was written from."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The block of Latte in diffusers: attention over places or over frames, cross-attention over places, MLP."""
 
 from __future__ import annotations

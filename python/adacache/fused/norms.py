@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Modulated norms between the sub-layers of a block: as the model computes them, and as the ops take them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fused programs: a model's blocks written on the ops of `adacache_kernels`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Adds the residuals of a block on the ops."""
 
 from __future__ import annotations

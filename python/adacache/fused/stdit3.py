@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """STDiT3, whose own blocks are written on the fused ops."""
 
 from __future__ import annotations

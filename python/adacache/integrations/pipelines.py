@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Caching in a pipeline such as diffusers': one request per loop of its scheduler."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """STDiT3's configuration in JSON."""
 
 from __future__ import annotations

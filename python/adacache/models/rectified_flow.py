@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rectified-flow sampler with timestep transform and classifier-free guidance, as Open-Sora 1.2 samples
 STDiT3."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """STDiT3, the spatial-temporal diffusion transformer of Open-Sora 1.2, on the fused ops; in plain PyTorch
 where gradients are recorded.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Loads weights strictly from safetensors files, the only format that is read."""
 
 from __future__ import annotations

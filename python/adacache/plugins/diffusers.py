@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`transformer.enable_cache(adacache.AdaCacheConfig(...))` on the models of diffusers.
 
     from adacache.plugins import diffusers

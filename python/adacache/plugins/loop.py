@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Caching on the transformers of a framework that states the number of steps before each generation."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A mixin for the models of SGLang-Diffusion, as `TeaCacheMixin` is one.
 
     class WanTransformer3DModel(CachableDiT, AdaCacheMixin): ...

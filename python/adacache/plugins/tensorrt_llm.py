@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A cache accelerator for TensorRT-LLM's VisualGen."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A cache backend for vLLM-Omni.
 
 Its registry of backends (vllm_omni/diffusion/cache/selector.py) needs one line:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Policies: per step, site and video, what is computed, reused or forecast. One file per method."""
 
 from adacache.policies.adacache import AdaCache, MotionRegularization

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Methods that add up a signal step by step and compute when the sum reaches a threshold."""
 
 from __future__ import annotations

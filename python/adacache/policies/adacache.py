@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """AdaCache and motion regularization (MoReg, arXiv 2411.02397).
 
 The rule itself is `adacache_kernels.decide`, which runs on the device. The decider passes it the sums of the

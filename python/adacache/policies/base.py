@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The policy protocol: what a caching method keeps, what it watches, and its plan for each step."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """BWCache (arXiv 2509.13789): when the outputs of all blocks have changed little on average, the blocks are
 reused for a fixed number of steps."""
 

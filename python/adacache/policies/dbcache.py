@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """DBCache (Dual Block Cache of cache-dit): the first blocks run at every step as a probe, the last ones at
 every step as a correction; if the probe's residual changed little, the blocks between them are reused."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Delta-DiT (arXiv 2406.01125): the rear blocks are skipped early in the schedule, the front blocks late;
 each range adds its last computed residual."""
 

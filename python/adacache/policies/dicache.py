@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """DiCache (arXiv 2508.17356): the first blocks run at every step as a probe; it decides, and it aligns the
 forecast of the other blocks' residual."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """DPCache (arXiv 2602.22654): a given list of computed steps, chosen by path planning, with a Taylor forecast
 between them. `adacache.calibration.paths` has the planner and its cost."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EasyCache (arXiv 2507.02860): the output of the model follows its input with a rate that is measured during
 the run."""
 

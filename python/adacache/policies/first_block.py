@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """First-block cache (FBCache): the first block runs at every step; if its residual changed little, the cached
 residual of all other blocks is reused."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """FoCa (arXiv 2508.16211): computes every N-th step; a forecast is corrected by the slope at the last
 computed step (Heun's rule) and goes through the forecasts before it."""
 

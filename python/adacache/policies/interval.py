@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fixed interval: computes every N-th step and reuses the last computed one in between. The baseline that
 each adaptive method has to beat."""
 

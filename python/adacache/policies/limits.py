@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Limits on when another method may skip steps."""
 
 from __future__ import annotations

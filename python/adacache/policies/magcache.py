@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """MagCache (arXiv 2506.09045): the ratio of the magnitudes of consecutive residuals hardly depends on the
 input, so ratios that were measured once tell how much a reused residual is off."""
 

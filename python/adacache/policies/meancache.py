@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """MeanCache (arXiv 2601.19961): for flow-matching models, the kept velocity is corrected with the average
 velocity that the sampler's path shows."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pyramid Attention Broadcast (PAB, arXiv 2408.12588): outputs of attention sub-layers are reused for a fixed
 number of steps, each kind of attention for its own number."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A planned path: the computed steps were chosen by a calibration, and the others are extrapolated linearly
 with one fitted factor per window."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Settings by name. A module of this package that has `PRESETS`, {name: policy}, adds these to the names.
 
 Open-Sora's codebooks are the published ones (arXiv 2411.02397 and its code). For 100 steps no slow codebook

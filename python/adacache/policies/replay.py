@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Replays the schedule of an earlier run, whatever the input."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Methods whose computed steps are known before the run: they differ in the schedule and in the weights with
 which kept features make a forecast."""
 

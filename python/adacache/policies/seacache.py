@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SeaCache (arXiv 2602.18993): the change of the latents is measured after a filter that passes what the
 model can tell from noise at this noise level."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SenCache (arXiv 2602.24208): reuses the output while the change of the latents and of the timestep, times
 the sensitivities of the model to them, stays small."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Spectrum (arXiv 2603.01623): features are forecast by a ridge fit of Chebyshev polynomials over the step
 index, and windows of skipped steps grow."""
 

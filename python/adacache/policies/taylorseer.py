@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """TaylorSeer (arXiv 2503.06923): computes every N-th step and forecasts the others by a Taylor expansion over
 the step index."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """TeaCache (arXiv 2411.19108): the change of the timestep-modulated input of the first block, through a
 fitted polynomial, estimates the change of the output."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """T-GATE (arXiv 2404.02747): cross-attention outputs settle early, so they are reused after a gate step;
 before it, self-attention outputs are reused."""
 

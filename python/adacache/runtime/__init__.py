@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The runtime: one executor for all models and methods.
 
 clock: which request, step and branch a call belongs to. request: one generation. store: kept tensors.

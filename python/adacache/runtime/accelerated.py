@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The blocks of a model on fused ops, without caching."""
 
 from __future__ import annotations

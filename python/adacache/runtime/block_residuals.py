@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Adds the residuals of a wrapped block that runs as a block program, and measures those that are watched."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which request, step and branch a forward call belongs to. A step is the clock's, whatever shape a call
 has."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One forward call under way: its segments, and what they reuse and keep. Fused programs and wrapped blocks
 run on it alike."""
 

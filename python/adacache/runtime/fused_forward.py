@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A forward call of a fused program."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The guided output of a step: kept or forecast where a pipeline passes it to its scheduler."""
 
 from __future__ import annotations

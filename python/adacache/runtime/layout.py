@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layouts of tokens in the blocks of a model, and the frame-major [B, N, C] that residuals are kept in."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sums of watched residuals, passed to the decider. The only caller of the meter ops."""
 
 from __future__ import annotations

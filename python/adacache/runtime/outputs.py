@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The kept output of a sub-layer or of the model: reused or forecast in place of computing it."""
 
 from __future__ import annotations

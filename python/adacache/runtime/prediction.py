@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The bytes that a policy keeps on a model, found without running it: a copy of the model on the meta device,
 which has shapes but no values, takes a few steps."""
 

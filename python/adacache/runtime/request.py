@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One generation: its decider, its kept tensors, its guidance branches, and its trace. Never shared."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The executor of a model's forward calls: wraps the model, finds the plan of each call, and runs it."""
 
 from __future__ import annotations

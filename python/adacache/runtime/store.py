@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The only owner of kept tensors: residuals and outputs of sites, per guidance branch, and watched
 residuals."""
 

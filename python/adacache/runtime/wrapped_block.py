@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A wrapped block: its arguments, its streams, and the children whose outputs are recorded or reused."""
 
 from __future__ import annotations

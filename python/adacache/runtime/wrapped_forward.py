@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A forward call of a model whose blocks are wrapped.
 
 Blocks that compute run unchanged. In a segment that reuses, blocks return their input, and the last one adds

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Serving: continuous batching of videos with a cache (docs/serving.md)."""
 
 from adacache.serving.batcher import AsyncBatcher, Batcher, Counts, DeadlineExceeded, QueueFull, Ticket

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One forward call over videos of several requests, each with its own step, schedule and policy."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A thread-safe queue before an engine: bounded and fair, with priorities, deadlines and cancellation."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How a server denoises: the arguments of the model for rows of several videos, guidance, and the sampler's
 step. Each video has its own schedule, guidance scale and prompt."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Continuous batching with a cache: videos join and leave between steps, and each has its own step, schedule,
 guidance scale, policy and decisions."""
 

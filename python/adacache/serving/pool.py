@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The memory of all kept tensors of a server: allocated once, addressed by row."""
 
 from __future__ import annotations

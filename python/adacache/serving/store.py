@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The store of one forward call over videos of several requests: its tensors are rows of a pool."""
 
 from __future__ import annotations

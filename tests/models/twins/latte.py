@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """LatteT2V of the Latte repository, Open-Sora-Plan 1.1 and videosys, and Latte without text. Spatial blocks
 have the layout [B*T, S, C], temporal blocks [B*S, T, C]; the model rearranges tokens between them, and adds a
 temporal embedding after the first spatial block."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """STDiT3 of Open-Sora v1.2.0 and v1.3 (videosys has that of 1.2). Spatial and temporal blocks take [B, T*S,
 C] and reshape it; captions of all rows are packed, with their lengths in `mask`."""
 

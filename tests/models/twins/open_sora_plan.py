@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Open-Sora-Plan 1.2 (OpenSoraT2V: the block of Latte over all tokens) and 1.3 (OpenSoraT2V_v1_3: blocks have
 the layout [N, B, C], and some attend within groups of tokens, with masks [groups * B, ...])."""
 

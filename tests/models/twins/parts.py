@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layers shared by the twins."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Vchitect 2.0 as in videosys: frames are in the batch dimension of the blocks, the first block repeats
 captions per frame, blocks return captions first, and the last block returns no captions."""
 
