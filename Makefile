@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # All commands of the project; `make help` lists them. `make demo` and `make test` require only python3 >=
 # 3.10 with venv, and a C++20 compiler. They set up .venv (torch from the package index, the build) first.
 
@@ -15,7 +16,7 @@ SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py tools/nvcc_launche
 
 .PHONY: help demo test test-slow test-matrix test-property property-compiled property-triton \
   sanitize sanitize-full mutation mutation-full bench soak \
-  build wheel docs docs-serve lint format kernel-report abi-check gpu clean distclean
+  build wheel wheels release docs docs-serve lint format kernel-report abi-check gpu clean distclean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -32,6 +33,8 @@ help:
 	@echo 'make bench          time every op: GB/s, share of a copy, speedup over eager and torch.compile'
 	@echo 'make build          build in place'
 	@echo 'make wheel          build a wheel with CPU and CUDA for all architectures; report size and symbols'
+	@echo 'make wheels         build, tag and check a wheel per installed Python; the op libraries are built once'
+	@echo 'make release        from a clean tree to checked artefacts: sdist, wheels, SHA256SUMS'
 	@echo 'make docs           build the documentation site: build/site; `make docs-serve` shows it while you edit'
 	@echo 'make lint           run ruff, mypy and clang-format; `make format` applies fixes'
 	@echo 'make kernel-report  report registers, shared memory and spills per kernel and architecture'
@@ -105,7 +108,18 @@ $(STAMPS)/installed: $(STAMPS)/built pyproject.toml
 wheel: $(STAMPS)/tools
 	rm -rf dist
 	ADACACHE_CUDA=1 $(PIP) wheel --no-build-isolation --no-deps -w dist .
-	$(PY) tools/wheel_report.py dist/*.whl
+	$(PY) tools/wheel_report.py --local dist/*.whl
+
+$(STAMPS)/wheels: $(STAMPS)/installed
+	$(PIP) install --no-build-isolation -e ".[demo,test,release]"
+	@touch $@
+
+wheels: $(STAMPS)/wheels
+	rm -rf dist
+	$(PY) tools/wheels.py $(ARGS)
+
+release: $(STAMPS)/wheels
+	$(PY) tools/release.py $(ARGS)
 
 $(STAMPS)/docs: $(STAMPS)/installed
 	$(PIP) install --no-build-isolation -e ".[demo,test,docs]"

@@ -1,8 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
 """Builds the libraries: selects CUDA and its architectures, then runs CMake with Ninja.
 
 Environment: ADACACHE_CUDA=0|1 disables or requires CUDA; TORCH_CUDA_ARCH_LIST ("8.0;9.0a;12.0+PTX") replaces
 the default architectures; CUDA_HOME, CUDACXX, CXX, MAX_JOBS and CMAKE_ARGS have their usual meaning;
-ADACACHE_CCACHE=0 disables ccache.
+ADACACHE_CCACHE=0 disables ccache. ADACACHE_OPS=FOLDER takes the op libraries and their record from a folder
+and builds only the module for this Python: the op libraries fit every Python (tools/wheels.py).
 """
 
 from __future__ import annotations
@@ -251,6 +253,10 @@ class CMakeBuild(build_ext):
     """Builds the three targets in build/cmake-* incrementally, and copies them to the package."""
 
     def run(self) -> None:
+        prebuilt = os.environ.get("ADACACHE_OPS", "").strip()
+        if prebuilt:
+            self.run_with_ops(Path(prebuilt).resolve())
+            return
         torch = Torch.find()
         cuda = decide_cuda(torch)
         say(f"torch {torch.version} (CUDA {torch.cuda or 'none'}), Python {platform.python_version()}")
@@ -263,9 +269,42 @@ class CMakeBuild(build_ext):
             say(f"CUDA library: NOT built: {cuda.reason}")
         folder = ROOT / "build" / f"cmake-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
         compiler = self.compile(folder, torch, cuda)
-        self.place(folder, torch, cuda, compiler)
+        info = {
+            "version": self.distribution.get_version(),
+            "torch": torch.version,
+            "torch_cuda": torch.cuda,
+            "torch_target": ".".join(map(str, OLDEST_TORCH)),
+            "python": platform.python_version(),
+            "platform": sysconfig.get_platform(),
+            "compiler": compiler,
+            "build_type": "Debug" if self.debug else "Release",
+            "cuda": {
+                "built": cuda.built,
+                "reason": cuda.reason,
+                "nvcc": cuda.version or None,
+                "architectures": cuda.architectures,
+                "dropped": cuda.dropped,
+            },
+        }
+        self.place([folder / name for name in self.outputs(cuda.built)], info)
 
-    def compile(self, folder: Path, torch: Torch, cuda: Cuda) -> str:
+    def run_with_ops(self, ops: Path) -> None:
+        """Takes the op libraries from a folder and builds the module for this Python. torch is not needed."""
+        record = ops / "_build_info.json"
+        if not record.is_file():
+            raise BuildError(f"ADACACHE_OPS={ops}: expected a folder with _build_info.json and _ops_*.so")
+        info = json.loads(record.read_text())
+        version = self.distribution.get_version()
+        if info["version"] != version:
+            raise BuildError(f"ADACACHE_OPS={ops}: built from version {info['version']}, this is {version}")
+        say(f"op libraries: taken from {ops}, built with torch {info['torch']}")
+        folder = ROOT / "build" / f"cmake-{sysconfig.get_platform()}-{sys.implementation.cache_tag}-engine"
+        self.compile(folder, None, Cuda(False, "taken from ADACACHE_OPS"))
+        *libraries, engine = self.outputs(info["cuda"]["built"])
+        info["python"] = platform.python_version()
+        self.place([*(ops / name for name in libraries), folder / engine], info)
+
+    def compile(self, folder: Path, torch: Torch | None, cuda: Cuda) -> str:
         try:
             import pybind11
         except ImportError:
@@ -275,7 +314,8 @@ class CMakeBuild(build_ext):
         settings = {
             "CMAKE_MAKE_PROGRAM": ninja,
             "CMAKE_BUILD_TYPE": "Debug" if self.debug else "Release",
-            "ADACACHE_TORCH_DIR": torch.folder,
+            "ADACACHE_ENGINE_ONLY": "ON" if torch is None else "OFF",
+            "ADACACHE_TORCH_DIR": "" if torch is None else torch.folder,
             "ADACACHE_PYBIND11_INCLUDE": pybind11.get_include(),
             "ADACACHE_PYTHON": sys.executable,
             "ADACACHE_PYTHON_INCLUDE": sysconfig.get_path("include"),
@@ -330,37 +370,19 @@ class CMakeBuild(build_ext):
             return f"{found.get('ID', 'unknown')} {found.get('VERSION', '')}".strip()
         return "unknown"
 
-    def place(self, folder: Path, torch: Torch, cuda: Cuda, compiler: str) -> None:
+    def place(self, libraries: list[Path], info: dict[str, Any]) -> None:
         """Copies the libraries to the package, and removes those of earlier builds."""
         package = self.package_folder()
         package.mkdir(parents=True, exist_ok=True)
-        wanted = self.outputs(cuda.built)
         for old in [
             *package.glob("_ops_*.so"),
             *package.glob(f"_engine{sysconfig.get_config_var('EXT_SUFFIX')}"),
         ]:
             old.unlink()  # overwriting a loaded library would crash its process
-        for name in wanted:
-            shutil.copy2(folder / name, package / name)
-        info = {
-            "version": self.distribution.get_version(),
-            "torch": torch.version,
-            "torch_cuda": torch.cuda,
-            "torch_target": ".".join(map(str, OLDEST_TORCH)),
-            "python": platform.python_version(),
-            "platform": sysconfig.get_platform(),
-            "compiler": compiler,
-            "build_type": "Debug" if self.debug else "Release",
-            "cuda": {
-                "built": cuda.built,
-                "reason": cuda.reason,
-                "nvcc": cuda.version or None,
-                "architectures": cuda.architectures,
-                "dropped": cuda.dropped,
-            },
-        }
+        for library in libraries:
+            shutil.copy2(library, package / library.name)
         (package / "_build_info.json").write_text(json.dumps(info, indent=2) + "\n")
-        say(f"wrote {', '.join(wanted)} to {os.path.relpath(package, ROOT)}")
+        say(f"wrote {', '.join(one.name for one in libraries)} to {os.path.relpath(package, ROOT)}")
 
     def package_folder(self) -> Path:
         if self.inplace or getattr(self, "editable_mode", False):

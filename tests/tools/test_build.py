@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Build decisions of setup.py, the build record, and failures of the tools that check the wheel."""
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from tool_loading import load
+from tool_loading import ROOT, load
 
 import adacache_kernels
 
@@ -106,7 +107,8 @@ def test_missing_nvcc_is_reported_and_raises_if_cuda_is_forced(
 
 def test_build_info_records_the_build() -> None:
     info = adacache_kernels.build_info()
-    assert info["version"] == "0.1.0"
+    project = (ROOT / "pyproject.toml").read_text()
+    assert f'\nversion = "{info["version"]}"\n' in project, "run make build"
     assert info["torch_target"] == "2.11"
     assert set(info["libraries"]) == {"cpu", "cuda", "engine"}
     for library in info["libraries"].values():
