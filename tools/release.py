@@ -3,9 +3,9 @@
 
 python tools/release.py [--python 3.12 ...]
 
-The sdist is built first, and the wheels are built from its files, so that it is complete. The first check that
-fails ends the run: the tree is clean; pyproject.toml, CITATION.cff and the first section of CHANGELOG.md state
-the same version; twine accepts the metadata; wheel_report.py finds no fault; an installed wheel runs an op.
+The sdist is built first, and the wheels are built from its files, so that it is complete. Each check that
+fails ends the run: the tree is clean; pyproject.toml, CITATION.cff and CHANGELOG.md state the same version;
+twine accepts the metadata; wheel_report.py finds no fault; an installed wheel runs an op.
 """
 
 from __future__ import annotations

@@ -72,11 +72,14 @@ def find_pythons(wanted: list[str], required: bool) -> dict[str, Path]:
     found = {}
     for one in wanted:
         candidates = [Path(one)] if os.sep in one else [*on_path(one), *in_pyenv(one)]
-        python = next((path for path in candidates if version_of(path) in (one, version_of(Path(one)))), None)
-        if python is not None:
-            found[str(version_of(python))] = python
-        elif required:
-            raise SystemExit(f"--python: no interpreter found for {one}")
+        for python in candidates:
+            version = version_of(python)
+            if version is not None and (os.sep in one or version == one):
+                found[version] = python
+                break
+        else:
+            if required:
+                raise SystemExit(f"--python: no interpreter found for {one}")
     return found
 
 

@@ -43,3 +43,20 @@ def test_guard_detects_gpu_access(work: str) -> None:
     done = after_guard(work)
     assert done.returncode != 0
     assert "accessed the GPU" in done.stderr or "not compiled with CUDA" in done.stderr
+
+
+@pytest.mark.slow
+def test_import_adds_less_than_100_ms() -> None:
+    """To that of torch, in time of the processor: other processes do not count."""
+    code = (
+        "import time, torch; before = time.process_time(); import adacache_kernels; "
+        "print(time.process_time() - before)"
+    )
+    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'python'}", "PATH": "/usr/bin:/bin"}
+    command = [sys.executable, "-c", code]
+    seconds = [
+        float(subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True).stdout)
+        for _ in range(3)
+    ]
+    print(seconds)
+    assert min(seconds) < 0.1

@@ -112,6 +112,10 @@ def test_pythons_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert wheels.find_pythons([own], True) == {own: Path(sys.executable)}
     assert wheels.find_pythons([sys.executable], True) == {own: Path(sys.executable)}
     assert wheels.find_pythons(["3.1"], False) == {}
+    monkeypatch.setattr(
+        wheels, "on_path", lambda _: [Path("/bin/false"), Path("/none"), Path(sys.executable)]
+    )
+    assert wheels.find_pythons([own], True) == {own: Path(sys.executable)}
     with pytest.raises(SystemExit, match=r"--python: no interpreter found for 3\.1"):
         wheels.find_pythons(["3.1"], True)
 
