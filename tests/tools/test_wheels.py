@@ -141,6 +141,19 @@ def test_a_folder_without_ops_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_pa
         command.run()
 
 
+def test_sdist_contains_every_file(tmp_path: Path) -> None:
+    pytest.importorskip("setuptools", reason="setuptools is not installed")
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    listed = set((tmp_path / "adacache_kernels.egg-info" / "SOURCES.txt").read_text().splitlines())
+    missing = set(tracked.stdout.splitlines()) - listed - {".gitignore"}
+    assert missing == set(), "add them to MANIFEST.in"
+    assert not any(name.endswith((".so", "_build_info.json")) for name in listed)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_two_folders_give_identical_wheels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
