@@ -243,8 +243,8 @@ class Handle:
         if num_steps <= FEW_STEPS and self.wraps == "blocks":
             self.warn(
                 "few",
-                f"of {num_steps} steps, the first two and the last two are always computed, so that little "
-                "is to be gained; few-step models are better run without caching",
+                f"of {num_steps} steps, the first two and the last two are always computed, so caching saves "
+                "little; few-step models are better run without caching",
             )
         return policy
 

@@ -47,6 +47,12 @@ def warnings_of(source: str) -> list[str]:
     return found
 
 
+def warning_keys_of(source: str) -> list[str]:
+    """Keys of `handle.warn(key, message)`, which warns once per key."""
+    calls = [call for call, name in _calls(ast.parse(source)) if name == "warn" and len(call.args) == 2]
+    return [call.args[0].value for call in calls if isinstance(call.args[0], ast.Constant)]
+
+
 def errors_of(source: str, kind: str) -> list[str]:
     """Messages of `raise kind(message)`."""
     found = []

@@ -106,6 +106,13 @@ def test_every_warning_and_error_has_its_remedy() -> None:
     assert all("`" not in message for message in wanted), "a message with backticks cannot be listed"
 
 
+def test_each_warning_has_its_own_key() -> None:
+    """A handle warns once per key: with a shared key, the second warning would never be shown."""
+    keys = Counter(key for source in messages.sources() for key in messages.warning_keys_of(source))
+    assert len(keys) >= 6
+    assert keys.most_common(1)[0][1] == 1, keys
+
+
 def test_messages_are_collected() -> None:
     source = (
         "import warnings\n"
@@ -118,6 +125,7 @@ def test_messages_are_collected() -> None:
         "class Plain: ...\n"
     )
     assert messages.warnings_of(source) == ["AdaCache: … is odd; try …", "AdaCache: it was changed"]
+    assert messages.warning_keys_of(source) == ["key"]
     assert messages.errors_of(source, "RuntimeError") == ["state: …"]
     assert messages.error_classes_of(source) == ["Full"]
 

@@ -391,7 +391,7 @@ class SchedulerClock:
             assert self._request is not None
             assert self._first is not None
             self._handle.warn(
-                "scheduler",
+                "timesteps",
                 "the pipeline does not use its own scheduler, so steps are recognized by reading timesteps, "
                 "which waits for the device",
             )
