@@ -15,6 +15,8 @@ from types import ModuleType
 import pytest
 from tool_loading import ROOT, load
 
+import adacache_kernels
+
 SOURCE = """
 #include <string.h>
 #include <stdio.h>
@@ -130,6 +132,15 @@ def test_versions_have_to_agree(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     citation.write_text(citation.read_text().replace(f"version: {version}", "version: 0.0.1"))
     with pytest.raises(SystemExit, match=r"the versions differ: .*CITATION\.cff has 0\.0\.1"):
         release.check_version()
+
+
+def test_probe_of_an_installed_wheel_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not adacache_kernels.build_info()["libraries"]["cpu"]["loaded"]:
+        pytest.skip("the op libraries are not built")
+    exec(load(monkeypatch, "tools/release.py").PROBE, {})
+    assert capsys.readouterr().out.startswith("the installed wheel runs; engine: _engine")
 
 
 def test_a_folder_without_ops_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
