@@ -13,7 +13,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 STAMPS := $(VENV)/stamps
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py tools/nvcc_launcher.py
 
-.PHONY: help demo test test-slow test-matrix test-property property-compiled property-triton \
+.PHONY: help demo test test-slow test-matrix test-property property-full property-compiled property-triton \
   sanitize sanitize-full mutation mutation-full bench soak \
   build wheel lint format kernel-report abi-check gpu clean distclean
 .DEFAULT_GOAL := help
@@ -24,10 +24,10 @@ help:
 	@echo 'make test           run the tests, except slow ones'
 	@echo 'make test-slow      run the tests that take minutes each'
 	@echo 'make test-matrix    run the op and layer tests under torch 2.11, 2.14 and the newest'
-	@echo 'make test-property  test thousands of random shapes, dtypes, strides and gates per op'
+	@echo 'make test-property  test hundreds of random shapes, dtypes, strides and gates per op'
 	@echo 'make sanitize       run CPU library and CUDA bodies under address, undefined and thread sanitizers'
 	@echo 'make mutation       plant faults in copies of the sources; the tests must catch each'
-	@echo 'make sanitize-full mutation-full    the same with all cases and all faults: 10 to 20 minutes each'
+	@echo 'make property-full sanitize-full mutation-full  the same with all cases and faults: 10 to 20 minutes each'
 	@echo 'make soak           random videos on the serving engine against their single runs, 10 minutes'
 	@echo 'make bench          time every op: GB/s, share of a copy, speedup over eager and torch.compile'
 	@echo 'make build          build in place'
@@ -51,15 +51,22 @@ test-slow: build
 test-matrix: build
 	$(PY) tools/test_matrix.py $(ARGS)
 
+# Random cases per op, of the compiled kernels and of Triton's interpreter.
+test-property: COMPILED_CASES = 500
+test-property: TRITON_CASES = 50
+property-full: COMPILED_CASES = 2000
+property-full: TRITON_CASES = 200
+
 # In parallel; each uses one core.
-test-property: build
-	$(MAKE) -j2 --output-sync=target property-compiled property-triton
+test-property property-full: build
+	$(MAKE) -j2 --output-sync=target property-compiled property-triton \
+	  COMPILED_CASES=$(COMPILED_CASES) TRITON_CASES=$(TRITON_CASES)
 
 property-compiled:
-	ADACACHE_PROPERTY=full $(PY) -m pytest -m property tests/property $(ARGS)
+	ADACACHE_PROPERTY=$(COMPILED_CASES) $(PY) -m pytest -m property tests/property $(ARGS)
 
 property-triton:
-	TRITON_INTERPRET=1 ADACACHE_TEST_BACKEND=triton ADACACHE_PROPERTY=200 $(PY) -m pytest -m property \
+	TRITON_INTERPRET=1 ADACACHE_TEST_BACKEND=triton ADACACHE_PROPERTY=$(TRITON_CASES) $(PY) -m pytest -m property \
 	  -W ignore::RuntimeWarning tests/property $(ARGS)
 
 sanitize: build
