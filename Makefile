@@ -13,7 +13,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 STAMPS := $(VENV)/stamps
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py tools/nvcc_launcher.py
 
-.PHONY: help demo test test-slow test-matrix test-property property-full property-compiled property-triton \
+.PHONY: help demo test test-toolchain test-slow test-matrix test-property property-full property-compiled property-triton \
   sanitize sanitize-full mutation mutation-full bench soak \
   build wheel lint format kernel-report abi-check gpu clean distclean
 .DEFAULT_GOAL := help
@@ -22,6 +22,7 @@ SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py tools/nvcc_launche
 help:
 	@echo 'make demo           generate videos with and without caching: adacache_demo/report.html'
 	@echo 'make test           run the tests, except slow ones'
+	@echo 'make test-toolchain compile the Triton kernels ahead of time, and run them in the interpreter'
 	@echo 'make test-slow      run the tests that take minutes each'
 	@echo 'make test-matrix    run the op and layer tests under torch 2.11, 2.14 and the newest'
 	@echo 'make test-property  test hundreds of random shapes, dtypes, strides and gates per op'
@@ -44,6 +45,10 @@ demo: build
 # One worker per core; each test uses one thread.
 test: build
 	$(PY) -m pytest -n auto --dist worksteal $(ARGS)
+
+# Tests of Triton kernels without a GPU; `make sanitize` runs those of the CUDA bodies.
+test-toolchain: build
+	$(PY) -m pytest -n auto --dist worksteal -m "toolchain and not slow" tests/ops tests/layer $(ARGS)
 
 test-slow: build
 	$(PY) -m pytest -m slow $(ARGS)
