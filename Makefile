@@ -48,7 +48,7 @@ test: build
 
 # Tests of Triton kernels without a GPU; `make sanitize` runs those of the CUDA bodies.
 test-toolchain: build
-	$(PY) -m pytest -n auto --dist worksteal -m "toolchain and not slow" tests/ops tests/layer $(ARGS)
+	$(PY) -m pytest -n auto --dist loadfile -m "toolchain and not slow" tests/ops tests/layer $(ARGS)
 
 test-slow: build
 	$(PY) -m pytest -m slow $(ARGS)

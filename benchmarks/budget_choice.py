@@ -2,11 +2,12 @@
 
     python benchmarks/budget_choice.py wan_unipc --paths examples/scenes/wan_unipc_paths.json --shared 1,6,10
 
-An adaptive rule must compute some steps before it can choose a video's budget. Paths of all budgets therefore
-share their first computed steps (`--shared`). Each clip is run once per budget. With the errors of all runs
-known, the best choice of budgets at a given mean is an upper bound of every rule that chooses after the
-shared steps. "fixed" gives each clip the same budget. The correlations are between the logarithms of a signal
-at the last shared step and of the final squared error, per budget.
+An adaptive rule must compute some steps before it can choose a video's budget. Paths of all budgets
+therefore share their first computed steps (`--shared`); each computes the last step, as those of
+`adacache calibrate --adaptive` do. Each clip is run once per budget. With the errors of all runs known, the
+best choice of budgets at a given mean is an upper bound of every rule that chooses after the shared steps.
+"fixed" gives each clip the same budget. The correlations are between the logarithms of a signal at the last
+shared step and of the final squared error, per budget.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from adacache.calibration.paths import shortest_with_memory
-from adacache.calibration.planning import RIDGES, Clip, _projected
+from adacache.calibration.adaptive import with_start
+from adacache.calibration.clips import Clip, projected
+from adacache.calibration.paths import computing, shortest_with_memory
+from adacache.calibration.planning import RIDGES
 from adacache.calibration.trajectory import trajectory
 from adacache.calibration.windows import Doubles, Windows, path_windows
 from adacache.commands.options import input_file, whole_number
@@ -36,16 +39,6 @@ LONGEST = 18
 def numbers(text: str) -> list[int]:
     """Such as "1,6,10"."""
     return [int(one) for one in text.split(",")]
-
-
-def with_start(cost: Doubles, shared: Sequence[int]) -> Doubles:
-    """The cost of windows, in which a path can only start with these steps (from 0)."""
-    limited = cost.copy()
-    for h, i, j in zip([len(cost) - 1, *shared[:-2]], shared[:-1], shared[1:], strict=True):
-        kept = limited[h, i, j]
-        limited[h, i] = np.inf
-        limited[h, i, j] = kept
-    return limited
 
 
 def forecast(outputs: Sequence[Any], h: int, i: int, step: int, factor: float) -> Any:
@@ -120,9 +113,9 @@ def main() -> None:
         Clip(prompt, seed, trajectory(subject, prompt, seed))
         for seed, prompt in enumerate(prompts[: options.fit])
     ]
-    windows = Windows(_projected(fitting), np.array(values["sensitivity"]), LONGEST)
+    windows = Windows(projected(fitting), np.array(values["sensitivity"]), LONGEST)
     shared = [step - 1 for step in options.shared]
-    cost = with_start(windows.cost(), shared)
+    cost = with_start(computing(windows.cost(), [values["num_steps"] - 1]), shared)
     ridge = RIDGES["joint"]
     middle = shortest_with_memory(cost, round(float(np.median(options.budgets))))[0]
     start = windows.joint_factors(middle, ridge)[: len(shared) - 1]

@@ -26,8 +26,8 @@ import adacache
 import numpy as np
 import torch
 from adacache.calibration import Subject, psnr
+from adacache.calibration.clips import Clip, projected
 from adacache.calibration.paths import minimax
-from adacache.calibration.planning import Clip, _projected
 from adacache.calibration.trajectory import trajectory
 from adacache.calibration.windows import Windows
 from adacache.commands.options import input_file, whole_number
@@ -206,7 +206,7 @@ def _lemica(model: Model, budgets: Sequence[int]) -> dict[int, list[int]]:
     published method runs the model for each window."""
     n = model.subject.num_steps
     clips = [Clip(p, seed, trajectory(model.subject, p, seed)) for p, seed in model.tuning[:4]]
-    windows = Windows(_projected(clips), np.ones(n), n)
+    windows = Windows(projected(clips), np.ones(n), n)
     cost = np.full((n + 1, n + 1), np.inf)
     for i in range(n):
         for j in range(i + 1, n + 1):

@@ -28,6 +28,7 @@ def enable(
     rows_per_video: int | None = None,
     budget: int | None = None,
     speedup: float | None = None,
+    adaptive: bool = False,
     fused: bool | str = True,
 ) -> Any:
     """Enables caching; each generation is then one request.
@@ -43,6 +44,8 @@ def enable(
             with guidance in one batch, 1 without; None: 2 if the batch is even.
         budget, speedup: for a file of planned paths, the number of computed steps; or the number of steps
             over it, of which the next smaller budget in the file is taken. Exactly one of them.
+        adaptive: for a file of planned paths that was calibrated with `--adaptive`: each video gets its own
+            number of computed steps; the budget is their mean (`AdaptivePath`). For pipelines only.
         fused: whether blocks run on the fused ops where a program for their class exists (docs/models.md):
             True or "exact": bit-identical to the model's own; "close": norms are computed in float32 and
             rounded once, which is faster; False: blocks are only wrapped. `describe()` of the result says
@@ -64,11 +67,13 @@ def enable(
             f"got {type(policy).__name__}"
         )
     if isinstance(policy, str | Path):
-        settings: Policy | Named = Named(policy, budget, speedup)
-    elif budget is None and speedup is None:
+        settings: Policy | Named = Named(policy, budget, speedup, adaptive)
+    elif budget is None and speedup is None and not adaptive:
         settings = policy
     else:
-        raise ValueError("budget, speedup: expected None with settings; they choose from a file of paths")
+        raise ValueError(
+            "budget, speedup, adaptive: expected none of them with settings; they choose from a file of paths"
+        )
     needs_blocks = (
         wraps_of(settings.policy(num_steps) if isinstance(settings, Named) else settings) == "blocks"
     )

@@ -6,7 +6,8 @@ import itertools
 
 import numpy as np
 import pytest
-from adacache.calibration.planning import default_budgets, probed_steps, psnr
+from adacache.calibration.clips import psnr
+from adacache.calibration.planning import default_budgets, probed_steps
 from adacache.calibration.windows import MOST_FACTOR, Windows, path_windows
 
 

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from adacache.calibration.paths import shortest_with_memory
-from adacache.calibration.planning import Clip
+from adacache.calibration.clips import Clip
 from adacache.calibration.trajectory import trajectory
 from adacache.digits.captions import Prompt
 from adacache.digits.subject import subject_of_model
@@ -39,18 +38,6 @@ def test_best_choice_is_the_best_of_all(choice: ModuleType) -> None:
         assert sums[tuple(chosen)] == pytest.approx(min(sums.values()))
     with pytest.raises(ValueError, match="mean: expected at least the smallest budget 4"):
         choice.best_choice(errors, budgets, 3.9)
-
-
-def test_paths_start_with_the_shared_steps(choice: ModuleType) -> None:
-    source = np.random.default_rng(0)
-    cost = np.exp(source.normal(size=(STEPS + 1,) * 3))
-    for budget in (3, 4, 6):
-        path, _ = shortest_with_memory(choice.with_start(cost, [0, 2, 3]), budget)
-        assert path[:3] == [0, 2, 3]
-        assert len(path) == budget
-    free, _ = shortest_with_memory(cost, 4)
-    same, _ = shortest_with_memory(choice.with_start(cost, free[:3]), 4)
-    assert same == free
 
 
 def test_run_measures_the_error_of_a_path(choice: ModuleType, tiny_digit_model: Any) -> None:

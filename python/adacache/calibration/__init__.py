@@ -8,7 +8,8 @@ The computed steps and the output error of any codebook are then simulated from 
 codebook is run on held-out prompts. This takes minutes and no gradient.
 """
 
-from adacache.calibration.planning import PathCalibration, calibrate_paths, psnr
+from adacache.calibration.clips import psnr
+from adacache.calibration.planning import PathCalibration, calibrate_paths
 from adacache.calibration.recording import Record, Recording
 from adacache.calibration.runs import (
     Outcome,

@@ -66,6 +66,11 @@ def add(commands: Any) -> None:
         help="paths of each budget that are run; 1: only the one that is predicted to be best (default: 12)",
     )
     paths.add_argument(
+        "--adaptive",
+        action="store_true",
+        help="also calibrate a number of computed steps for each video, measured after three computed steps",
+    )
+    paths.add_argument(
         "--work",
         help="folder in which full runs are kept until the calibration is done, so that it can be resumed "
         "(default: the name of --out with .work)",
@@ -118,6 +123,7 @@ def _method(options: argparse.Namespace) -> str:
         "--refine": options.refine,
         "--work": options.work,
         "--plot": options.plot,
+        "--adaptive": options.adaptive or None,
     }
     of_codebooks = {
         "--share": options.share,
@@ -150,11 +156,14 @@ def _paths(options: argparse.Namespace, subject: Any, prompts: list[Any], held_o
         seed=options.seed,
         probed=options.probed,
         **({} if options.refine is None else {"refine": options.refine}),
+        adaptive=options.adaptive,
         work=options.work or out.with_name(out.name + ".work"),
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )
     found.write(out)
     print_table(*path_table(found))
+    if found.adaptive is not None:
+        print_table(*adaptive_table(found.adaptive))
     if options.plot:
         from adacache.plots import draw_curves
 
@@ -181,6 +190,20 @@ def path_table(found: Any) -> tuple[list[str], list[list[Any]]]:
             row += ["-", "-"] if not psnrs else [f"{sum(psnrs) / len(psnrs):.1f}", f"{min(psnrs):.1f}"]
         rows.append(row)
     return headings, rows
+
+
+def adaptive_table(found: Any) -> tuple[list[str], list[list[Any]]]:
+    """Headings and rows: one per mean budget, of the held-out prompts."""
+    rows = []
+    for number in sorted(found.prices, reverse=True):
+        results = found.held_out.get(number, [])
+        psnrs = [psnr for _, psnr in results]
+        row = [number, "-", "-", "-"]
+        if results:
+            steps = sum(count for count, _ in results) / len(results)
+            row = [number, f"{steps:.1f}", f"{sum(psnrs) / len(psnrs):.1f}", f"{min(psnrs):.1f}"]
+        rows.append(row)
+    return ["adaptive, mean", "computed", "held-out dB", "worst"], rows
 
 
 def path_curves(found: Any) -> dict[str, list[tuple[float, float]]]:
