@@ -1,6 +1,6 @@
 """How much could a budget per video gain? An upper bound, from runs.
 
-    python benchmarks/budget_choice.py wan_unipc --paths examples/scenes/wan_unipc_paths.json --shared 1,6,10
+    python benchmarks/budget_choice.py wan_unipc --paths examples/scenes/wan_unipc_paths.json --shared 1,6
 
 An adaptive rule must compute some steps before it can choose a video's budget. Paths of all budgets
 therefore share their first computed steps (`--shared`); each computes the last step, as those of
@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument(
         "--paths", type=input_file, required=True, help="its calibrated file: the sensitivity is used"
     )
-    parser.add_argument("--shared", type=numbers, default=[1, 6, 10], help="the first computed steps")
+    parser.add_argument("--shared", type=numbers, default=[1, 6], help="the first computed steps")
     parser.add_argument("--budgets", type=numbers, default=[8, 9, 10, 11, 12, 13, 14, 17, 21, 25])
     parser.add_argument("--means", type=numbers, default=[10, 12, 14], help="mean budgets")
     parser.add_argument("--clips", type=whole_number(1), default=24)

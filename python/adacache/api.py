@@ -44,8 +44,8 @@ def enable(
             with guidance in one batch, 1 without; None: 2 if the batch is even.
         budget, speedup: for a file of planned paths, the number of computed steps; or the number of steps
             over it, of which the next smaller budget in the file is taken. Exactly one of them.
-        adaptive: for a file of planned paths that was calibrated with `--adaptive`: each video gets its own
-            number of computed steps; the budget is their mean (`AdaptivePath`). For pipelines only.
+        adaptive: for a file of planned paths that `adacache calibrate --adaptive` extended: each video gets
+            its own number of computed steps; the budget is their mean (`AdaptivePath`). For pipelines only.
         fused: whether blocks run on the fused ops where a program for their class exists (docs/models.md):
             True or "exact": bit-identical to the model's own; "close": norms are computed in float32 and
             rounded once, which is faster; False: blocks are only wrapped. `describe()` of the result says

@@ -12,10 +12,11 @@ import adacache
 import numpy as np
 import pytest
 import torch
-from adacache.calibration import calibrate_paths
-from adacache.calibration.adaptive import error_lines, path_numbers, price_of, with_start
+from adacache.calibration import calibrate_adaptive, calibrate_paths, psnr
+from adacache.calibration.adaptive import error_lines, path_counts, price_of, with_start
 from adacache.calibration.paths import shortest_with_memory
 from adacache.calibration.trajectory import trajectory
+from adacache.commands.cli import main
 from adacache.policies import AdaptivePath, PlannedPath
 from model_cases import WAN, relative_error
 from test_calibrate_paths import small_subject
@@ -183,32 +184,66 @@ def test_paths_start_with_the_shared_steps() -> None:
 
 
 def test_numbers_of_the_paths() -> None:
-    assert path_numbers(8, 25, 50) == [7, 8, 9, 10, 12, 13, 15, 17, 19, 22, 25]
-    assert path_numbers(3, 4, 10) == [4]
-    assert path_numbers(5, 80, 10)[-1] == 10
+    assert path_counts(8, 25, 50) == [7, 8, 9, 10, 12, 13, 15, 17, 19, 22, 25]
+    assert path_counts(3, 4, 10) == [3, 4]
+    assert path_counts(2, 2, 10) == [2, 3]
+    assert path_counts(5, 80, 10)[-1] == 10
 
 
-def test_calibration_file_and_enable(tmp_path: Path) -> None:
+def calibrated(folder: Path) -> tuple[Any, Path]:
+    """A subject, and its file of planned paths."""
     subject = small_subject()
-    prompts = ["a", "b", "c", "d"]
-    found = calibrate_paths(subject, prompts, ["e"], budgets=[8, 6, 4], probed=1, refine=1, adaptive=True)
-    assert found.adaptive is not None
-    start = found.budgets[6].path[:3]
-    assert all(path[:3] == start for path in found.adaptive.paths)
-    assert all(path[-1] == subject.num_steps - 1 for path in found.adaptive.paths)
-    assert list(found.adaptive.prices) == [6]
-    ((steps, reached),) = found.adaptive.held_out[6]
-    file = tmp_path / "paths.json"
-    found.write(file)
+    file = folder / "paths.json"
+    calibrate_paths(subject, ["a", "b"], [], budgets=[8, 6, 4], probed=1, refine=1).write(file)
+    return subject, file
+
+
+def test_calibration_and_enable(tmp_path: Path) -> None:
+    subject, file = calibrated(tmp_path)
+    before = json.loads(file.read_text())
+    lines: list[str] = []
+    found = calibrate_adaptive(file, subject, ["a", "b", "c", "d"], ["e"], say=lines.append)
+    after = json.loads(file.read_text())
+    assert {name: after[name] for name in before} == before, "the planned paths are kept"
+    start = [step - 1 for step in before["budgets"]["6"]["computed"][:2]]
+    assert all(path[:2] == start for path in found.paths)
+    assert all(path[-1] == subject.num_steps - 1 for path in found.paths)
+    assert [len(path) for path in found.paths] == path_counts(4, 8, subject.num_steps)
+    assert list(found.prices) == [6]
+    ((steps, reached),) = found.held_out[6]["adaptive"]
+    assert found.held_out[6]["planned"][0][0] == 6
     pipeline = subject.model
+    full = subject.generate("e", 4)
     handle = adacache.enable(pipeline, file, budget=6, adaptive=True)
-    subject.generate("e", 4)
+    output = subject.generate("e", 4)
     assert len(handle.trace.computed_steps) == steps
-    assert reached > 10
+    assert psnr(output, full, float(full.max() - full.min())) == pytest.approx(reached, abs=0.1)
     adacache.disable(pipeline)
-    same = adacache.enable(pipeline, file, num_steps=subject.num_steps, speedup=10 / 6, adaptive=True)
-    assert same is not None
+    by_speedup = adacache.enable(pipeline, file, num_steps=subject.num_steps, speedup=10 / 6, adaptive=True)
+    assert torch.equal(subject.generate("e", 4), output)
+    assert by_speedup.trace.computed_steps == handle.trace.computed_steps
     adacache.disable(pipeline)
+
+
+def test_errors_of_the_calibration_are_those_of_runs(tmp_path: Path) -> None:
+    """The lines go through the errors of one clip; the signal is that of its full run."""
+    subject, file = calibrated(tmp_path)
+    found = calibrate_adaptive(file, subject, ["c"], [], seed=5)
+    full = trajectory(subject, "c", 5)
+    for path, factors, (intercept, slope) in zip(found.paths, found.factors, found.lines, strict=True):
+        assert slope == 0
+        adacache.enable(subject.model, PlannedPath([step + 1 for step in path], factors))
+        error = (subject.generate("c", 5).double() - full.states[-1].double()).square().mean()
+        adacache.disable(subject.model)
+        assert math.exp(intercept) == pytest.approx(float(error), rel=1e-2, abs=1e-11)
+
+
+def test_a_choice_that_is_not_in_the_file(tmp_path: Path) -> None:
+    subject, file = calibrated(tmp_path)
+    pipeline = subject.model
+    with pytest.raises(ValueError, match=r"adaptive: expected False, because .* has not extended"):
+        adacache.enable(pipeline, file, budget=6, adaptive=True)
+    calibrate_adaptive(file, subject, ["a"], [])
     with pytest.raises(ValueError, match=r"budget: .* calibrated for mean budgets \[6\], got 4"):
         adacache.enable(pipeline, file, budget=4, adaptive=True)
     with pytest.raises(ValueError, match=r"num_steps: .* calibrated for 10 steps, got 9"):
@@ -219,15 +254,50 @@ def test_calibration_file_and_enable(tmp_path: Path) -> None:
         adacache.enable(pipeline, "open-sora/fast", num_steps=30, adaptive=True)
     values = json.loads(file.read_text())
     for change, message in (
-        (None, "adaptive: expected False, because .* without --adaptive"),
-        ({**values["adaptive"], "shared": 1}, "adaptive.shared: expected"),
-        ({**values["adaptive"], "prices": {"6": -1}}, "adaptive.prices.6: expected"),
+        ({"shared": 1}, r"adaptive\.shared: expected"),
+        ({"prices": {"6": -1}}, r"adaptive\.prices\.6: expected"),
+        ({"prices": []}, r"adaptive\.prices: expected"),
+        ({"paths": []}, r"adaptive\.paths: expected"),
     ):
-        file.write_text(json.dumps({**values, "adaptive": change}))
+        file.write_text(json.dumps({**values, "adaptive": {**values["adaptive"], **change}}))
         with pytest.raises(ValueError, match=message):
             adacache.enable(pipeline, file, budget=6, adaptive=True)
 
 
-def test_only_the_guided_output_is_measured() -> None:
-    with pytest.raises(ValueError, match='adaptive: expected level "guided"'):
-        calibrate_paths(small_subject(), ["a"], [], budgets=[5], level="branch", adaptive=True)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"level": "branch"}, "level: expected 'guided', got 'branch'"),
+        ({"model": "Other"}, "model: expected 'WanTransformer3DModel', got 'Other'"),
+        ({"scheduler": "Other"}, "scheduler: expected 'FlowMatchEulerDiscreteScheduler', got 'Other'"),
+        ({"sensitivity": [1.0]}, "sensitivity"),
+        ({"sensitivity": None}, "sensitivity"),
+    ],
+)
+def test_a_file_that_does_not_fit(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    subject, file = calibrated(tmp_path)
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    with pytest.raises(ValueError, match=message):
+        calibrate_adaptive(file, subject, ["a"], [])
+
+
+def test_bad_calls_of_the_calibration(tmp_path: Path) -> None:
+    subject, file = calibrated(tmp_path)
+    with pytest.raises(ValueError, match="prompts: expected at least one"):
+        calibrate_adaptive(file, subject, [], [])
+    with pytest.raises(ValueError, match=r"num_steps: .* calibrated for 10 steps, got 9"):
+        calibrate_adaptive(file, small_subject(num_steps=9), ["a"], [])
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, file = calibrated(tmp_path)
+    given = ["calibrate", "test_calibrate_paths:cli_subject", "--count", "2", "--held-out", "1"]
+    out = tmp_path / "adaptive.json"
+    assert main([*given, "--num-steps", "10", "--adaptive", str(file), "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "adaptive steps" in printed
+    assert "budget=6, adaptive=True" in printed
+    assert "adaptive" in json.loads(out.read_text())
+    assert "adaptive" not in json.loads(file.read_text())
+    assert main([*given, "--num-steps", "10", "--adaptive", str(file), "--refine", "2"]) != 0
+    assert "--refine: expected without --adaptive only" in capsys.readouterr().err

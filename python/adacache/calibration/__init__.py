@@ -8,6 +8,7 @@ The computed steps and the output error of any codebook are then simulated from 
 codebook is run on held-out prompts. This takes minutes and no gradient.
 """
 
+from adacache.calibration.adaptive import calibrate_adaptive
 from adacache.calibration.clips import psnr
 from adacache.calibration.planning import PathCalibration, calibrate_paths
 from adacache.calibration.recording import Record, Recording
@@ -30,6 +31,7 @@ __all__ = [
     "Recording",
     "Subject",
     "calibrate",
+    "calibrate_adaptive",
     "calibrate_paths",
     "choose",
     "difference",

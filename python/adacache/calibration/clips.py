@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adacache.api import disable, enable
 from adacache.calibration.runs import Subject
 from adacache.calibration.trajectory import Trajectory, trajectory
 from adacache.calibration.windows import Doubles
@@ -85,3 +86,13 @@ def decibel(peak: float, error: float) -> float:
 
 def flat(value: Tensor) -> Tensor:
     return value.detach().float().cpu().flatten()
+
+
+def enabled_run(subject: Subject, policy: Any, prompt: Any, seed: int) -> tuple[Tensor, int]:
+    """What the subject generates with a policy, and the number of computed steps."""
+    handle = enable(subject.model, policy, num_steps=subject.num_steps)
+    try:
+        output = subject.generate(prompt, seed)
+    finally:
+        disable(subject.model)
+    return output, len(handle.trace.computed_steps)

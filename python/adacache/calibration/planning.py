@@ -8,9 +8,7 @@
 4. Further factors come from cached runs: each window is matched to the latents of the full run at its end.
    The path and the factors that are best on the calibration prompts are chosen; where the scheduler can take
    the path's timesteps alone, without a cache, this is tried too.
-5. With `adaptive`: paths of many budgets with a common start are run, and their errors are fitted as
-   functions of a measurement at its end (module `adaptive`).
-6. Each budget is run on held-out prompts through `adacache.enable`, beside sampling with fewer steps.
+5. Each budget is run on held-out prompts through `adacache.enable`, beside sampling with fewer steps.
 """
 
 from __future__ import annotations
@@ -27,11 +25,10 @@ import torch
 from torch import Tensor
 
 from adacache.api import disable, enable
-from adacache.calibration.adaptive import SHARED, Adaptive, calibrate_adaptive
-from adacache.calibration.clips import Clip, cached_run, decibel, flat, forecast, projected, psnr
+from adacache.calibration.clips import Clip, cached_run, decibel, enabled_run, flat, forecast, projected, psnr
 from adacache.calibration.runs import Subject
 from adacache.calibration.trajectory import Solver, networks, trajectory
-from adacache.calibration.windows import Doubles, Windows, path_windows
+from adacache.calibration.windows import RIDGE, Doubles, Windows, longest_window, path_windows
 from adacache.checks import refuse, text, whole
 from adacache.files import replacing, write_json
 from adacache.interpose import plain_class
@@ -40,7 +37,7 @@ from adacache.policies.planned_path import CACHE, FORMAT, LEVELS, TIMESTEPS
 
 SPEEDUPS = (2.0, 2.5, 3.0, 3.75, 5.0)
 """Default budgets are the number of steps over these."""
-RIDGES = {"joint": 0.05, "joint, ridge 0.3": 0.3}
+RIDGES = {"joint": RIDGE, "joint, ridge 0.3": 0.3}
 """Candidates for the factors that need no cached run; see `Windows.joint_factors`."""
 REFINE = 12
 """Default number of paths of one budget that are run."""
@@ -91,7 +88,6 @@ class PathCalibration:
     timesteps: list[float] | None
     sensitivity: Doubles
     budgets: dict[int, Budget] = field(default_factory=dict)
-    adaptive: Adaptive | None = None
     seconds: float = 0.0
 
     def values(self) -> dict[str, Any]:
@@ -127,7 +123,6 @@ class PathCalibration:
                 }
                 for number, one in sorted(self.budgets.items(), reverse=True)
             },
-            **({} if self.adaptive is None else {"adaptive": self.adaptive.values()}),
         }
 
     def write(self, path: str | Path) -> None:
@@ -149,7 +144,6 @@ def calibrate_paths(
     seed: int = 0,
     probed: int | None = None,
     refine: int = REFINE,
-    adaptive: bool = False,
     work: str | Path | None = None,
     say: Say = lambda line: None,
 ) -> PathCalibration:
@@ -165,7 +159,6 @@ def calibrate_paths(
         probed: of the prompts, those on which the sensitivity is measured and paths are compared; None: half
             of them.
         refine: paths of one budget that are run; 1: the one that the recorded outputs predict to be best.
-        adaptive: also calibrate a choice of budgets per video; see `AdaptivePath`. Eight prompts or more.
         work: folder in which full runs are kept, so that an interrupted calibration goes on.
         say: gets lines of progress.
 
@@ -184,8 +177,6 @@ def calibrate_paths(
     probed = -(-len(prompts) // 2) if probed is None else probed
     whole(1, len(prompts))(probed, "probed")
     whole(1)(refine, "refine")
-    if adaptive and level != "guided":
-        raise ValueError(f'adaptive: expected level "guided", whose output is measured, got {level!r}')
     recorder = _Recorder(subject, None if work is None else Path(work))
     clips = []
     for number, prompt in enumerate(prompts):
@@ -195,7 +186,7 @@ def calibrate_paths(
     solver = clips[0].full.solver
     coefficients = solver_coefficients(solver, clips[0].start, steps)
     sensitivity = measured_sensitivity(subject, clips[:probed], coefficients, say)
-    longest = min(steps, max(13, math.ceil(3 * steps / min(chosen))))
+    longest = longest_window(steps, min(chosen))
     windows = Windows(projected(clips), sensitivity, longest)
     say(f"errors of all windows of up to {longest - 1} skipped steps")
     cost = windows.cost()
@@ -209,11 +200,6 @@ def calibrate_paths(
         say(
             f"{number} computed steps {[step + 1 for step in budget.path]}: "
             + ", ".join(f"{name} {psnr:.1f} dB" for name, psnr in budget.calibration.items())
-        )
-    if adaptive:
-        start = found.budgets[chosen[len(chosen) // 2]].path[:SHARED]
-        found.adaptive = calibrate_adaptive(
-            subject, clips, windows, cost, start, chosen, RIDGES["joint"], say
         )
     first = seed + len(prompts)
     for number, prompt in enumerate(held_out):
@@ -502,28 +488,17 @@ def _evaluate(subject: Subject, prompt: Any, seed: int, found: PathCalibration) 
     full = subject.generate(prompt, seed)
     peak = subject.peak or _peak([full])
 
-    def run(policy: Any) -> tuple[float, int]:
-        handle = enable(subject.model, policy, num_steps=subject.num_steps)
-        try:
-            output = subject.generate(prompt, seed)
-        finally:
-            disable(subject.model)
-        return psnr(output, full, peak), len(handle.trace.computed_steps)
-
     for number, budget in found.budgets.items():
         computed = [step + 1 for step in budget.path]
         policy: Any = PlannedPath(computed, budget.factors, found.level)
         if budget.use == TIMESTEPS:
             policy = PlannedTimesteps(computed, subject.num_steps)
-        budget.held_out.setdefault("planned", []).append(run(policy)[0])
+        budget.held_out.setdefault("planned", []).append(
+            psnr(enabled_run(subject, policy, prompt, seed)[0], full, peak)
+        )
         if subject.generate_with is not None:
             fewer = subject.generate_with(prompt, seed, number)
             budget.held_out.setdefault("fewer steps", []).append(psnr(fewer, full, peak))
-    adaptive = found.adaptive
-    for number in [] if adaptive is None else adaptive.prices:
-        assert adaptive is not None
-        reached, steps = run(adaptive.policy(number))
-        adaptive.held_out.setdefault(number, []).append((steps, reached))
 
 
 def _mean_psnr(outputs: Sequence[Tensor], full: Sequence[Tensor], peak: float) -> float:

@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from adacache.commands.options import output_file, real_number, whole_number
+from adacache.commands.options import input_file, output_file, real_number, whole_number
 from adacache.commands.subjects import add_prompts, add_subject, subject_and_prompts
 from adacache.commands.table import print_table
 
 PATH, CODEBOOK = "path", "codebook"
+DEFAULT_OUT = "adacache.json"
 
 
 def add(commands: Any) -> None:
@@ -44,8 +45,7 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--out",
         type=output_file,
-        default="adacache.json",
-        help="file for adacache.enable (default: %(default)s)",
+        help=f"file for adacache.enable (default: {DEFAULT_OUT}; with --adaptive, its file)",
     )
     paths = command.add_argument_group("planned paths")
     paths.add_argument(
@@ -67,8 +67,9 @@ def add(commands: Any) -> None:
     )
     paths.add_argument(
         "--adaptive",
-        action="store_true",
-        help="also calibrate a number of computed steps for each video, measured after three computed steps",
+        type=input_file,
+        metavar="FILE",
+        help="only add to this file of planned paths what chooses a number of computed steps for each video",
     )
     paths.add_argument(
         "--work",
@@ -123,7 +124,7 @@ def _method(options: argparse.Namespace) -> str:
         "--refine": options.refine,
         "--work": options.work,
         "--plot": options.plot,
-        "--adaptive": options.adaptive or None,
+        "--adaptive": options.adaptive,
     }
     of_codebooks = {
         "--share": options.share,
@@ -146,7 +147,10 @@ def _method(options: argparse.Namespace) -> str:
 def _paths(options: argparse.Namespace, subject: Any, prompts: list[Any], held_out: list[Any]) -> None:
     from adacache.calibration import calibrate_paths
 
-    out = Path(options.out)
+    if options.adaptive:
+        _adaptive(options, subject, prompts, held_out)
+        return
+    out = Path(options.out or DEFAULT_OUT)
     found = calibrate_paths(
         subject,
         prompts,
@@ -156,14 +160,11 @@ def _paths(options: argparse.Namespace, subject: Any, prompts: list[Any], held_o
         seed=options.seed,
         probed=options.probed,
         **({} if options.refine is None else {"refine": options.refine}),
-        adaptive=options.adaptive,
         work=options.work or out.with_name(out.name + ".work"),
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )
     found.write(out)
     print_table(*path_table(found))
-    if found.adaptive is not None:
-        print_table(*adaptive_table(found.adaptive))
     if options.plot:
         from adacache.plots import draw_curves
 
@@ -174,6 +175,43 @@ def _paths(options: argparse.Namespace, subject: Any, prompts: list[Any], held_o
         f"{found.seconds:.0f} s; written to {out}: "
         f"adacache.enable(model, {str(out)!r}, num_steps={subject.num_steps}, budget={number})"
     )
+
+
+def _adaptive(options: argparse.Namespace, subject: Any, prompts: list[Any], held_out: list[Any]) -> None:
+    from adacache.calibration import calibrate_adaptive
+
+    for name in ("budgets", "refine", "probed", "work", "plot"):
+        value = getattr(options, name)
+        if value is not None:
+            raise ValueError(f"--{name}: expected without --adaptive only, got {value}")
+    out = options.out or options.adaptive
+    found = calibrate_adaptive(
+        options.adaptive,
+        subject,
+        prompts,
+        held_out,
+        seed=options.seed,
+        out=out,
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    print_table(*adaptive_table(found))
+    budget = max(found.prices, default=None)
+    print(f"written to {out}: adacache.enable(pipeline, {str(out)!r}, budget={budget}, adaptive=True)")
+
+
+def adaptive_table(found: Any) -> tuple[list[str], list[list[Any]]]:
+    """Headings and rows: one per mean budget, of the held-out prompts."""
+    rows = []
+    for budget in sorted(found.prices, reverse=True):
+        row: list[Any] = [budget]
+        for kind in ("adaptive", "planned"):
+            results = found.held_out.get(budget, {}).get(kind, [])
+            psnrs = [reached for _, reached in results]
+            mean = [sum(values) / len(values) for values in zip(*results, strict=True)]
+            row += [f"{mean[0]:.1f}", f"{mean[1]:.1f}", f"{min(psnrs):.1f}"] if results else ["-"] * 3
+        rows.append(row)
+    of_adaptive = ["adaptive steps", "held-out dB", "worst"]
+    return ["budget", *of_adaptive, "planned steps", "held-out dB", "worst"], rows
 
 
 def path_table(found: Any) -> tuple[list[str], list[list[Any]]]:
@@ -190,20 +228,6 @@ def path_table(found: Any) -> tuple[list[str], list[list[Any]]]:
             row += ["-", "-"] if not psnrs else [f"{sum(psnrs) / len(psnrs):.1f}", f"{min(psnrs):.1f}"]
         rows.append(row)
     return headings, rows
-
-
-def adaptive_table(found: Any) -> tuple[list[str], list[list[Any]]]:
-    """Headings and rows: one per mean budget, of the held-out prompts."""
-    rows = []
-    for number in sorted(found.prices, reverse=True):
-        results = found.held_out.get(number, [])
-        psnrs = [psnr for _, psnr in results]
-        row = [number, "-", "-", "-"]
-        if results:
-            steps = sum(count for count, _ in results) / len(results)
-            row = [number, f"{steps:.1f}", f"{sum(psnrs) / len(psnrs):.1f}", f"{min(psnrs):.1f}"]
-        rows.append(row)
-    return ["adaptive, mean", "computed", "held-out dB", "worst"], rows
 
 
 def path_curves(found: Any) -> dict[str, list[tuple[float, float]]]:
@@ -234,6 +258,6 @@ def _codebook(options: argparse.Namespace, subject: Any, prompts: list[Any], hel
         recorder=Record(options.metric_block, options.metric_part, **tokens),
         say=lambda line: print(line, flush=True),
     )
-    write(options.out, found)
-    path = str(options.out)
+    path = str(options.out or DEFAULT_OUT)
+    write(path, found)
     print(f"written to {path}: adacache.enable(model, {path!r}, num_steps={subject.num_steps})")

@@ -37,8 +37,8 @@ class AdaptivePath:
 
     The video gets the path with the smallest (error + price * computed steps); if m is not finite, the
     longest path. The measurement is read one step later and does not wait for the device.
-    `adacache calibrate --adaptive` fits all of these. It works in a pipeline only, because the guided output
-    is measured. A pipeline calls its model for a whole batch: at the steps of each video's path.
+    `adacache calibrate --adaptive FILE` fits all of these. It works in a pipeline only, because the guided
+    output is measured. A pipeline calls its model for a whole batch: at the steps of each video's path.
 
     Attributes:
         paths: of level "guided".
@@ -121,7 +121,7 @@ def adaptive_path(
     budget: int | None = None,
     speedup: float | None = None,
 ) -> AdaptivePath:
-    """The settings in a file that `adacache calibrate --adaptive` wrote.
+    """The settings in a file that `adacache calibrate --adaptive` extended.
 
     Args:
         num_steps: steps of the schedule; None: those of the file.
@@ -134,7 +134,9 @@ def adaptive_path(
     values = read_paths(path)
     found = values.get("adaptive")
     if found is None:
-        raise ValueError(f"adaptive: expected False, because {path} was calibrated without --adaptive")
+        raise ValueError(
+            f"adaptive: expected False, because `adacache calibrate --adaptive` has not extended {path}"
+        )
     check_num_steps(path, values, num_steps)
     budget = budget_of(path, values, budget, speedup)
     found = _ADAPTIVE(found, f"policy: {path}: adaptive")
