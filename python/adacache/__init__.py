@@ -45,6 +45,7 @@ from adacache.policies import (
     timesteps,
 )
 from adacache.runtime.accelerated import Accelerated
+from adacache.runtime.ranks import Parallel
 from adacache.runtime.request import Request
 from adacache.trace import Trace
 
@@ -69,6 +70,7 @@ __all__ = [
     "MagRatios",
     "MeanCache",
     "MotionRegularization",
+    "Parallel",
     "PipelineHandle",
     "PlannedPath",
     "PlannedTimesteps",
