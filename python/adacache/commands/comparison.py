@@ -74,8 +74,11 @@ class Comparison:
     outcomes: list[Outcome] = field(default_factory=list)
 
 
-def method_of(text: str) -> Method:
+def method_of(text: str, option: str = "--methods") -> Method:
     """Parses a method such as "TaylorSeer(interval=3)", "open-sora/fast" or "paths.json(budget=10)".
+
+    Args:
+        option: name of the option that gave it.
 
     Raises:
         ValueError: it is none, or its arguments do not fit.
@@ -96,9 +99,9 @@ def method_of(text: str) -> Method:
             settings.policy(None)
             return Method(text, settings)
         except (ValueError, TypeError) as error:
-            raise ValueError(f"--methods: {text}: {error}") from error
+            raise ValueError(f"{option}: {text}: {error}") from error
     raise ValueError(
-        f"--methods: expected a class ({', '.join(classes)}), a preset (adacache.preset_names()) or a .json "
+        f"{option}: expected a class ({', '.join(classes)}), a preset (adacache.preset_names()) or a .json "
         f"file, got {text!r}"
     )
 
