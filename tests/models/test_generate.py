@@ -1,4 +1,4 @@
-"""`adacache generate`: a result and a trace per prompt; a stopped run is continued; processes share prompts."""
+"""`adacache generate`: a result and a trace per prompt, continued runs, prompts shared by processes."""
 
 from __future__ import annotations
 

@@ -645,11 +645,11 @@ class STDiT3(nn.Module):
 
     def unembed(self, tokens: Tensor, conditioning: Conditioning) -> Tensor:
         """Tokens [B, N, C] -> [B, C_out, T, H, W] in float32."""
-        if conditioning.sequence is not None and conditioning.whole is not None:
-            tokens = conditioning.sequence.whole(tokens, conditioning.whole.frames)
-            conditioning = conditioning.whole
         (rows, columns), patch = conditioning.grid, self.config.patch_size
         x = self.final_layer(tokens, conditioning)
+        if conditioning.sequence is not None and conditioning.whole is not None:
+            x = conditioning.sequence.whole(x, conditioning.whole.frames)
+            conditioning = conditioning.whole
         x = x.unflatten(2, (*patch, self.out_channels)).unflatten(1, (conditioning.frames, rows, columns))
         x = x.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
         t, h, w = conditioning.latent_size
