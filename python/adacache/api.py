@@ -117,13 +117,22 @@ def _enable_model(
         )
     parallels = _parallels(model, parallel)
     handle = Handle(model, policy, num_steps, rows_per_video, fused, parallels)
-    if handle.wraps == "blocks" and not parallels:
-        _check_weights(model)
+
+    def check_model() -> None:
+        if handle.wraps == "blocks" and not parallels:
+            _check_weights(model)
+        if _parallels(model, parallel) != parallels:
+            raise ValueError(
+                "model: how it is split over processes changed after AdaCache was enabled; disable it first"
+            )
+
+    check_model()
     if handle.grid is not None and not in_pipeline:
         raise ValueError(
             "policy: these are timesteps for a pipeline's scheduler; enable them on the pipeline"
         )
     handle.install(wrapper, MovedSplits if parallels else None)
+    handle.check_model = check_model
     handle.users = 1 if in_pipeline else 0
     model.__dict__[ATTRIBUTE] = handle
     return handle

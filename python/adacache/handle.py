@@ -57,6 +57,7 @@ class Handle:
         grid: the timesteps that a pipeline's scheduler keeps, if not all.
         users: enabled pipelines that use the model.
         ranks: the processes that run the model together, if there are several.
+        check_model: raises if the model can no longer be run as it was when caching was enabled.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Handle:
         self._parallel = tuple(parallel)
         self._warned: set[str] = set()
         self._moved: Splits | None = None
+        self.check_model: Callable[[], None] = lambda: None
         self._threads = threading.local()
         self._latest: Request | None = None
         self._requests: WeakSet[Request] = WeakSet()
@@ -301,6 +303,7 @@ class Handle:
         Args:
             in_pipeline: the step of a pipeline's scheduler is wrapped.
         """
+        self.check_model()
         policy: Any = self.policy_for(num_steps)
         if wraps_of(policy) == "guided" and not in_pipeline:
             policy = policy.outside_pipeline()

@@ -22,6 +22,7 @@ from adacache.runtime.ranks import Ranks
 from adacache.runtime.request import Facts, Request
 from adacache.sites import BlockSites, ModelSites, Site
 from model_cases import CHRONOEDIT, LTX, WAN, Case, Values, randn
+from torch import Tensor
 
 import adacache_kernels
 
@@ -277,6 +278,119 @@ def sharded_weights(rank: int, size: int) -> dict[str, Any]:
     return {"expected": expected, "found": found, "row": row, "refused": refused}
 
 
+def same_tokens(rank: int, size: int) -> dict[str, Any]:
+    """Ranks with all tokens, as in tensor parallelism, one of which has other rounding."""
+    case = LTX
+    values = case.values(2)
+    expected = generated(case, case.model(), policy(case, True), values)
+    model = case.model()
+    if rank:
+        model.transformer_blocks[1].attn1.register_forward_hook(lambda module, args, y: y * (1 + 1e-6))
+    parallel = adacache.Parallel(dist.group.WORLD, "none")
+    found = generated(case, model, policy(case, True), values, parallel=parallel)
+    return {"expected": expected, "found": found}
+
+
+class MixingBlock(torch.nn.Module):
+    """Mixes all tokens, by a sum over the ranks if they are split."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(8, 8)
+        self.split = False
+
+    def forward(self, hidden_states: Tensor, time: Tensor) -> Tensor:
+        total, count = hidden_states.sum(1, keepdim=True), hidden_states.shape[1]
+        if self.split:
+            dist.all_reduce(total)
+            count *= dist.get_world_size()
+        return hidden_states + torch.tanh(self.linear(hidden_states + total / count) * time)
+
+
+class Mixing(torch.nn.Module):
+    """A model without a declaration, whose latents can be split outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = torch.nn.ModuleList(MixingBlock() for _ in range(4))
+
+    def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+        tokens = x.flatten(2).transpose(1, 2)
+        for block in self.blocks:
+            tokens = block(tokens, timestep.view(-1, 1, 1) / 1000)
+        return tokens.transpose(1, 2).unflatten(2, x.shape[2:]) * 0.1
+
+
+MIXING = Case(
+    "Mixing",
+    Mixing,
+    lambda videos, frames: {"x": randn(videos, 8, frames, 4, 2)},
+    lists=("blocks",),
+    latents="x",
+    codebook={0.02: 4, 0.05: 3, 0.1: 2, 9.0: 1},
+    options={},
+)
+
+
+def split_outside(rank: int, size: int, split: str, dimension: int) -> dict[str, Any]:
+    """Latents that the caller splits along a dimension; the blocks of the model communicate by themselves."""
+    case = MIXING
+    model, values = case.model(), case.values(2, frames=4)
+    expected = generated(case, model, policy(case, True), values)
+    for block in model.blocks:
+        block.split = True
+    parallel = adacache.Parallel(dist.group.WORLD, split)
+    part = {"x": values["x"].chunk(size, dimension)[rank]}
+    found = generated(case, model, policy(case, True), part, parallel=parallel)
+    own = expected["latents"].chunk(size, dimension)[rank]
+    return {"expected": expected, "found": found, "own": own}
+
+
+def warm_up(rank: int, size: int) -> dict[str, Any]:
+    """A call before the generation, with the timestep of its first step."""
+    case = WAN
+    model, values = case.model(), case.values(1, frames=4)
+    expected = generated(case, model, policy(case), values)
+    enable_context_parallelism(model, ulysses_degree=size)
+    handle = adacache.enable(model, policy(case), num_steps=STEPS, rows_per_video=1)
+    with torch.no_grad():
+        case.predict(model, case.values(1, seed=1, frames=4), values[case.latents], 0, STEPS)
+    latents = case.denoise(model, values, STEPS)
+    trace = handle.trace
+    found = {"latents": latents, "computed": trace.computed, "measurements": trace.measurements}
+    adacache.disable(model)
+    return {"expected": expected, "found": found}
+
+
+def engine(rank: int, size: int) -> str:
+    from adacache.digits import sampler
+    from adacache.serving import Engine, FlowDenoiser
+
+    model = STDIT3.model()
+    model.sequence = SequenceParallel(dist.group.WORLD)
+    return message(lambda: Engine(FlowDenoiser(model, sampler(STEPS)), policy(STDIT3), slots=2))
+
+
+def split_later(rank: int, size: int) -> list[str]:
+    """Models that are split after caching was enabled."""
+    from torch.distributed.fsdp import fully_shard
+
+    found = []
+    for name in ("context", "weights", "sequence"):
+        # fully_shard keeps a class per class, so that of another test would be taken for WAN.
+        case = {"context": WAN, "weights": LTX, "sequence": STDIT3}[name]
+        model = case.model()
+        adacache.enable(model, policy(case), num_steps=STEPS, rows_per_video=1)
+        if name == "context":
+            enable_context_parallelism(model, ulysses_degree=size)
+        elif name == "weights":
+            fully_shard(model, mesh=dist.init_device_mesh("cpu", (size,)))
+        else:
+            model.sequence = SequenceParallel(dist.group.WORLD)
+        found.append(message(lambda case=case, model=model: case.denoise(model, case.values(1, frames=4), 1)))
+    return found
+
+
 def message(run: Any) -> str:
     """The message of the ValueError that it raises."""
     try:
@@ -323,12 +437,14 @@ def refusals(rank: int, size: int) -> dict[str, str]:
     return found
 
 
-def different_batches(rank: int, size: int) -> str:
+def different_calls(rank: int, size: int, differ: str) -> str:
     """Ranks whose calls do not fit together raise in the first step."""
     case = LTX
-    model, values = case.model(), case.values(1 + rank)
+    model, values = case.model(), case.values(1 + (rank if differ == "batch" else 0))
+    settings = policy(case, motion=rank == 0 and differ == "settings")
+    steps = STEPS + (rank if differ == "steps" else 0)
     parallel = adacache.Parallel(dist.group.WORLD, "none")
-    adacache.enable(model, policy(case), num_steps=STEPS, rows_per_video=1, parallel=parallel)
+    adacache.enable(model, settings, num_steps=steps, rows_per_video=1, parallel=parallel)
     return message(lambda: case.denoise(model, values, 1))
 
 

@@ -231,9 +231,49 @@ def test_what_cannot_work_is_refused(two_ranks: RankProcesses, case: str, expect
         assert expected in found[case]
 
 
-def test_ranks_with_different_batches(two_ranks: RankProcesses) -> None:
-    for found in two_ranks.run("different_batches"):
-        assert found == "parallel: expected the same decisions on all ranks, got [1, 2]"
+@pytest.mark.parametrize(
+    ("differ", "expected"),
+    [("batch", "decisions on all ranks, got [1, 2]"), ("settings", "settings"), ("steps", "num_steps")],
+)
+def test_ranks_with_different_calls(two_ranks: RankProcesses, differ: str, expected: str) -> None:
+    for found in two_ranks.run("different_calls", differ=differ):
+        assert f"parallel: expected the same {expected}" in found
+
+
+def test_an_engine_refuses_split_models(two_ranks: RankProcesses) -> None:
+    assert (
+        two_ranks.run("engine") == ["model: it is split over processes, which an engine does not support"] * 2
+    )
+
+
+def test_models_that_are_split_later(two_ranks: RankProcesses) -> None:
+    for found in two_ranks.run("split_later"):
+        context, weights, sequence = found
+        assert "changed after AdaCache was enabled" in context
+        assert "its weights are split over 2 ranks" in weights
+        assert "changed after AdaCache was enabled" in sequence
+
+
+def test_ranks_with_all_tokens(two_ranks: RankProcesses) -> None:
+    outcomes = two_ranks.run("same_tokens")
+    check_decisions([(one["expected"], one["found"]) for one in outcomes])
+    check_not_trivial(outcomes[0]["expected"]["computed"])
+
+
+@pytest.mark.parametrize(("split", "dimension"), [("frames", 2), ("positions", 3)])
+def test_latents_that_are_split_outside(two_ranks: RankProcesses, split: str, dimension: int) -> None:
+    outcomes = two_ranks.run("split_outside", split=split, dimension=dimension)
+    check_decisions([(one["expected"], one["found"]) for one in outcomes])
+    for one in outcomes:
+        check_not_trivial(one["expected"]["computed"])
+        torch.testing.assert_close(one["found"]["latents"], one["own"], **CLOSE)
+
+
+def test_a_warm_up_is_dropped_on_all_ranks(two_ranks: RankProcesses) -> None:
+    outcomes = two_ranks.run("warm_up")
+    check_decisions([(one["expected"], one["found"]) for one in outcomes])
+    for one in outcomes:
+        torch.testing.assert_close(one["found"]["latents"], one["expected"]["latents"], **CLOSE)
 
 
 @pytest.mark.parametrize("case", ["ends_at", "stops_deciding"])

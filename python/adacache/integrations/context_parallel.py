@@ -31,9 +31,16 @@ def declared(model: Any) -> Parallel | None:
 
 def sharded_over(model: nn.Module) -> int:
     """Ranks that `torch.distributed.fsdp.fully_shard` splits the weights of a model over; 1: none."""
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()):
+        return 1
+    from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
 
     meshes = [parameter.device_mesh for parameter in model.parameters() if isinstance(parameter, DTensor)]
+    if not meshes and any(isinstance(module, FSDPModule) for module in model.modules()):
+        return dist.get_world_size()  # a forward is under way, with gathered weights
     return max((mesh.size() for mesh in meshes), default=1)
 
 

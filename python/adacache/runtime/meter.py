@@ -117,7 +117,7 @@ class Meter:
             parts = residual.shape[0] // computing or 1
             whole = residual[:1].expand(rows * parts, -1, -1)
             request = self.request
-            shares[site] = self.ranks.share(whole, rows, self.frames, request.decisions, request.step)
+            shares[site] = self.ranks.share(whole, rows, self.frames, request.alike())
         return shares[site]
 
     def _motion(

@@ -7,7 +7,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -20,6 +20,8 @@ from adacache.checks import refuse
 SPLITS = ("tokens", "frames", "positions", "rows", "none")
 CONSECUTIVE = ("tokens", "frames")
 """Splits with neighbouring frames on different ranks."""
+_DIFFER = {"rows": ("rows", "tokens"), "frames": ("frames",), "tokens": ("tokens",)}
+"""What ranks need not have in common."""
 _Result = TypeVar("_Result")
 
 
@@ -135,14 +137,14 @@ class Ranks:
             _together(functools.partial(dist.all_reduce, sums, group=one.process_group))
         return sums
 
-    def share(self, x: Tensor, rows: int, frames: int, decisions: int, step: int) -> Share:
+    def share(self, x: Tensor, rows: int, frames: int, alike: Mapping[str, int]) -> Share:
         """What all ranks have of a tensor; once per request and site, because it waits for the device.
 
         Args:
             x: [b, n, C].
             rows: of the batch.
             frames: latent frames that this rank knows of.
-            decisions, step: of the request; equal on all ranks.
+            alike: numbers by name that all ranks must have.
 
         Raises:
             ValueError: ranks disagree; on all of them alike.
@@ -150,12 +152,12 @@ class Ranks:
         tokens, elements = x.shape[1], x[0].numel() * x.shape[0] // rows if rows else 0
         counts: tuple[int, ...] = ()
         for one in self.parallels:
-            names = ("decisions", "step", "channels", "rows", "frames", "tokens", "elements")
-            own = (decisions, step, x.shape[2], rows, frames, tokens, elements)
-            by_name = dict(zip(names, zip(*self._gathered(own, x.device, one), strict=True), strict=True))
-            differ = {"rows": ("rows", "tokens"), "frames": ("frames",), "tokens": ("tokens",)}
-            for name in names[:-1]:
-                if len(set(by_name[name])) > 1 and name not in differ.get(one.split, ()):
+            own = {**alike, "channels": x.shape[2], "rows": rows, "frames": frames, "tokens": tokens}
+            names = [*own, "elements"]
+            by_rank = self._gathered([*own.values(), elements], x.device, one)
+            by_name = dict(zip(names, zip(*by_rank, strict=True), strict=True))
+            for name in own:
+                if len(set(by_name[name])) > 1 and name not in _DIFFER.get(one.split, ()):
                     refuse("parallel", f"the same {name} on all ranks", list(by_name[name]))
             if one.split == "rows":
                 rows = sum(by_name["rows"])

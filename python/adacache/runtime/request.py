@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import zlib
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -146,6 +148,16 @@ class Request:
     def decider(self) -> Decider:
         assert self._decider is not None, "no call has begun"
         return self._decider
+
+    def alike(self) -> dict[str, int]:
+        """What this request has in common with those of the other ranks, as whole numbers."""
+        settings = json.dumps(self.policy.describe(), sort_keys=True, default=repr)
+        return {
+            "settings": zlib.crc32(settings.encode()),
+            "num_steps": self.num_steps,
+            "step": self.step,
+            "decisions": self.decisions,
+        }
 
     @property
     def current_step(self) -> Step:
