@@ -140,6 +140,7 @@ POLICIES: dict[str, Any] = {
     "DiCache": lambda: adacache.DiCache(threshold=0.6),
     "FirstBlock": lambda: adacache.FirstBlock(threshold=0.3),
     "BWCache": lambda: adacache.BWCache(threshold=0.6),
+    "TeaCache": lambda: adacache.TeaCache(threshold=0.8),
     "TaylorSeer": lambda: adacache.TaylorSeer(interval=3),
     "EasyCache": lambda: adacache.EasyCache(threshold=0.6, first=2),
 }
@@ -278,8 +279,9 @@ def sharded_weights(rank: int, size: int) -> dict[str, Any]:
     return {"expected": expected, "found": found, "row": row, "refused": refused}
 
 
+@torch.inference_mode()
 def same_tokens(rank: int, size: int) -> dict[str, Any]:
-    """Ranks with all tokens, as in tensor parallelism, one of which has other rounding."""
+    """Ranks with all tokens, as in tensor parallelism, one of which has other rounding; in inference mode."""
     case = LTX
     values = case.values(2)
     expected = generated(case, case.model(), policy(case, True), values)

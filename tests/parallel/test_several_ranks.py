@@ -90,6 +90,7 @@ def test_four_ranks(four_ranks: RankProcesses, split: str) -> None:
                 "DiCache",
                 "FirstBlock",
                 "BWCache",
+                "TeaCache",
                 "TaylorSeer",
                 "EasyCache",
             ],
