@@ -97,7 +97,7 @@ class Meter:
         arguments = self._arguments(site, split, frames, per_row)
         strides: tuple[int, ...] = arguments["strides"]
         if share is not None and share.counts:
-            strides = self._strides(site, share.frames) if self._watch(site).motion_decides else ()
+            strides = self._strides(site, share.frames)
             arguments |= {"frames": 1, "strides": ()}
         values = adacache_kernels.residual_meter(residual, old, **arguments)
         if share is not None and share.counts and strides:
@@ -154,8 +154,8 @@ class Meter:
         watch = self.watches.get(site)
         if watch is not None and (watch.until is not None or watch.age > 1):
             return False
-        if watch is not None and watch.strides and self.ranks is not None and self.ranks.consecutive:
-            return False  # motion sums of the rank's own tokens are not those of the clip
+        if self._spans_ranks and watch is not None and watch.strides and watch.motion_decides:
+            return False  # the op would measure the motion of this rank's tokens alone
         groups = (1, self.frames, y.shape[1])
         return not y.shape[1] % self.frames and (gate is None or gate.shape[1] in groups)
 
@@ -220,8 +220,16 @@ class Meter:
         return self.watches[site] if site in self.watches else self.signals[site]
 
     def _strides(self, site: Site, frames: int) -> tuple[int, ...]:
-        """The strides that fit into so many frames."""
-        return tuple(stride for stride in self._watch(site).strides if stride < frames)
+        """The strides to measure: those that fit into so many frames."""
+        watch = self._watch(site)
+        if self._spans_ranks and not watch.motion_decides:
+            return ()
+        return tuple(stride for stride in watch.strides if stride < frames)
+
+    @property
+    def _spans_ranks(self) -> bool:
+        """Whether neighbouring frames may be on different ranks."""
+        return self.ranks is not None and self.ranks.consecutive
 
     def _sums(
         self, values: Tensor, strides: tuple[int, ...], frames: int, per_row: int, share: Share | None
