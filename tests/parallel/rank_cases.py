@@ -210,10 +210,12 @@ def sums_of_ranks(
     if split == "tokens":  # of different sizes if need be, as in diffusers' ulysses_anything
         parts, known = [x.tensor_split(size, 1)[rank] for x in residuals], frames
     elif split == "frames":
-        parts, known = [x.chunk(size, 1)[rank] for x in residuals], frames // size
+        grids = [x.unflatten(1, (frames, width)) for x in residuals]
+        parts = [grid.tensor_split(size, 1)[rank].flatten(1, 2) for grid in grids]
+        known = parts[0].shape[1] // width
     else:
-        parts = [x.unflatten(1, (frames, size, -1))[:, :, rank].flatten(1, 2) for x in residuals]
-        known = frames
+        grids = [x.unflatten(1, (frames, width)) for x in residuals]
+        parts, known = [grid.tensor_split(size, 2)[rank].flatten(1, 2) for grid in grids], frames
     found = measured(parts, known, strides, ranks)
     return {
         "names": adacache_kernels.sum_columns(strides),
@@ -435,7 +437,7 @@ def refusals(rank: int, size: int) -> dict[str, str]:
     adacache.disable(wan)
     model = STDIT3.model()
     model.sequence = SequenceParallel(group)
-    found["frames"] = message(lambda: STDIT3.denoise(model, STDIT3.values(1, frames=3), 1))
+    found["frames"] = message(lambda: STDIT3.denoise(model, STDIT3.values(1, frames=1), 1))
     return found
 
 

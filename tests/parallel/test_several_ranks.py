@@ -67,10 +67,10 @@ def test_a_split_model_decides_as_one_process(
     assert traffic.get("borders", 0) == borders
 
 
-@pytest.mark.parametrize("split", ["frames", "positions"])
-def test_four_ranks(four_ranks: RankProcesses, split: str) -> None:
+@pytest.mark.parametrize(("split", "frames"), [("frames", 7), ("positions", 5)])
+def test_four_ranks_with_different_parts(four_ranks: RankProcesses, split: str, frames: int) -> None:
     outcomes = four_ranks.run(
-        "split_model", name="stdit3", motion=True, videos=1, frames=4, how={"split": split}
+        "split_model", name="stdit3", motion=True, videos=1, frames=frames, how={"split": split}
     )
     check_decisions([(one["expected"], one["found"]) for one in outcomes])
     for one in outcomes:
@@ -118,7 +118,9 @@ SIZES = [
     ("tokens", 7, 4, (6,)),  # the partners are on a rank farther away
     ("tokens", 2, 8, (1, 5)),  # a stride does not fit
     ("frames", 4, 3, (1, 3)),
+    ("frames", 5, 3, (1, 3)),  # ranks have different numbers of frames
     ("positions", 3, 8, (1, 2)),
+    ("positions", 3, 9, (1, 2)),
 ]
 
 
@@ -224,7 +226,7 @@ def test_a_pipeline_with_guidance_in_two_calls(two_ranks: RankProcesses) -> None
         ("split", "split: expected one of"),
         ("group", "group: expected a ProcessGroup"),
         ("memory", "not predicted where ranks split the tokens"),
-        ("frames", "got 3 frames of 8"),
+        ("frames", "got 1 frames of 8"),
     ],
 )
 def test_what_cannot_work_is_refused(two_ranks: RankProcesses, case: str, expected: str) -> None:

@@ -105,7 +105,7 @@ class Conditioning:
         frames, places = sequence.local(self.frames, self.places)
         x_mask = self.x_mask
         if x_mask is not None and frames < self.frames:
-            x_mask = x_mask.chunk(sequence.size, 1)[sequence.rank]
+            x_mask = x_mask.tensor_split(sequence.size, 1)[sequence.rank]
         return replace(self, frames=frames, places=places, x_mask=x_mask, whole=self, sequence=sequence)
 
     def rows(self, index: Tensor) -> Conditioning:
@@ -325,11 +325,15 @@ class STDiT3Block(nn.Module):
         """
 
         def attend() -> Tensor:
-            sequence, frames = conditioning.sequence, conditioning.frames
-            if sequence is None or self.temporal != (sequence.split == "frames"):
-                return cast(Tensor, self.attn(normed, frames, angles))
-            seen = frames * sequence.size if self.temporal else frames // sequence.size
-            return sequence.across(lambda x: cast(Tensor, self.attn(x, seen, angles)), normed, frames)
+            sequence, whole = conditioning.sequence, conditioning.whole
+            if sequence is None or whole is None or self.temporal != (sequence.split == "frames"):
+                return cast(Tensor, self.attn(normed, conditioning.frames, angles))
+            return sequence.across(
+                lambda x, frames: cast(Tensor, self.attn(x, frames, angles)),
+                normed,
+                whole.frames,
+                whole.places,
+            )
 
         after_attention, _ = add(self.attention_part, x, attend, modulation.attention_gate, None)
 
@@ -648,8 +652,9 @@ class STDiT3(nn.Module):
         (rows, columns), patch = conditioning.grid, self.config.patch_size
         x = self.final_layer(tokens, conditioning)
         if conditioning.sequence is not None and conditioning.whole is not None:
-            x = conditioning.sequence.whole(x, conditioning.whole.frames)
-            conditioning = conditioning.whole
+            whole = conditioning.whole
+            x = conditioning.sequence.whole(x, whole.frames, whole.places)
+            conditioning = whole
         x = x.unflatten(2, (*patch, self.out_channels)).unflatten(1, (conditioning.frames, rows, columns))
         x = x.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
         t, h, w = conditioning.latent_size

@@ -20,7 +20,12 @@ from adacache.checks import refuse
 SPLITS = ("tokens", "frames", "positions", "rows", "none")
 CONSECUTIVE = ("tokens", "frames")
 """Splits with neighbouring frames on different ranks."""
-_DIFFER = {"rows": ("rows", "tokens"), "frames": ("frames",), "tokens": ("tokens",)}
+_DIFFER = {
+    "rows": ("rows", "tokens"),
+    "frames": ("frames", "tokens"),
+    "positions": ("tokens",),
+    "tokens": ("tokens",),
+}
 """What ranks need not have in common."""
 _Result = TypeVar("_Result")
 
