@@ -141,6 +141,16 @@ def test_results_of_another_run_are_not_taken(
     assert "another prompt: 'a cat', this run has 'a cow'" in capsys.readouterr().err
 
 
+def test_a_preset_on_the_digit_model(folder: Path) -> None:
+    (folder / "prompts.txt").write_text("a 3 drifting right over a plain background\n")
+    command = ["generate", "digits", str(folder / "prompts.txt"), "--out", str(folder / "out")]
+    assert main([*command, "--method", "digits/fast"]) == 0
+    trace = Trace.load(folder / "out" / "00001.trace.json")
+    assert trace.policy["policy"] == "AdaCache"
+    assert 4 < len(trace.computed_steps) < 30
+    assert Image.open(folder / "out" / "00001.webp").n_frames == 16
+
+
 @pytest.mark.parametrize(
     ("environment", "message"),
     [

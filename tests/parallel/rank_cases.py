@@ -21,7 +21,7 @@ from adacache.runtime.meter import Meter
 from adacache.runtime.ranks import Ranks
 from adacache.runtime.request import Facts, Request
 from adacache.sites import BlockSites, ModelSites, Site
-from model_cases import CHRONOEDIT, LTX, WAN, Case, Values, randn
+from model_cases import CHRONOEDIT, COGVIDEOX, HELIOS, LTX, WAN, Case, Values, randn
 from torch import Tensor
 
 import adacache_kernels
@@ -263,17 +263,22 @@ def mesh_of_tokens_and_rows(rank: int, size: int) -> dict[str, Any]:
     return {"expected": expected, "found": found, "row": expected["latents"][branch : branch + 1]}
 
 
-def sharded_weights(rank: int, size: int) -> dict[str, Any]:
-    """Videos of their own on ranks that hold parts of the weights."""
+def sharded_weights(rank: int, size: int, split: str) -> dict[str, Any]:
+    """Ranks that hold parts of the weights, with videos of their own, or with parts of the tokens."""
     from torch.distributed.fsdp import fully_shard
 
     case = WAN
     values = case.values(size, frames=4)
     expected = generated(case, case.model(), policy(case), values, rows_per_video=size)
     model, mesh = case.model(), dist.init_device_mesh("cpu", (size,))
+    if split == "tokens":
+        enable_context_parallelism(model, ulysses_degree=size)
     for block in model.blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
+    if split == "tokens":
+        found = generated(case, model, policy(case), values, rows_per_video=size)
+        return {"expected": expected, "found": found, "row": expected["latents"]}
     refused = message(lambda: adacache.enable(model, policy(case), num_steps=STEPS))
     parallel = adacache.Parallel(mesh, "rows")
     found = generated(case, model, policy(case), case.rows(values, rank), parallel=parallel)
@@ -423,6 +428,14 @@ def refusals(rank: int, size: int) -> dict[str, str]:
     }
     enable_context_parallelism(gathers, plan, ulysses_degree=size)
     found["gathers"] = enable(gathers)
+    attention = COGVIDEOX.model()
+    enable_context_parallelism(
+        attention,
+        {"transformer_blocks.0": {"hidden_states": ContextParallelInput(split_dim=1, expected_dims=3)}},
+        ulysses_degree=size,
+    )
+    found["attention"] = enable(attention)
+    found["places"] = enable(HELIOS.model(), parallel=tokens)
     wan = WAN.model()
     enable_context_parallelism(wan, ulysses_degree=size)
     found["another group"] = enable(wan, parallel=adacache.Parallel(group, "rows"))

@@ -199,11 +199,13 @@ def test_guidance_branches_of_a_split_model(four_ranks: RankProcesses) -> None:
         torch.testing.assert_close(one["found"]["latents"], one["row"], **CLOSE)
 
 
-def test_weights_that_are_split_over_ranks(two_ranks: RankProcesses) -> None:
-    outcomes = two_ranks.run("sharded_weights")
+@pytest.mark.parametrize("split", ["rows", "tokens"])
+def test_weights_that_are_split_over_ranks(two_ranks: RankProcesses, split: str) -> None:
+    outcomes = two_ranks.run("sharded_weights", split=split)
     check_decisions([(one["expected"], one["found"]) for one in outcomes])
     for one in outcomes:
-        assert "its weights are split over 2 ranks" in one["refused"]
+        if split == "rows":
+            assert "its weights are split over 2 ranks" in one["refused"]
         torch.testing.assert_close(one["found"]["latents"], one["row"], **CLOSE)
 
 
@@ -218,6 +220,8 @@ def test_a_pipeline_with_guidance_in_two_calls(two_ranks: RankProcesses) -> None
     ("case", "expected"),
     [
         ("gathers", "gathers tokens after the block blocks.3"),
+        ("attention", "no attention processor of it supports context parallelism"),
+        ("places", "finds its new tokens by their place"),
         ("another group", "expected the group that the model states (2 ranks, split 'tokens')"),
         ("kept", "MagRatios reads kept tensors"),
         ("filter", "SeaCache filters the latents"),

@@ -128,7 +128,8 @@ def _generate(
     from adacache.api import disable, enable
 
     failed = []
-    handle = None if method is None else enable(subject.model, method.settings, num_steps=subject.num_steps)
+    steps = subject.num_steps
+    handle = None if method is None else enable(subject.model, method.policy(steps), num_steps=steps)
     try:
         for number in own:
             begin = time.perf_counter()

@@ -17,13 +17,23 @@ _SPLIT, _GATHER = "ContextParallelSplitHook", "ContextParallelGatherHook"
 
 def declared(model: Any) -> Parallel | None:
     """How a model states that ranks share its calls, by diffusers' `enable_parallelism` or `STDiT3.sequence`;
-    None: it does not."""
+    None: it does not.
+
+    Raises:
+        ValueError: its attention does not take part.
+    """
     sequence = getattr(model, "sequence", None)
     if isinstance(sequence, SequenceParallel):
         return Parallel(sequence.group, sequence.split)
     config = getattr(model, "_parallel_config", None)
     context = getattr(config, "context_parallel_config", None)
     if context is not None:
+        processors = [getattr(module, "processor", None) for module in model.modules()]
+        if all(getattr(processor, "_parallel_config", None) is None for processor in processors):
+            raise ValueError(
+                "model: no attention processor of it supports context parallelism, so each rank would attend "
+                "to its own tokens alone"
+            )
         return Parallel(context._flattened_mesh, "tokens")
     tensor = getattr(config, "tensor_parallel_config", None)
     return None if tensor is None else Parallel(tensor._mesh, "none")
