@@ -46,6 +46,7 @@ from adacache.policies import (
     timesteps,
 )
 from adacache.runtime.accelerated import Accelerated
+from adacache.runtime.ranks import Parallel
 from adacache.runtime.request import Request
 from adacache.trace import Trace
 
@@ -71,6 +72,7 @@ __all__ = [
     "MagRatios",
     "MeanCache",
     "MotionRegularization",
+    "Parallel",
     "PipelineHandle",
     "PlannedPath",
     "PlannedTimesteps",

@@ -1,4 +1,4 @@
-"""The command `adacache`: doctor, verify, flops, demo, calibrate, compare, study."""
+"""The command `adacache`: doctor, verify, flops, demo, calibrate, compare, generate, study."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from adacache.checks import printable
-from adacache.commands import calibrate, compare, study
+from adacache.commands import calibrate, compare, generate, study
 from adacache.commands.options import device, real_number, whole_number
 from adacache.commands.table import print_table
 
@@ -77,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
 
     calibrate.add(commands)
     compare.add(commands)
+    generate.add(commands)
     study.add(commands)
     return parser
 
