@@ -14,7 +14,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 STAMPS := $(VENV)/stamps
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py tools/nvcc_launcher.py adacache_kernels/_schemas.py
 
-.PHONY: help demo test test-slow test-matrix test-property property-compiled property-triton \
+.PHONY: help demo test test-toolchain test-slow test-matrix test-property property-full property-compiled property-triton \
   sanitize sanitize-full mutation mutation-full bench soak \
   build wheel wheels release docs docs-serve lint format kernel-report abi-check gpu clean distclean
 .DEFAULT_GOAL := help
@@ -23,12 +23,13 @@ SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py tools/nvcc_launche
 help:
 	@echo 'make demo           generate videos with and without caching: adacache_demo/report.html'
 	@echo 'make test           run the tests, except slow ones'
+	@echo 'make test-toolchain compile the Triton kernels ahead of time, and run them in the interpreter'
 	@echo 'make test-slow      run the tests that take minutes each'
 	@echo 'make test-matrix    run the op and layer tests under torch 2.11, 2.14 and the newest'
-	@echo 'make test-property  test thousands of random shapes, dtypes, strides and gates per op'
+	@echo 'make test-property  test hundreds of random shapes, dtypes, strides and gates per op'
 	@echo 'make sanitize       run CPU library and CUDA bodies under address, undefined and thread sanitizers'
 	@echo 'make mutation       plant faults in copies of the sources; the tests must catch each'
-	@echo 'make sanitize-full mutation-full    the same with all cases and all faults: 10 to 20 minutes each'
+	@echo 'make property-full sanitize-full mutation-full  the same with all cases and faults: 10 to 20 minutes each'
 	@echo 'make soak           random videos on the serving engine against their single runs, 10 minutes'
 	@echo 'make bench          time every op: GB/s, share of a copy, speedup over eager and torch.compile'
 	@echo 'make build          build in place'
@@ -49,21 +50,32 @@ demo: build
 test: build
 	$(PY) -m pytest -n auto --dist worksteal $(ARGS)
 
+# Tests of Triton kernels without a GPU; `make sanitize` runs those of the CUDA bodies.
+test-toolchain: build
+	$(PY) -m pytest -n auto --dist loadfile -m "toolchain and not slow" tests/ops tests/layer $(ARGS)
+
 test-slow: build
 	$(PY) -m pytest -m slow $(ARGS)
 
 test-matrix: build
 	$(PY) tools/test_matrix.py $(ARGS)
 
+# Random cases per op, of the compiled kernels and of Triton's interpreter.
+test-property: COMPILED_CASES = 500
+test-property: TRITON_CASES = 50
+property-full: COMPILED_CASES = 2000
+property-full: TRITON_CASES = 200
+
 # In parallel; each uses one core.
-test-property: build
-	$(MAKE) -j2 --output-sync=target property-compiled property-triton
+test-property property-full: build
+	$(MAKE) -j2 --output-sync=target property-compiled property-triton \
+	  COMPILED_CASES=$(COMPILED_CASES) TRITON_CASES=$(TRITON_CASES)
 
 property-compiled:
-	ADACACHE_PROPERTY=full $(PY) -m pytest -m property tests/property $(ARGS)
+	ADACACHE_PROPERTY=$(COMPILED_CASES) $(PY) -m pytest -m property tests/property $(ARGS)
 
 property-triton:
-	TRITON_INTERPRET=1 ADACACHE_TEST_BACKEND=triton ADACACHE_PROPERTY=200 $(PY) -m pytest -m property \
+	TRITON_INTERPRET=1 ADACACHE_TEST_BACKEND=triton ADACACHE_PROPERTY=$(TRITON_CASES) $(PY) -m pytest -m property \
 	  -W ignore::RuntimeWarning tests/property $(ARGS)
 
 sanitize: build

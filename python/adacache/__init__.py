@@ -17,6 +17,7 @@ from adacache.policies import (
     PAB,
     TGATE,
     AdaCache,
+    AdaptivePath,
     BWCache,
     DBCache,
     DeltaDiT,
@@ -46,6 +47,7 @@ from adacache.policies import (
     timesteps,
 )
 from adacache.runtime.accelerated import Accelerated
+from adacache.runtime.ranks import Parallel
 from adacache.runtime.request import Request
 from adacache.trace import Trace
 
@@ -55,6 +57,7 @@ __all__ = [
     "Accelerated",
     "AdaCache",
     "AdaCacheConfig",
+    "AdaptivePath",
     "BWCache",
     "DBCache",
     "DPCache",
@@ -70,6 +73,7 @@ __all__ = [
     "MagRatios",
     "MeanCache",
     "MotionRegularization",
+    "Parallel",
     "PipelineHandle",
     "PlannedPath",
     "PlannedTimesteps",

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,16 @@ from torch import nn
 
 from adacache.adapters.registry import declared_spec
 from adacache.adapters.spec import ModelSpec
+from adacache.checks import refuse
 from adacache.handle import Handle, tier_of
+from adacache.integrations.context_parallel import MovedSplits, declared, sharded_over
 from adacache.integrations.pipelines import ATTRIBUTE as PIPELINE
 from adacache.integrations.pipelines import PipelineHandle, is_pipeline, transformers
 from adacache.interpose import STATE, is_interposed, plain_class
 from adacache.policies import Named, Policy
 from adacache.policies.base import wraps_of
 from adacache.runtime.accelerated import Accelerated
+from adacache.runtime.ranks import Parallel
 
 ATTRIBUTE = f"{STATE}_handle"
 
@@ -29,7 +33,9 @@ def enable(
     rows_per_video: int | None = None,
     budget: int | None = None,
     speedup: float | None = None,
+    adaptive: bool = False,
     fused: bool | str = True,
+    parallel: Parallel | Sequence[Parallel] | None = None,
 ) -> Any:
     """Enables caching; each generation is then one request.
 
@@ -44,10 +50,16 @@ def enable(
             with guidance in one batch, 1 without; None: 2 if the batch is even.
         budget, speedup: for a file of planned paths, the number of computed steps; or the number of steps
             over it, of which the next smaller budget in the file is taken. Exactly one of them.
+        adaptive: for a file of planned paths that `adacache calibrate --adaptive` extended: each video gets
+            its own number of computed steps; the budget is their mean (`AdaptivePath`). For pipelines only.
         fused: whether blocks run on the fused ops where a program for their class exists (docs/models.md):
             True or "exact": bit-identical to the model's own; "close": norms are computed in float32 and
             rounded once, which is faster; False: blocks are only wrapped. `describe()` of the result says
             which blocks run so.
+        parallel: how several processes share each forward call (docs/several_gpus.md); one per dimension of
+            a mesh. None: as the model states it (`enable_parallelism` of diffusers, `STDiT3.sequence`); if
+            it does not, each process has calls of its own. All processes of a group call `enable` with the
+            same settings, after `enable_parallelism` and `fully_shard`.
 
     Pipelines that share a transformer can be enabled with the same settings.
 
@@ -57,7 +69,7 @@ def enable(
     Raises:
         ValueError: no block list is found, an unknown preset, settings that do not fit the model or the
             schedule, a model that cannot be cached, "exact" or "close" for a model without a fused program,
-            or caching is enabled already.
+            processes that cannot decide together, or caching is enabled already.
     """
     if not (isinstance(policy, str | Path) or hasattr(policy, "start")):
         raise ValueError(
@@ -65,11 +77,13 @@ def enable(
             f"got {type(policy).__name__}"
         )
     if isinstance(policy, str | Path):
-        settings: Policy | Named = Named(policy, budget, speedup)
-    elif budget is None and speedup is None:
+        settings: Policy | Named = Named(policy, budget, speedup, adaptive)
+    elif budget is None and speedup is None and not adaptive:
         settings = policy
     else:
-        raise ValueError("budget, speedup: expected None with settings; they choose from a file of paths")
+        raise ValueError(
+            "budget, speedup, adaptive: expected none of them with settings; they choose from a file of paths"
+        )
     needs_blocks = (
         wraps_of(settings.policy(num_steps) if isinstance(settings, Named) else settings) == "blocks"
     )
@@ -80,10 +94,10 @@ def enable(
             )
 
         def enable_part(part: nn.Module) -> Handle:
-            return _enable_model(part, settings, num_steps, rows_per_video, True, fused)
+            return _enable_model(part, settings, num_steps, rows_per_video, True, fused, parallel)
 
         return PipelineHandle(model, enable_part, _release)
-    return _enable_model(model, settings, num_steps, rows_per_video, False, fused)
+    return _enable_model(model, settings, num_steps, rows_per_video, False, fused, parallel)
 
 
 def _enable_model(
@@ -93,11 +107,13 @@ def _enable_model(
     rows_per_video: int | None,
     in_pipeline: bool,
     fused: bool | str,
+    parallel: Parallel | Sequence[Parallel] | None,
 ) -> Handle:
     wrapper, model = _unwrapped(model)
     if isinstance(model, nn.Module) and ATTRIBUTE in model.__dict__:
         shared: Handle = model.__dict__[ATTRIBUTE]
-        if in_pipeline and shared.users and shared.has_settings(policy, num_steps, rows_per_video, fused):
+        settings = policy, num_steps, rows_per_video, fused, _parallels(model, parallel)
+        if in_pipeline and shared.users and shared.has_settings(*settings):
             shared.users += 1
             return shared
         raise ValueError("model: AdaCache is enabled on it already; call adacache.disable(model) first")
@@ -105,13 +121,24 @@ def _enable_model(
         raise ValueError(
             "num_steps: expected the number of denoising steps, got None (a pipeline would state it)"
         )
-    _check_parallel(model)
-    handle = Handle(model, policy, num_steps, rows_per_video, fused)
+    parallels = _parallels(model, parallel)
+    handle = Handle(model, policy, num_steps, rows_per_video, fused, parallels)
+
+    def check_model() -> None:
+        if handle.wraps == "blocks" and not parallels:
+            _check_weights(model)
+        if _parallels(model, parallel) != parallels:
+            raise ValueError(
+                "model: how it is split over processes changed after AdaCache was enabled; disable it first"
+            )
+
+    check_model()
     if handle.grid is not None and not in_pipeline:
         raise ValueError(
             "policy: these are timesteps for a pipeline's scheduler; enable them on the pipeline"
         )
-    handle.install(wrapper)
+    handle.install(wrapper, MovedSplits if parallels else None)
+    handle.check_model = check_model
     handle.users = 1 if in_pipeline else 0
     model.__dict__[ATTRIBUTE] = handle
     return handle
@@ -191,11 +218,34 @@ def _unwrapped(model: Any) -> tuple[Any, Any]:
     return (None, model) if inner is None else (model, inner)
 
 
-def _check_parallel(model: Any) -> None:
-    """Raises ValueError for a model whose tokens are split over processes."""
-    config = getattr(model, "_parallel_config", None)
-    if getattr(config, "context_parallel_config", None) is not None:
+def _parallels(model: Any, given: Parallel | Sequence[Parallel] | None) -> tuple[Parallel, ...]:
+    """How processes share the calls of a model; empty: they do not.
+
+    Raises:
+        ValueError: the given groups leave out that of diffusers.
+    """
+    found = declared(model)
+    if given is None:
+        return () if found is None else (found,)
+    parallels = (given,) if isinstance(given, Parallel) else tuple(given)
+    for one in parallels:
+        if not isinstance(one, Parallel):
+            refuse("parallel", "adacache.Parallel(group, split), several of them, or None", one)
+    stated = {(one.process_group, one.split) for one in parallels}
+    if found is not None and (found.process_group, found.split) not in stated:
         raise ValueError(
-            "model: context parallelism is enabled on it, which AdaCache does not support: the processes "
-            "would decide differently; run it without context parallelism"
+            f"parallel: expected the group that the model states ({found.size} ranks, split "
+            f"{found.split!r}) among the given ones, or None"
+        )
+    return parallels
+
+
+def _check_weights(model: nn.Module) -> None:
+    """Raises ValueError if ranks run the blocks together, but decide apart."""
+    size = sharded_over(model)
+    if size > 1:
+        raise ValueError(
+            f"model: its weights are split over {size} ranks, which must run the same blocks; pass "
+            'parallel=adacache.Parallel(mesh, "rows") for ranks with videos of their own, "none" for ranks '
+            "with the same tokens, or how they split the tokens"
         )

@@ -6,11 +6,13 @@ from __future__ import annotations
 import contextlib
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 from weakref import WeakSet
+
+import torch
 
 from adacache.adapters.registry import spec_for
 from adacache.adapters.spec import ModelSpec
@@ -21,8 +23,9 @@ from adacache.policies import Named, PlannedTimesteps, Policy
 from adacache.policies.base import wraps_of
 from adacache.runtime.clock import Clock, CountingClock, TimestepClock
 from adacache.runtime.prediction import predicted
+from adacache.runtime.ranks import Parallel, Ranks
 from adacache.runtime.request import Facts, Request
-from adacache.runtime.runner import Runner
+from adacache.runtime.runner import Entry, Runner
 from adacache.trace import Trace
 
 FEW_STEPS = 8
@@ -31,6 +34,15 @@ FEW_STEPS = 8
 _NOTHING: Mapping[Any, Any] = MappingProxyType({})
 _CLOCKS: ContextVar[Mapping[Handle, Clock]] = ContextVar("adacache_clocks", default=_NOTHING)
 _BRANCHES: ContextVar[Mapping[Handle, str]] = ContextVar("adacache_branches", default=_NOTHING)
+
+
+class Splits(Protocol):
+    """What splits the arguments of blocks over ranks, moved from their forward to before the blocks."""
+
+    entries: dict[Any, Entry]
+
+    def restore(self) -> None:
+        """Moves it back."""
 
 
 class Handle:
@@ -45,6 +57,8 @@ class Handle:
         wraps: what is wrapped, see `policies.base.wraps_of`.
         grid: the timesteps that a pipeline's scheduler keeps, if not all.
         users: enabled pipelines that use the model.
+        ranks: the processes that run the model together, if there are several.
+        check_model: raises if the model can no longer be run as it was when caching was enabled.
     """
 
     def __init__(
@@ -54,6 +68,7 @@ class Handle:
         num_steps: int | None,
         rows_per_video: int | None,
         fused: bool | str = True,
+        parallel: Sequence[Parallel] = (),
     ):
         if rows_per_video is not None:
             whole(1)(rows_per_video, "rows_per_video")
@@ -65,11 +80,20 @@ class Handle:
         self.grid = settings if isinstance(settings, PlannedTimesteps) else None
         _check_class(settings, model)
         spec, self.known = spec_for(model, blocks=self.wraps == "blocks")
+        self.ranks = Ranks(parallel) if parallel else None
+        if spec.whole_sequence and self.wraps == "blocks" and self._splits_tokens:
+            raise ValueError(
+                f"parallel: {spec.model_class} finds its new tokens by their place in the sequence, which "
+                "cannot be split"
+            )
         self._runner = Runner(self, model, spec, self.wraps, tier_of(fused, spec))
         self.users = 0
         self._fused = fused
         self._named_policy = policy
+        self._parallel = tuple(parallel)
         self._warned: set[str] = set()
+        self._moved: Splits | None = None
+        self.check_model: Callable[[], None] = lambda: None
         self._threads = threading.local()
         self._latest: Request | None = None
         self._requests: WeakSet[Request] = WeakSet()
@@ -176,9 +200,11 @@ class Handle:
             num_steps: of a pipeline; None: those of `enable`.
 
         Raises:
-            ValueError: the number of steps is unknown.
+            ValueError: the number of steps is unknown, or tokens are split over ranks.
             RuntimeError: the model does not run without values.
         """
+        if self._splits_tokens:
+            raise ValueError("memory: not predicted where ranks split the tokens; each keeps its part")
         steps = self.num_steps if num_steps is None else num_steps
         if steps is None:
             raise ValueError("num_steps: pass it, because AdaCache was enabled without it")
@@ -208,16 +234,30 @@ class Handle:
             "blocks": len(self._runner.sites.blocks),
             "streams": list(spec.streams),
             "watched": self._runner.sites.default_part,
+            "parallel": [] if self.ranks is None else [[one.split, one.size] for one in self.ranks.parallels],
             **self._runner.how_blocks_run(),
         }
 
     # For `enable`, pipelines and the runner.
 
-    def install(self, wrapper: Any = None) -> None:
+    def install(
+        self, wrapper: Any = None, move_splits: Callable[[Mapping[str, Any]], Splits] | None = None
+    ) -> None:
+        """Wraps the model.
+
+        Args:
+            move_splits: from the blocks by name, what splits their arguments over the ranks.
+        """
+        if move_splits is not None and self.wraps == "blocks" and self._runner.spec.program is None:
+            places = self._runner.spec.places(self.model)
+            self._moved = move_splits({f"{one.list.name}.{one.number}": one.module for one in places})
+            self._runner.entries = self._moved.entries
         self._runner.install(wrapper)
 
     def uninstall(self) -> None:
         self._runner.uninstall()
+        if self._moved is not None:
+            self._moved.restore()
         self.reset()
 
     def has_settings(
@@ -226,10 +266,11 @@ class Handle:
         num_steps: int | None,
         rows_per_video: int | None,
         fused: bool | str = True,
+        parallel: Sequence[Parallel] = (),
     ) -> bool:
         """Whether `enable` was called with these settings."""
-        own = (self._named_policy, self.num_steps, self.rows_per_video, self._fused)
-        return own == (policy, num_steps, rows_per_video, fused)
+        own = (self._named_policy, self.num_steps, self.rows_per_video, self._fused, self._parallel)
+        return own == (policy, num_steps, rows_per_video, fused, tuple(parallel))
 
     def policy_for(self, num_steps: int) -> Policy:
         """The settings for a number of steps.
@@ -240,6 +281,7 @@ class Handle:
         named = self._named_policy
         policy = named.policy(num_steps) if isinstance(named, Named) else named
         policy.check(self._runner.sites, num_steps)
+        self._check_ranks(policy, num_steps)
         if num_steps <= FEW_STEPS and self.wraps == "blocks":
             self.warn(
                 "few",
@@ -262,6 +304,7 @@ class Handle:
         Args:
             in_pipeline: the step of a pipeline's scheduler is wrapped.
         """
+        self.check_model()
         policy: Any = self.policy_for(num_steps)
         if wraps_of(policy) == "guided" and not in_pipeline:
             policy = policy.outside_pipeline()
@@ -273,10 +316,34 @@ class Handle:
             video_of_row=video_of_row,
             branches=branches,
             may_restart=may_restart,
+            ranks=self.ranks,
         )
         self._latest = request
         self._requests.add(request)
         return request
+
+    @property
+    def _splits_tokens(self) -> bool:
+        return self.ranks is not None and any(one not in ("rows", "none") for one in self.ranks.splits)
+
+    def _check_ranks(self, policy: Policy, num_steps: int) -> None:
+        """Raises ValueError if a policy needs tokens that other ranks have."""
+        if not self._splits_tokens or wraps_of(policy) == "guided":
+            return
+        assert self.ranks is not None
+        decider = policy.start(self._runner.sites, num_steps, 1, torch.device("cpu"))
+        local_latents = any(one in ("frames", "positions") for one in self.ranks.splits)
+        reasons = {
+            "reads kept tensors": decider.reads_kept,
+            "filters the latents": local_latents
+            and any(watch.transform is not None for watch in decider.signals.values()),
+        }
+        for reason, found in reasons.items():
+            if found:
+                raise ValueError(
+                    f"parallel: {type(policy).__name__} {reason}, of which each rank has only a part; run it "
+                    "on one process"
+                )
 
     @contextlib.contextmanager
     def clocked(self, clock: Clock) -> Iterator[None]:

@@ -14,7 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-pytestmark = pytest.mark.timeout(1800)  # the first test of each sanitizer compiles for minutes
+pytestmark = [
+    pytest.mark.toolchain,
+    pytest.mark.timeout(1800),  # the first test of each sanitizer compiles for minutes
+]
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SEED = os.environ.get("ADACACHE_HOST_SEED", "0")

@@ -45,6 +45,7 @@ def run_in_interpreter(*arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.toolchain
 def test_a_few_steps() -> None:
     assert 0 <= float(run_in_interpreter("-c", FEW_STEPS)) < 1e-5
 

@@ -7,7 +7,8 @@ import itertools
 
 import numpy as np
 import pytest
-from adacache.calibration.planning import default_budgets, probed_steps, psnr
+from adacache.calibration.clips import psnr
+from adacache.calibration.planning import default_budgets, probed_steps
 from adacache.calibration.windows import MOST_FACTOR, Windows, path_windows
 
 
@@ -75,9 +76,11 @@ def test_cost_of_each_window() -> None:
 
 @pytest.mark.parametrize("path", PATHS[:3], ids=str)
 @pytest.mark.parametrize("ridge", [0.05, 1.0])
-def test_joint_factors_minimize_the_sum(path: list[int], ridge: float) -> None:
+@pytest.mark.parametrize("known", [(), (0.0, 2.0)], ids=["none_known", "two_known"])
+def test_joint_factors_minimize_the_sum(path: list[int], ridge: float, known: tuple[float, ...]) -> None:
     w = windows()
-    places = [p for p, (h, i, j) in enumerate(path_windows(path, w.num_steps)) if h >= 0 and j > i + 1]
+    fitted = list(enumerate(path_windows(path, w.num_steps)))[len(known) :]
+    places = [p for p, (h, i, j) in fitted if h >= 0 and j > i + 1]
     alone = [w.factor(*one) for one in path_windows(path, w.num_steps)]
     size = [(w.terms(*one)[1] ** 2).sum() for one in path_windows(path, w.num_steps)]
 
@@ -85,8 +88,9 @@ def test_joint_factors_minimize_the_sum(path: list[int], ridge: float) -> None:
         pull = sum(size[p] * (factors[p] - alone[p]) ** 2 for p in places)
         return float((final_change(w, path, factors) ** 2).sum() + ridge * pull)
 
-    found = w.joint_factors(path, ridge)
-    assert all(found[p] == 0 for p in range(len(path)) if p not in places)
+    found = w.joint_factors(path, ridge, known)
+    assert tuple(found[: len(known)]) == known
+    assert all(found[p] == 0 for p in range(len(known), len(path)) if p not in places)
     for place in places:
         for change in (-1e-3, 1e-3):
             moved = [*found[:place], found[place] + change, *found[place + 1 :]]

@@ -375,13 +375,6 @@ def test_bad_settings(settings: dict[str, Any], message: str) -> None:
     assert is_plain(model)
 
 
-def test_context_parallelism_raises() -> None:
-    model = WAN.model()
-    model._parallel_config = type("Config", (), {"context_parallel_config": object()})()
-    with pytest.raises(ValueError, match="context parallelism is enabled on it"):
-        adacache.enable(model, P3, num_steps=STEPS)
-
-
 class TokensFirst(Model):
     """Runs its blocks on tokens [N, B, C]."""
 

@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 from generated_code import expect_of_compiler
 
+pytestmark = pytest.mark.toolchain
+
 FOLDER = Path(__file__).resolve().parent
 FILES = ("test_fused_qk_norm_rope.py", "test_temporal_attention.py")
 #: The minimum number of tests, to detect a failed collection.

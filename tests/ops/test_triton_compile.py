@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 from generated_code import expect_of_compiler
 
+pytestmark = pytest.mark.toolchain
+
 FOLDER = Path(__file__).resolve().parent
 ARCHITECTURES = (80, 90, 100, 120)
 KERNELS = {

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.toolchain
+
 FOLDER = Path(__file__).resolve().parent
 #: Excluded: not about kernels, too large, or starting subprocesses.
 OTHERS = ("test_backends", "test_large", "test_triton")

@@ -11,6 +11,7 @@ from typing import Any
 import adacache
 import pytest
 import torch
+from adacache.calibration import psnr
 from adacache.digits.captions import Prompt
 from adacache.digits.subject import subject_of_model
 from adacache.models.rectified_flow import RectifiedFlow
@@ -97,10 +98,25 @@ def test_rows_are_kept_and_not_run_again(
         assert {name.split(" |")[0] for name in first} == {"fewer steps", "even reuse"}
         assert list(json.loads(out.read_text())["rows"]) == first
         assert "PSNR dB" in capsys.readouterr().out
-        assert methods.main(given) == 0
+        assert methods.main([*given, "--reference", str(2 * STEPS)]) == 0
         assert measured == first
+        finer = [model.subject.generate_with(prompt, seed, 2 * STEPS) for prompt, _, seed in model.tests]
+        expected = sum(psnr(a, b, 2.0) for a, b in zip(full_clips(model), finer, strict=True)) / 2
+        assert json.loads(out.read_text())["reference"] == {
+            "steps": 2 * STEPS,
+            "PSNR": pytest.approx(expected),
+        }
+        assert f"against {2 * STEPS} steps: {expected:.1f} dB" in capsys.readouterr().out
         with pytest.raises(SystemExit, match="contains another run"):
             methods.main(["digits", "--steps", "9", "--out", str(out)])
     finally:
         torch.set_num_threads(threads)
     assert (tmp_path / "plot.png").exists()
+
+
+def test_adaptive_rows_are_those_of_the_file(methods: ModuleType, tmp_path: Path) -> None:
+    file = tmp_path / "paths.json"
+    file.write_text(json.dumps({"budgets": {"4": {}, "6": {}}}))
+    assert methods.adaptive_budgets(file) == []
+    file.write_text(json.dumps({"budgets": {}, "adaptive": {"prices": {"4": 0.1, "6": 0.2}}}))
+    assert methods.adaptive_budgets(file) == [6, 4]

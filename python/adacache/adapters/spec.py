@@ -144,6 +144,8 @@ class ModelSpec:
         program: runs all blocks on the fused ops, in place of a method of the model.
         block_program: runs wrapped blocks on the fused ops, in place of their forward.
         streams_by_shape: streams are unknown: recognize them by what the blocks return.
+        whole_sequence: residuals are those of tokens at certain places of the sequence, so a rank must have
+            all tokens.
     """
 
     classes: tuple[str, ...]
@@ -167,6 +169,7 @@ class ModelSpec:
     program: Program | None = None
     block_program: BlockProgram | None = None
     streams_by_shape: bool = False
+    whole_sequence: bool = False
 
     @property
     def model_class(self) -> str:

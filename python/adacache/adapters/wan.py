@@ -56,4 +56,5 @@ HELIOS = ModelSpec(
     classes=("HeliosTransformer3DModel",),
     lists=_BLOCKS,
     residuals=(GatedResidual("attention", "blocks", ("attn1",), gated_attention_of_new_tokens),),
+    whole_sequence=True,
 )

@@ -9,7 +9,9 @@ The computed steps and the output error of any codebook are then simulated from 
 codebook is run on held-out prompts. This takes minutes and no gradient.
 """
 
-from adacache.calibration.planning import PathCalibration, calibrate_paths, psnr
+from adacache.calibration.adaptive import calibrate_adaptive
+from adacache.calibration.clips import psnr
+from adacache.calibration.planning import PathCalibration, calibrate_paths
 from adacache.calibration.recording import Record, Recording
 from adacache.calibration.runs import (
     Outcome,
@@ -30,6 +32,7 @@ __all__ = [
     "Recording",
     "Subject",
     "calibrate",
+    "calibrate_adaptive",
     "calibrate_paths",
     "choose",
     "difference",

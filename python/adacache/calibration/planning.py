@@ -26,9 +26,10 @@ import torch
 from torch import Tensor
 
 from adacache.api import disable, enable
+from adacache.calibration.clips import Clip, cached_run, decibel, enabled_run, flat, forecast, projected, psnr
 from adacache.calibration.runs import Subject
-from adacache.calibration.trajectory import Solver, Trajectory, networks, trajectory
-from adacache.calibration.windows import Doubles, Windows, path_windows
+from adacache.calibration.trajectory import Solver, networks, trajectory
+from adacache.calibration.windows import RIDGE, Doubles, Windows, longest_window, path_windows
 from adacache.checks import refuse, text, whole
 from adacache.files import replacing, write_json
 from adacache.interpose import plain_class
@@ -37,10 +38,8 @@ from adacache.policies.planned_path import CACHE, FORMAT, LEVELS, TIMESTEPS
 
 SPEEDUPS = (2.0, 2.5, 3.0, 3.75, 5.0)
 """Default budgets are the number of steps over these."""
-RIDGES = {"joint": 0.05, "joint, ridge 0.3": 0.3}
+RIDGES = {"joint": RIDGE, "joint, ridge 0.3": 0.3}
 """Candidates for the factors that need no cached run; see `Windows.joint_factors`."""
-DIMENSIONS = 1024
-"""Outputs are projected to so many numbers."""
 REFINE = 12
 """Default number of paths of one budget that are run."""
 JOINT_SHARE = 0.4
@@ -55,22 +54,6 @@ REPLAY = 1e-3
 """Largest relative difference of a scheduler's steps when they are repeated without the model."""
 
 Say = Callable[[str], None]
-
-
-@dataclass
-class Clip:
-    """A prompt and its full run."""
-
-    prompt: Any
-    seed: int
-    full: Trajectory
-
-    @property
-    def start(self) -> Tensor:
-        return self.full.states[0]
-
-    def run(self, subject: Subject, given: Any, stop: int | None = None) -> Trajectory:
-        return trajectory(subject, self.prompt, self.seed, given=given, forms=self.full.forms, stop=stop)
 
 
 @dataclass
@@ -204,8 +187,8 @@ def calibrate_paths(
     solver = clips[0].full.solver
     coefficients = solver_coefficients(solver, clips[0].start, steps)
     sensitivity = measured_sensitivity(subject, clips[:probed], coefficients, say)
-    longest = min(steps, max(13, math.ceil(3 * steps / min(chosen))))
-    windows = Windows(_projected(clips), sensitivity, longest)
+    longest = longest_window(steps, min(chosen))
+    windows = Windows(projected(clips), sensitivity, longest)
     say(f"errors of all windows of up to {longest - 1} skipped steps")
     cost = windows.cost()
     found = PathCalibration(subject, level, tuple(clips[0].start.shape[1:]), _timesteps(solver), sensitivity)
@@ -284,24 +267,6 @@ def _check_replay(clips: Sequence[Clip]) -> None:
         )
 
 
-def _projected(clips: Sequence[Clip]) -> Doubles:
-    """Outputs [P, N, D]. Projection keeps inner products up to noise: each number is added to one of D sums
-    with a random sign."""
-    count = clips[0].full.outputs[0].numel()
-    if count <= DIMENSIONS:
-        return np.stack([[_flat(v).double().numpy() for v in clip.full.outputs] for clip in clips])
-    source = torch.Generator().manual_seed(0)
-    place = torch.randint(DIMENSIONS, (count,), generator=source)
-    sign = torch.randint(2, (count,), generator=source).float() * 2 - 1
-
-    def project(output: Tensor) -> Doubles:
-        sums = torch.zeros(DIMENSIONS).index_add_(0, place, _flat(output) * sign)
-        found: Doubles = sums.double().numpy()
-        return found
-
-    return np.stack([[project(output) for output in clip.full.outputs] for clip in clips])
-
-
 # 2. Sensitivity.
 
 
@@ -315,8 +280,8 @@ def solver_coefficients(solver: Solver, start: Tensor, num_steps: int) -> Double
     found = np.zeros(num_steps)
     for step in range(num_steps):
         changed = [*outputs[:step], outputs[step] + change, *outputs[step + 1 :]]
-        difference = _flat(solver.run(crop, changed)[-1]) - _flat(plain)
-        found[step] = float(difference @ _flat(change)) / float(_flat(change) @ _flat(change))
+        difference = flat(solver.run(crop, changed)[-1]) - flat(plain)
+        found[step] = float(difference @ flat(change)) / float(flat(change) @ flat(change))
     return found
 
 
@@ -372,7 +337,7 @@ def _best_path(
     def finals(path: Sequence[int]) -> list[Tensor]:
         joint = windows.joint_factors(path, RIDGES["joint"])
         if computed >= JOINT_SHARE * subject.num_steps:
-            return [_cached(subject, clip, path, joint) for clip in clips]
+            return [cached_run(subject, clip, path, joint) for clip in clips]
         return _matched(subject, clips, path, joint)[1]
 
     full = [clip.full.states[-1] for clip in clips]
@@ -410,7 +375,7 @@ def _fit(subject: Subject, clips: Sequence[Clip], windows: Windows, path: list[i
     finals: dict[str, list[Tensor]] = {}
     for name, ridge in RIDGES.items():
         fits[name] = windows.joint_factors(path, ridge)
-        finals[name] = [_cached(subject, clip, path, fits[name]) for clip in clips]
+        finals[name] = [cached_run(subject, clip, path, fits[name]) for clip in clips]
     if len(path) < subject.num_steps:
         fits["matched"], finals["matched"] = _matched(subject, clips, path, None)
         fits["mean"], finals["mean"] = _matched(subject, clips, path, fits["joint"])
@@ -427,7 +392,7 @@ def _fit(subject: Subject, clips: Sequence[Clip], windows: Windows, path: list[i
         scores["timesteps alone"] = _mean_psnr(found, [clip.full.states[-1] for clip in clips], peak)
         use = TIMESTEPS if scores["timesteps alone"] > scores[fit] else CACHE
     numbers = clips[0].start.numel()
-    predicted = [_decibel(peak, error / numbers) for error in windows.remaining(path, fits[fit])]
+    predicted = [decibel(peak, error / numbers) for error in windows.remaining(path, fits[fit])]
     return Budget(path, fits[fit], fit, use, float(np.mean(predicted)), scores)
 
 
@@ -436,13 +401,13 @@ def _refit(subject: Subject, clips: Sequence[Clip], budget: Budget, level: str) 
     comes from runs in which one factor is changed."""
     computed = [step + 1 for step in budget.path]
     results = [clip.full.result for clip in clips if clip.full.result is not None]
-    full = torch.stack([_flat(result) for result in results]).double()
+    full = torch.stack([flat(result) for result in results]).double()
     peak = subject.peak or _peak(results)
 
     def outputs(factors: Sequence[float]) -> Tensor:
         enable(subject.model, PlannedPath(computed, factors, level), num_steps=subject.num_steps)
         try:
-            return torch.stack([_flat(subject.generate(clip.prompt, clip.seed)) for clip in clips]).double()
+            return torch.stack([flat(subject.generate(clip.prompt, clip.seed)) for clip in clips]).double()
         finally:
             disable(subject.model)
 
@@ -474,27 +439,6 @@ def _refit(subject: Subject, clips: Sequence[Clip], budget: Budget, level: str) 
     budget.use = CACHE
 
 
-def _cached(subject: Subject, clip: Clip, path: Sequence[int], factors: Sequence[float]) -> Tensor:
-    """Final latents of a run with a path."""
-    at = {step: place for place, step in enumerate(path)}
-
-    def given(step: int, before: Sequence[Tensor]) -> Tensor | None:
-        if step in at:
-            return None
-        place = max(p for s, p in at.items() if s < step)
-        i, h = path[place], path[place - 1] if place else -1
-        return _forecast(before, h, i, step, factors[place])
-
-    return clip.run(subject, given).states[-1]
-
-
-def _forecast(outputs: Sequence[Tensor], h: int, i: int, step: int, factor: float) -> Tensor:
-    if h < 0 or factor == 0:
-        return outputs[i]
-    slope = (outputs[i].float() - outputs[h].float()) / (i - h)
-    return (outputs[i].float() + factor * (step - i) * slope).to(outputs[i].dtype)
-
-
 def _matched(
     subject: Subject, clips: Sequence[Clip], path: Sequence[int], prior: Sequence[float] | None
 ) -> tuple[list[float], list[Tensor]]:
@@ -517,7 +461,7 @@ def _matched(
             factor = _matching(clips, outputs, h, i, j)
             factors[place] = factor if prior is None else (factor + prior[place]) / 2
         for known in outputs:
-            known += [_forecast(known, h, i, step, factors[place]) for step in range(i + 1, j)]
+            known += [forecast(known, h, i, step, factors[place]) for step in range(i + 1, j)]
     finals = [clip.full.solver.run(clip.start, known)[-1] for clip, known in zip(clips, outputs, strict=True)]
     return factors, finals
 
@@ -527,12 +471,12 @@ def _matching(clips: Sequence[Clip], outputs: Sequence[list[Tensor]], h: int, i:
     for clip, known in zip(clips, outputs, strict=True):
         ends = [
             clip.full.solver.run(
-                clip.start, [*known, *(_forecast(known, h, i, step, f) for step in range(i + 1, j))]
+                clip.start, [*known, *(forecast(known, h, i, step, f) for step in range(i + 1, j))]
             )
             for f in (0.0, 1.0)
         ]
-        held, moved = _flat(ends[0][j]), _flat(ends[1][j])
-        product += float((_flat(clip.full.states[j]) - held) @ (moved - held))
+        held, moved = flat(ends[0][j]), flat(ends[1][j])
+        product += float((flat(clip.full.states[j]) - held) @ (moved - held))
         size += float((moved - held) @ (moved - held))
     return product / size if size else 0.0
 
@@ -544,29 +488,18 @@ def _evaluate(subject: Subject, prompt: Any, seed: int, found: PathCalibration) 
     """Adds the PSNR of a held-out prompt to each budget."""
     full = subject.generate(prompt, seed)
     peak = subject.peak or _peak([full])
+
     for number, budget in found.budgets.items():
         computed = [step + 1 for step in budget.path]
         policy: Any = PlannedPath(computed, budget.factors, found.level)
         if budget.use == TIMESTEPS:
             policy = PlannedTimesteps(computed, subject.num_steps)
-        enable(subject.model, policy, num_steps=subject.num_steps)
-        try:
-            output = subject.generate(prompt, seed)
-        finally:
-            disable(subject.model)
-        budget.held_out.setdefault("planned", []).append(psnr(output, full, peak))
+        budget.held_out.setdefault("planned", []).append(
+            psnr(enabled_run(subject, policy, prompt, seed)[0], full, peak)
+        )
         if subject.generate_with is not None:
             fewer = subject.generate_with(prompt, seed, number)
             budget.held_out.setdefault("fewer steps", []).append(psnr(fewer, full, peak))
-
-
-def psnr(output: Tensor, full: Tensor, peak: float) -> float:
-    """Peak signal-to-noise ratio in dB; at most 120."""
-    return _decibel(peak, float((output.double() - full.double()).square().mean()))
-
-
-def _decibel(peak: float, error: float) -> float:
-    return min(120.0, 10 * math.log10(peak**2 / error)) if error else 120.0
 
 
 def _mean_psnr(outputs: Sequence[Tensor], full: Sequence[Tensor], peak: float) -> float:
@@ -577,12 +510,8 @@ def _peak(full: Sequence[Tensor]) -> float:
     return max(float(one.max() - one.min()) for one in full)
 
 
-def _flat(value: Tensor) -> Tensor:
-    return value.detach().float().cpu().flatten()
-
-
 def _distance(a: Tensor, b: Tensor) -> float:
-    return float((_flat(a) - _flat(b)).norm())
+    return float((flat(a) - flat(b)).norm())
 
 
 def _timesteps(solver: Solver) -> list[float] | None:

@@ -12,6 +12,7 @@ where s_k is the sensitivity: the change of the final latents per change of the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,6 +28,15 @@ MOST_FACTOR = 3.0
 DRAWS, SPREAD, MOST_WORSE = 200, 0.6, 2.0
 """For `Windows.paths`: random changes of the cost, their standard deviation in logarithms, and the largest
 ratio to the smallest cost."""
+
+
+RIDGE = 0.05
+"""Default of `Windows.joint_factors`."""
+
+
+def longest_window(num_steps: int, least: int) -> int:
+    """`Windows.longest` for paths of at least so many computed steps."""
+    return min(num_steps, max(13, math.ceil(3 * num_steps / least)))
 
 
 @dataclass(frozen=True)
@@ -114,19 +124,23 @@ class Windows:
         """The sum of the squared errors of a path."""
         return float(sum(cost[window] for window in path_windows(path, self.num_steps)))
 
-    def joint_factors(self, path: Sequence[int], ridge: float) -> list[float]:
+    def joint_factors(
+        self, path: Sequence[int], ridge: float = RIDGE, known: Sequence[float] = ()
+    ) -> list[float]:
         """The factors of all windows of a path, fitted together on the sum of their errors:
 
         minimizes |sum over w of (A_w + f_w B_w)|^2 + ridge * sum over w of |B_w|^2 (f_w - g_w)^2
 
         with g_w the factor of window w by itself. One factor per computed step; 0 where nothing is skipped or
-        there is no earlier step.
+        there is no earlier step. `known`: the factors of the first windows, which are not fitted.
         """
         windows = path_windows(path, self.num_steps)
         terms = [self.terms(*window) for window in windows]
         total = np.sum([error for error, _ in terms], axis=0)
-        used = [w for w, (_, slope) in enumerate(terms) if np.any(slope)]
-        factors = [0.0] * len(path)
+        for w, factor in enumerate(known):
+            total = total + factor * terms[w][1]
+        used = [w for w, (_, slope) in enumerate(terms) if w >= len(known) and np.any(slope)]
+        factors = [*known, *[0.0] * (len(path) - len(known))]
         if not used:
             return factors
         slopes = np.stack([terms[w][1].ravel() for w in used])

@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from adacache.commands.options import output_file, real_number, whole_number
+from adacache.commands.options import input_file, output_file, real_number, whole_number
 from adacache.commands.subjects import add_prompts, add_subject, subject_and_prompts
 from adacache.commands.table import print_table
 
 PATH, CODEBOOK = "path", "codebook"
+DEFAULT_OUT = "adacache.json"
 
 
 def add(commands: Any) -> None:
@@ -45,8 +46,7 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--out",
         type=output_file,
-        default="adacache.json",
-        help="file for adacache.enable (default: %(default)s)",
+        help=f"file for adacache.enable (default: {DEFAULT_OUT}; with --adaptive, its file)",
     )
     paths = command.add_argument_group("planned paths")
     paths.add_argument(
@@ -65,6 +65,12 @@ def add(commands: Any) -> None:
         "--refine",
         type=whole_number(1),
         help="paths of each budget that are run; 1: only the one that is predicted to be best (default: 12)",
+    )
+    paths.add_argument(
+        "--adaptive",
+        type=input_file,
+        metavar="FILE",
+        help="only add to this file of planned paths what chooses a number of computed steps for each video",
     )
     paths.add_argument(
         "--work",
@@ -119,6 +125,7 @@ def _method(options: argparse.Namespace) -> str:
         "--refine": options.refine,
         "--work": options.work,
         "--plot": options.plot,
+        "--adaptive": options.adaptive,
     }
     of_codebooks = {
         "--share": options.share,
@@ -141,7 +148,10 @@ def _method(options: argparse.Namespace) -> str:
 def _paths(options: argparse.Namespace, subject: Any, prompts: list[Any], held_out: list[Any]) -> None:
     from adacache.calibration import calibrate_paths
 
-    out = Path(options.out)
+    if options.adaptive:
+        _adaptive(options, subject, prompts, held_out)
+        return
+    out = Path(options.out or DEFAULT_OUT)
     found = calibrate_paths(
         subject,
         prompts,
@@ -166,6 +176,43 @@ def _paths(options: argparse.Namespace, subject: Any, prompts: list[Any], held_o
         f"{found.seconds:.0f} s; written to {out}: "
         f"adacache.enable(model, {str(out)!r}, num_steps={subject.num_steps}, budget={number})"
     )
+
+
+def _adaptive(options: argparse.Namespace, subject: Any, prompts: list[Any], held_out: list[Any]) -> None:
+    from adacache.calibration import calibrate_adaptive
+
+    for name in ("budgets", "refine", "probed", "work", "plot"):
+        value = getattr(options, name)
+        if value is not None:
+            raise ValueError(f"--{name}: expected without --adaptive only, got {value}")
+    out = options.out or options.adaptive
+    found = calibrate_adaptive(
+        options.adaptive,
+        subject,
+        prompts,
+        held_out,
+        seed=options.seed,
+        out=out,
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    print_table(*adaptive_table(found))
+    budget = max(found.prices, default=None)
+    print(f"written to {out}: adacache.enable(pipeline, {str(out)!r}, budget={budget}, adaptive=True)")
+
+
+def adaptive_table(found: Any) -> tuple[list[str], list[list[Any]]]:
+    """Headings and rows: one per mean budget, of the held-out prompts."""
+    rows = []
+    for budget in sorted(found.prices, reverse=True):
+        row: list[Any] = [budget]
+        for kind in ("adaptive", "planned"):
+            results = found.held_out.get(budget, {}).get(kind, [])
+            psnrs = [reached for _, reached in results]
+            mean = [sum(values) / len(values) for values in zip(*results, strict=True)]
+            row += [f"{mean[0]:.1f}", f"{mean[1]:.1f}", f"{min(psnrs):.1f}"] if results else ["-"] * 3
+        rows.append(row)
+    of_adaptive = ["adaptive steps", "held-out dB", "worst"]
+    return ["budget", *of_adaptive, "planned steps", "held-out dB", "worst"], rows
 
 
 def path_table(found: Any) -> tuple[list[str], list[list[Any]]]:
@@ -212,6 +259,6 @@ def _codebook(options: argparse.Namespace, subject: Any, prompts: list[Any], hel
         recorder=Record(options.metric_block, options.metric_part, **tokens),
         say=lambda line: print(line, flush=True),
     )
-    write(options.out, found)
-    path = str(options.out)
+    path = str(options.out or DEFAULT_OUT)
+    write(path, found)
     print(f"written to {path}: adacache.enable(model, {path!r}, num_steps={subject.num_steps})")

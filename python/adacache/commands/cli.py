@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `adacache`: doctor, verify, flops, demo, calibrate, compare, study."""
+"""The command `adacache`: doctor, verify, flops, demo, calibrate, compare, generate, study."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from adacache.checks import printable
-from adacache.commands import calibrate, compare, study
+from adacache.commands import calibrate, compare, generate, study
 from adacache.commands.options import device, real_number, whole_number
 from adacache.commands.table import print_table
 
@@ -78,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
 
     calibrate.add(commands)
     compare.add(commands)
+    generate.add(commands)
     study.add(commands)
     return parser
 

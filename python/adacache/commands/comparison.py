@@ -45,6 +45,10 @@ class Method:
     settings: Any = None
     steps: int | None = None
 
+    def policy(self, num_steps: int) -> Any:
+        """The policy for a number of steps; None: no caching."""
+        return self.settings.policy(num_steps) if isinstance(self.settings, Named) else self.settings
+
 
 @dataclass
 class Outcome:
@@ -75,8 +79,11 @@ class Comparison:
     outcomes: list[Outcome] = field(default_factory=list)
 
 
-def method_of(text: str) -> Method:
+def method_of(text: str, option: str = "--methods") -> Method:
     """Parses a method such as "TaylorSeer(interval=3)", "open-sora/fast" or "paths.json(budget=10)".
+
+    Args:
+        option: name of the option that gave it.
 
     Raises:
         ValueError: it is none, or its arguments do not fit.
@@ -97,9 +104,9 @@ def method_of(text: str) -> Method:
             settings.policy(None)
             return Method(text, settings)
         except (ValueError, TypeError) as error:
-            raise ValueError(f"--methods: {text}: {error}") from error
+            raise ValueError(f"{option}: {text}: {error}") from error
     raise ValueError(
-        f"--methods: expected a class ({', '.join(classes)}), a preset (adacache.preset_names()) or a .json "
+        f"{option}: expected a class ({', '.join(classes)}), a preset (adacache.preset_names()) or a .json "
         f"file, got {text!r}"
     )
 
@@ -180,10 +187,7 @@ def _one(subject: Subject, method: Method, prompt: Any, seed: int) -> tuple[Tens
             assert subject.generate_with is not None
             clip = subject.generate_with(prompt, seed, method.steps)
         return clip.detach().cpu(), float(method.steps), time.perf_counter() - began, 0
-    settings = method.settings
-    if isinstance(settings, Named):
-        settings = settings.policy(subject.num_steps)
-    handle = enable(subject.model, settings, num_steps=subject.num_steps)
+    handle = enable(subject.model, method.policy(subject.num_steps), num_steps=subject.num_steps)
     try:
         began = time.perf_counter()
         clip = subject.generate(prompt, seed)
@@ -245,10 +249,8 @@ def values(found: Comparison) -> dict[str, Any]:
     """The results as JSON."""
 
     def settings_of(method: Method) -> Any:
-        settings = method.settings
-        if isinstance(settings, Named):
-            settings = settings.policy(found.subject.num_steps)
-        return None if settings is None else settings.describe()
+        policy = method.policy(found.subject.num_steps)
+        return None if policy is None else policy.describe()
 
     return {
         "subject": found.subject.name,

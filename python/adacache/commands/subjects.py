@@ -23,10 +23,22 @@ def add_subject(command: argparse.ArgumentParser) -> None:
     )
 
 
-def add_prompts(command: argparse.ArgumentParser, count: str) -> None:
-    """Adds the options that select the prompts, the steps and the seeds; `count`: help of --count."""
-    command.add_argument("--prompts", type=input_file, help="text file, one prompt per line")
-    command.add_argument("--count", type=whole_number(1), default=6, help=f"{count} (default: %(default)s)")
+def add_prompts(command: argparse.ArgumentParser, count: str | None, *, positional: bool = False) -> None:
+    """Adds the options that select the prompts, the steps and the seeds.
+
+    Args:
+        count: help of --count; None: all prompts are used.
+        positional: the prompts are an argument, not an option.
+    """
+    file = "text file, one prompt per line"
+    if positional:
+        command.add_argument("prompts", type=input_file, help=file)
+    else:
+        command.add_argument("--prompts", type=input_file, help=file)
+    if count is not None:
+        command.add_argument(
+            "--count", type=whole_number(1), default=6, help=f"{count} (default: %(default)s)"
+        )
     command.add_argument("--num-steps", type=whole_number(1), help="steps of the sampler")
     command.add_argument(
         "--arguments",

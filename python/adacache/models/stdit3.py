@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 import adacache_kernels
 from adacache.models.modulation import gated, modulate
+from adacache.models.sequence_parallel import SequenceParallel
 
 Modulation = tuple[Tensor, Tensor]
 """shift and scale of a layer norm, each [B, 1|T, C]."""
@@ -95,6 +96,18 @@ class Conditioning:
     """[B, L, C] embedded captions, padded."""
     caption_mask: Tensor | None = None
     """[B, L] bool, or None if every token is valid."""
+    whole: Conditioning | None = None
+    """That of all ranks, if this is the part of one."""
+    sequence: SequenceParallel | None = None
+    """How the tokens are split over ranks."""
+
+    def part(self, sequence: SequenceParallel) -> Conditioning:
+        """That of this rank's tokens."""
+        frames, places = sequence.local(self.frames, self.places)
+        x_mask = self.x_mask
+        if x_mask is not None and frames < self.frames:
+            x_mask = x_mask.tensor_split(sequence.size, 1)[sequence.rank]
+        return replace(self, frames=frames, places=places, x_mask=x_mask, whole=self, sequence=sequence)
 
     def rows(self, index: Tensor) -> Conditioning:
         """The conditioning of some rows of the batch, index int64 [rows]."""
@@ -313,7 +326,15 @@ class STDiT3Block(nn.Module):
         """
 
         def attend() -> Tensor:
-            return cast(Tensor, self.attn(normed, conditioning.frames, angles))
+            sequence, whole = conditioning.sequence, conditioning.whole
+            if sequence is None or whole is None or self.temporal != (sequence.split == "frames"):
+                return cast(Tensor, self.attn(normed, conditioning.frames, angles))
+            return sequence.across(
+                lambda x, frames: cast(Tensor, self.attn(x, frames, angles)),
+                normed,
+                whole.frames,
+                whole.places,
+            )
 
         after_attention, _ = add(self.attention_part, x, attend, modulation.attention_gate, None)
 
@@ -439,6 +460,9 @@ class STDiT3(nn.Module):
         self.spatial_blocks = nn.ModuleList(STDiT3Block(config, temporal=False) for _ in range(config.depth))
         self.temporal_blocks = nn.ModuleList(STDiT3Block(config, temporal=True) for _ in range(config.depth))
         self.final_layer = FinalLayer(config, self.out_channels)
+        self.sequence: SequenceParallel | None = None
+        """How tokens are split over processes that run each forward call together, with equal inputs; None:
+        they are not. All of them return the whole output. Set it before caching is enabled."""
         self._positions: dict[tuple[Any, ...], Tensor] = {}
         self._angles: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
 
@@ -555,7 +579,7 @@ class STDiT3(nn.Module):
 
     def stack(self, conditioning: Conditioning) -> Iterator[tuple[STDiT3Block, tuple[Tensor, Tensor] | None]]:
         """The blocks in the order they run, each with its rotary angles."""
-        angles = self.rotary_angles(conditioning.frames)
+        angles = self.rotary_angles((conditioning.whole or conditioning).frames)
         for spatial, temporal in zip(self.spatial_blocks, self.temporal_blocks, strict=True):
             yield cast(STDiT3Block, spatial), None
             yield cast(STDiT3Block, temporal), angles
@@ -610,6 +634,9 @@ class STDiT3(nn.Module):
             modulation_zero=None if t_zero is None else self.t_block(t_zero).unflatten(-1, (6, -1)),
             x_mask=None if x_mask is None else x_mask.to(torch.bool),
         )
+        if self.sequence is not None:
+            conditioning = conditioning.part(self.sequence)
+            tokens = self.sequence.part(tokens, frames)
         return tokens, conditioning
 
     def with_captions(
@@ -625,6 +652,10 @@ class STDiT3(nn.Module):
         """Tokens [B, N, C] -> [B, C_out, T, H, W] in float32."""
         (rows, columns), patch = conditioning.grid, self.config.patch_size
         x = self.final_layer(tokens, conditioning)
+        if conditioning.sequence is not None and conditioning.whole is not None:
+            whole = conditioning.whole
+            x = conditioning.sequence.whole(x, whole.frames, whole.places)
+            conditioning = whole
         x = x.unflatten(2, (*patch, self.out_channels)).unflatten(1, (conditioning.frames, rows, columns))
         x = x.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
         t, h, w = conditioning.latent_size

@@ -2,6 +2,7 @@
 """Policies: per step, site and video, what is computed, reused or forecast. One file per method."""
 
 from adacache.policies.adacache import AdaCache, MotionRegularization
+from adacache.policies.adaptive_path import AdaptivePath
 from adacache.policies.base import Action, Decider, Keep, Plan, Policy, Step, Sums, Watch, What
 from adacache.policies.bwcache import BWCache
 from adacache.policies.dbcache import DBCache
@@ -31,6 +32,7 @@ __all__ = [
     "TGATE",
     "Action",
     "AdaCache",
+    "AdaptivePath",
     "BWCache",
     "DBCache",
     "DPCache",

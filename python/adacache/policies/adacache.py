@@ -218,7 +218,9 @@ class AdaCacheDecider(Decider):
         watched = policy.watched(sites)
         strides = (1,) if motion is None else tuple(motion.strides)
         self.keeps = {sites.stack: Keep(storage=policy.cache, dtype=policy.cache_dtype)}
-        self.watches = {site: Watch(policy.metric, strides) for site in watched}
+        self.watches = {
+            site: Watch(policy.metric, strides, motion_decides=motion is not None) for site in watched
+        }
         self._stack = sites.stack
         self._names = {site: sites.name(site) for site in watched}
         self._index = {site: i for i, site in enumerate(watched)}

@@ -87,6 +87,8 @@ class Watch:
         what: of a range of blocks: its RESIDUAL or its OUTPUT. Of `sites.MODEL`: OUTPUT.
         age: the old tensor is the one before `age - 1` newer ones, which are kept too.
         transform: of a signal: applied before it is measured.
+        motion_decides: whether decisions depend on the motion sums. If not, they are for the trace, and are
+            not measured where they need tokens of other ranks.
     """
 
     metric: str = "l1"
@@ -95,6 +97,7 @@ class Watch:
     what: What = What.RESIDUAL
     age: int = 1
     transform: Callable[[Tensor], Tensor] | None = None
+    motion_decides: bool = True
 
 
 @dataclass(frozen=True)
@@ -164,12 +167,14 @@ class Decider:
             `sites.TOKENS`, `sites.MODULATED`). A plan that `observe` returns for them holds for the
             whole step. Reading their sums waits for the device.
         needs_timestep: `Step.timestep` is read from the device.
+        reads_kept: `finished` reads kept tensors, of which each rank has only its own tokens.
     """
 
     keeps: Mapping[Site, Keep] = {}
     watches: Mapping[Site, Watch] = {}
     signals: Mapping[Site, Watch] = {}
     needs_timestep = False
+    reads_kept = False
 
     def plan(self, step: Step) -> Plan:
         """The plan of a step, requested before it runs. Must not wait for the device."""

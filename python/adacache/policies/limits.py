@@ -100,6 +100,7 @@ class LimitsDecider(Decider):
         self.watches = inner.watches
         self.signals = inner.signals
         self.needs_timestep = inner.needs_timestep
+        self.reads_kept = inner.reads_kept
         self._skipped: dict[Site, list[int]] = {site: [0] * num_videos for site in self.keeps}
         self._step = 0
         self._planned = Plan()

@@ -113,6 +113,8 @@ class MagRatios:
 class MagRatiosDecider(Decider):
     """The measurement of one request."""
 
+    reads_kept = True
+
     def __init__(self, sites: ModelSites):
         self._stack = sites.stack
         self._name = sites.name(sites.stack)

@@ -147,7 +147,13 @@ class PlannedPath:
         self, sites: ModelSites, num_steps: int, num_videos: int, device: torch.device
     ) -> PlannedPathDecider:
         self.check(sites, num_steps)
-        return PlannedPathDecider(self, sites, num_videos, device)
+        return PlannedPathDecider([self] * num_videos, sites, device)
+
+    def weight(self, step: int) -> float | None:
+        """Of (F_i - F_h) / (i - h) in the forecast of a step; None: the step is computed."""
+        window = sum(computed <= step for computed in self.computed) - 1
+        ahead = step - self.computed[window]
+        return self.factors[window] * ahead if ahead else None
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -160,17 +166,20 @@ class PlannedPath:
 
 
 class PlannedPathDecider(Decider):
-    """A planned path at work on one request."""
+    """Planned paths at work on one request.
 
-    def __init__(self, policy: PlannedPath, sites: ModelSites, num_videos: int, device: torch.device):
-        self._policy = policy
-        self._videos = num_videos
+    Args:
+        paths: of each video; all of one level.
+    """
+
+    def __init__(self, paths: Sequence[PlannedPath], sites: ModelSites, device: torch.device):
+        self._paths = list(paths)
         self._device = device
-        dtype = policy.cache_dtype
-        if policy.level == "stack":
+        level, dtype = paths[0].level, paths[0].cache_dtype
+        if level == "stack":
             self._forecast = sites.stack
             self.keeps = {sites.stack: Keep(factors=2, dtype=dtype)}
-        elif policy.level == "branch":
+        elif level == "branch":
             self._forecast = MODEL
             self.keeps = {MODEL: Keep(What.OUTPUT, factors=2, dtype=dtype)}
         else:
@@ -182,19 +191,18 @@ class PlannedPathDecider(Decider):
             }
 
     def known(self, number: int) -> list[bool | None]:
-        return [number in self._policy.computed] * self._videos
+        return [number in path.computed for path in self._paths]
 
     def plan(self, step: Step) -> Plan:
-        policy = self._policy
-        window = sum(computed <= step.number for computed in policy.computed) - 1
-        ahead = step.number - policy.computed[window]
-        if ahead == 0:
+        weights = [path.weight(step.number) for path in self._paths]
+        if all(weight is None for weight in weights):
             return Plan()
-        # The second kept factor is (F_i - F_h) / (i - h).
-        weights = torch.tensor([[1.0, policy.factors[window] * ahead]] * self._videos)
-        actions = {site: [Action.REUSE] * self._videos for site in self.keeps}
-        actions[self._forecast] = [Action.FORECAST] * self._videos
-        return Plan(actions, {self._forecast: to_device(weights, self._device)})
+        actions = {}
+        for site in self.keeps:
+            skipped = Action.FORECAST if site == self._forecast else Action.REUSE
+            actions[site] = [Action.COMPUTE if weight is None else skipped for weight in weights]
+        coefficients = torch.tensor([[1.0, weight or 0.0] for weight in weights])
+        return Plan(actions, {self._forecast: to_device(coefficients, self._device)})
 
 
 @dataclass(frozen=True)
@@ -307,6 +315,19 @@ def planned(
     """
     values = read_paths(path)
     steps = values["num_steps"]
+    budget = budget_of(path, values, budget, speedup)
+    entry = values["budgets"][str(budget)]
+    thinned = entry["use"] == TIMESTEPS and level is None
+    check_num_steps(path, values, num_steps, *([budget] if thinned else []))
+    origin = origin_of(values)
+    if thinned:
+        return PlannedTimesteps(entry["computed"], steps, origin)
+    return PlannedPath(entry["computed"], entry["factors"], level or values["level"], origin=origin)
+
+
+def budget_of(path: str | Path, values: dict[str, Any], budget: int | None, speedup: float | None) -> int:
+    """The budget in a file that `budget` or `speedup` selects; see `planned`."""
+    steps = values["num_steps"]
     budgets = sorted(int(one) for one in values["budgets"])
     if (budget is None) == (speedup is None):
         given = "neither" if budget is None else "both"
@@ -324,20 +345,26 @@ def planned(
         budget = fitting[-1]
     if budget not in budgets:
         raise ValueError(f"budget: {path} was calibrated for budgets {budgets}, got {budget!r}")
-    entry = values["budgets"][str(budget)]
-    thinned = entry["use"] == TIMESTEPS and level is None
-    if num_steps not in (None, steps, *([budget] if thinned else [])):
+    return budget
+
+
+def check_num_steps(path: str | Path, values: dict[str, Any], num_steps: int | None, *others: int) -> None:
+    """Raises ValueError unless the file, or one of `others`, has this number of steps."""
+    steps = values["num_steps"]
+    if num_steps not in (None, steps, *others):
         raise ValueError(f"num_steps: {path} was calibrated for {steps} steps, got {num_steps}")
-    origin = Origin(
+
+
+def origin_of(values: dict[str, Any]) -> Origin:
+    """What the paths of a file were calibrated on."""
+    timesteps = values["timesteps"]
+    return Origin(
         values["model"],
         values["scheduler"],
-        steps,
-        None if values["timesteps"] is None else tuple(values["timesteps"]),
+        values["num_steps"],
+        None if timesteps is None else tuple(timesteps),
         tuple(values["shape"]),
     )
-    if thinned:
-        return PlannedTimesteps(entry["computed"], steps, origin)
-    return PlannedPath(entry["computed"], entry["factors"], level or values["level"], origin=origin)
 
 
 def timesteps(path: str | Path, budget: int) -> list[float]:

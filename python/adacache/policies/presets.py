@@ -20,6 +20,7 @@ from typing import Any
 from adacache.checks import anything, array, fields, number, optional, refuse, text, whole
 from adacache.files import read_json
 from adacache.policies.adacache import METRICS, AdaCache, MotionRegularization
+from adacache.policies.adaptive_path import adaptive_path
 from adacache.policies.base import Policy
 from adacache.policies.planned_path import is_path_file, planned
 
@@ -65,7 +66,12 @@ def _others() -> Mapping[str, Policy]:
 
 
 def preset(
-    name: str | Path, num_steps: int | None, *, budget: int | None = None, speedup: float | None = None
+    name: str | Path,
+    num_steps: int | None,
+    *,
+    budget: int | None = None,
+    speedup: float | None = None,
+    adaptive: bool = False,
 ) -> Policy:
     """The settings of a preset, such as "open-sora/fast", "open-sora/slow+moreg" or
     "teacache/open-sora-fast", or of a file that `adacache calibrate` wrote.
@@ -73,7 +79,7 @@ def preset(
     Args:
         name: preset or path; text that ends in ".json" is a path.
         num_steps: steps of the schedule; None: those of the file, or of the preset's first codebook.
-        budget, speedup: for a file of planned paths, see `planned`.
+        budget, speedup: for a file of planned paths, see `planned`; with `adaptive`, `adaptive_path`.
 
     Raises:
         ValueError: an unknown name, a missing or invalid file, or a number of steps without a codebook.
@@ -81,10 +87,11 @@ def preset(
     if isinstance(name, Path) or name.endswith(".json"):
         path = Path(name)
         if is_path_file(_contents(path)):
-            return planned(path, num_steps=num_steps, budget=budget, speedup=speedup)
-        _refuse_budget(str(path), budget, speedup)
+            choose = adaptive_path if adaptive else planned
+            return choose(path, num_steps=num_steps, budget=budget, speedup=speedup)
+        _refuse_budget(str(path), budget, speedup, adaptive)
         return _calibrated(path, num_steps)
-    _refuse_budget(name, budget, speedup)
+    _refuse_budget(name, budget, speedup, adaptive)
     if name in _others():
         return _others()[name]
     base = name.removesuffix("+moreg")
@@ -117,16 +124,18 @@ class Named:
     name: str | Path
     budget: int | None = None
     speedup: float | None = None
+    adaptive: bool = False
 
     def policy(self, num_steps: int | None) -> Policy:
-        return preset(self.name, num_steps, budget=self.budget, speedup=self.speedup)
+        return preset(self.name, num_steps, budget=self.budget, speedup=self.speedup, adaptive=self.adaptive)
 
 
-def _refuse_budget(name: str, budget: int | None, speedup: float | None) -> None:
-    for argument, value in {"budget": budget, "speedup": speedup}.items():
+def _refuse_budget(name: str, budget: int | None, speedup: float | None, adaptive: bool) -> None:
+    for argument, value in {"budget": budget, "speedup": speedup, "adaptive": adaptive or None}.items():
         if value is not None:
+            expected = False if argument == "adaptive" else None
             raise ValueError(
-                f"{argument}: expected None, because {name} has no planned paths "
+                f"{argument}: expected {expected}, because {name} has no planned paths "
                 f"(`adacache calibrate --method path` writes them), got {value!r}"
             )
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from adacache.policies.base import Action, Keep, What
 from adacache.rows import Split
 from adacache.runtime.clock import Tick
-from adacache.runtime.meter import Meter, Reduce
+from adacache.runtime.meter import Meter
 from adacache.sites import MODEL, Site
 
 
@@ -77,7 +77,6 @@ class Call:
         segments: of the stack.
         batch, frames, device: of the tokens.
         always_compute: nothing is reused in this call.
-        reduce: see `Meter`.
     """
 
     tick: Tick
@@ -86,7 +85,6 @@ class Call:
     frames: int
     device: torch.device
     always_compute: bool = False
-    reduce: Reduce | None = None
 
 
 class Forward:
@@ -106,7 +104,7 @@ class Forward:
         self.request = call.tick.request
         self.branch = call.tick.branch
         self.store = self.request.store
-        self.meter = Meter(self.request, self.branch, call.frames, call.reduce)
+        self.meter = Meter(self.request, self.branch, call.frames)
         self.order: list[int] = []
         self.works_between = False
         self.must_reuse = False

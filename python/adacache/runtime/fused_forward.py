@@ -93,9 +93,9 @@ class _Emit:
         composite, parts = self._composites.get(part, (part, (part,)))
         own, whole = Site(position, position + 1, part), Site(position, position + 1, composite)
         watches, stores = forward.meter.watches, forward.segment.by_sublayer
-        if own in watches and not stores:
+        if own in watches and not stores and forward.meter.adds(own, value, gate, forward.rows):
             return forward.meter.adding(own, x, value, gate, norm, forward.rows, rows)
-        if not stores and whole not in watches:
+        if not stores and not {own, whole} & watches.keys():
             if norm is None or rows is not None:
                 x = adacache_kernels.gated_residual(x, value, gate, x_rows=rows)
                 return x, None if norm is None else norm(x)

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from adacache.policies.base import Action, Keep
+from adacache.runtime.meter import Meter
 from adacache.runtime.request import Branch, Facts, Request
+from adacache.runtime.store import as_tokens
 from adacache.sites import GUIDED
 
 
@@ -35,6 +37,8 @@ def guided_output(request: Request, output: Tensor, stream: int = 0) -> Tensor:
             return request.store.output(
                 site, output.dtype, coefficients=coefficients, video_of_row=branch.video_of_row
             )
+        if GUIDED in request.decider.watches and stream == 0:
+            Meter(request, branch, 1).residual(GUIDED, as_tokens(output.detach()), None)
         split = request.split(branch, actions, output.device)
         rows = split if split.mixed else None
         gaps = request.gaps(branch, GUIDED)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,14 +11,12 @@ from torch import Tensor
 
 import adacache_kernels
 from adacache.fused import Norm
-from adacache.policies.base import Sums
+from adacache.policies.base import Sums, Watch
 from adacache.rows import Split
+from adacache.runtime.ranks import Share
 from adacache.runtime.request import Branch, Request
 from adacache.runtime.store import as_tokens
 from adacache.sites import Site
-
-Reduce = Callable[[Tensor], Tensor]
-"""Sums of all ranks from those of one, where tokens are split over processes."""
 
 
 class Meter:
@@ -27,14 +25,13 @@ class Meter:
     Args:
         request, branch: of the call.
         frames: latent frames of the tokens.
-        reduce: see `Reduce`; None: all tokens are here.
     """
 
-    def __init__(self, request: Request, branch: Branch, frames: int, reduce: Reduce | None = None):
+    def __init__(self, request: Request, branch: Branch, frames: int):
         self.request = request
         self.branch = branch
         self.frames = branch.frames = frames
-        self.reduce = reduce
+        self.ranks = request.ranks
         self.apart = True
         """Whether the rows of residuals are known to be those of the batch."""
         self.watches = request.decider.watches
@@ -96,11 +93,51 @@ class Meter:
         computing = len(self.branch.videos) if split is None else len(split.computing)
         frames = 1 if residual.shape[1] % self.frames else self.frames
         apart = self.apart and residual.shape[0] % computing == 0
-        arguments = self._arguments(site, split, frames, residual.shape[0] // computing if apart else None)
+        per_row = residual.shape[0] // computing if apart else None
+        share = self._share(site, residual, computing)
+        arguments = self._arguments(site, split, frames, per_row)
+        strides: tuple[int, ...] = arguments["strides"]
+        if share is not None and share.counts:
+            strides = self._strides(site, share.frames)
+            arguments |= {"frames": 1, "strides": ()}
         values = adacache_kernels.residual_meter(residual, old, **arguments)
+        if share is not None and share.counts and strides:
+            values = torch.cat([values, self._motion(residual, strides, share, arguments)], 1)
         if not apart:  # rows cannot be told apart: one measurement for all videos
             values = values.expand(self.request.decisions, -1).contiguous()
-        return self._sums(values, arguments, residual.numel() // computing)
+        return self._sums(values, strides, frames, residual.numel() // computing, share)
+
+    def _share(self, site: Site, residual: Tensor, computing: int) -> Share | None:
+        """What all ranks have of a measured residual [b * n, N, C]; None: there is one rank, or the call is
+        not measured."""
+        if self.ranks is None or self._first_only:
+            return None
+        shares = self.branch.shares
+        if site not in shares:
+            rows = len(self.branch.videos)
+            parts = residual.shape[0] // computing or 1
+            whole = residual[:1].expand(rows * parts, -1, -1)
+            request = self.request
+            shares[site] = self.ranks.share(whole, rows, self.frames, request.alike())
+        return shares[site]
+
+    def _motion(
+        self, residual: Tensor, strides: Sequence[int], share: Share, arguments: Mapping[str, Any]
+    ) -> Tensor:
+        """The motion sums of this rank's tokens, whose partners may be tokens of other ranks."""
+        assert self.ranks is not None
+        border = self.ranks.before(residual, share, max(strides) * share.width)
+        tokens = torch.cat([border, residual], 1) if border.shape[1] else residual
+        given = {name: arguments[name] for name in ("video_of_row", "num_videos")}
+        columns = []
+        for stride in strides:
+            reach = stride * share.width
+            start = max(border.shape[1], reach)  # tokens before have no partner, or are another rank's
+            later = tokens[:, start:]
+            earlier = tokens[:, start - reach :][:, : later.shape[1]]
+            sums = adacache_kernels.residual_meter(later, earlier, frames=1, strides=(), metric="l1", **given)
+            columns += [sums[:, 0], sums[:, 1] + sums[:, 2]]
+        return torch.stack(columns, 1)
 
     def _refresh(self, until: Site, site: Site, residual: Tensor) -> None:
         """Keeps what was measured of the videos that compute a site at this step; all rows were measured."""
@@ -118,6 +155,8 @@ class Meter:
         watch = self.watches.get(site)
         if watch is not None and (watch.until is not None or watch.age > 1):
             return False
+        if self._spans_ranks and watch is not None and watch.strides and watch.motion_decides:
+            return False  # the op would measure the motion of this rank's tokens alone
         groups = (1, self.frames, y.shape[1])
         return not y.shape[1] % self.frames and (gate is None or gate.shape[1] in groups)
 
@@ -156,13 +195,15 @@ class Meter:
         if self._first_only:
             store.note_first(self.branch.index, site, old)
         else:
-            self._observe(site, self._sums(sums, arguments, y.numel() // computing))
+            share = self._share(site, y, computing)
+            sizes = self.frames, y.numel() // computing
+            self._observe(site, self._sums(sums, arguments["strides"], *sizes, share))
         return x, normed
 
     def _arguments(self, site: Site, split: Split | None, frames: int, per_row: int | None) -> dict[str, Any]:
         """Arguments of the meter ops. `per_row`: first dimension of a residual per row of the batch; None:
         all rows are measured as one video."""
-        watch = self.watches[site] if site in self.watches else self.signals[site]
+        watch = self._watch(site)
         video_of_row = self.branch.video_of_row if per_row is not None else None
         if video_of_row is not None and split is not None:
             video_of_row = video_of_row.index_select(0, split.index)
@@ -170,17 +211,37 @@ class Meter:
             video_of_row = video_of_row.repeat_interleave(per_row)
         return {
             "frames": frames,
-            "strides": tuple(stride for stride in watch.strides if stride < frames),
+            "strides": self._strides(site, frames),
             "video_of_row": video_of_row,
             "num_videos": 1 if per_row is None else self.request.decisions,
             "metric": watch.metric,
         }
 
-    def _sums(self, values: Tensor, arguments: dict[str, Any], per_row: int) -> Sums:
+    def _watch(self, site: Site) -> Watch:
+        return self.watches[site] if site in self.watches else self.signals[site]
+
+    def _strides(self, site: Site, frames: int) -> tuple[int, ...]:
+        """The strides to measure: those that fit into so many frames."""
+        watch = self._watch(site)
+        if self._spans_ranks and not watch.motion_decides:
+            return ()
+        return tuple(stride for stride in watch.strides if stride < frames)
+
+    @property
+    def _spans_ranks(self) -> bool:
+        """Whether neighbouring frames may be on different ranks."""
+        return self.ranks is not None and self.ranks.consecutive
+
+    def _sums(
+        self, values: Tensor, strides: tuple[int, ...], frames: int, per_row: int, share: Share | None
+    ) -> Sums:
+        """The sums of all ranks. The only place where ranks add what they measured."""
         rows = len(self.branch.videos)
-        elements = rows / self.request.decisions * per_row
-        values = values if self.reduce is None else self.reduce(values)
-        return Sums(values, arguments["strides"], arguments["frames"], elements, rows)
+        if share is not None:
+            assert self.ranks is not None
+            values = self.ranks.total(values)
+            rows, frames, per_row = share.rows, share.frames, share.elements
+        return Sums(values, strides, frames, rows / self.request.decisions * per_row, rows)
 
     def _observe(self, site: Site, sums: Sums) -> None:
         request = self.request

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+import zlib
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +15,7 @@ from torch import Tensor
 from adacache.checks import whole
 from adacache.policies.base import Action, Decider, Plan, Policy, Step, Sums, What
 from adacache.rows import Split, to_device
+from adacache.runtime.ranks import Ranks, Share
 from adacache.runtime.store import Store
 from adacache.sites import MODEL, ModelSites, Site
 from adacache.trace import Trace
@@ -57,6 +60,7 @@ class Branch:
         kept_at: per kept site, the step at which each decision's rows were kept (0: never).
         off_plan: sites and decisions whose rows were kept at a step that the plan did not compute; with a
             recurrence, for all further steps.
+        shares: per measured site, what all ranks have of it.
     """
 
     index: int
@@ -68,6 +72,7 @@ class Branch:
     chained: set[int] = field(default_factory=set)
     kept_at: dict[Site, list[int]] = field(default_factory=dict)
     off_plan: set[tuple[Site, int]] = field(default_factory=set)
+    shares: dict[Site, Share] = field(default_factory=dict)
 
     def forget(self) -> None:
         """Makes the branch compute at its next call."""
@@ -90,6 +95,7 @@ class Request:
         branches: forward calls per step: 1 with guidance in one batch, 2 with guidance in two calls.
         may_restart: the first step may turn out to have had calls of another generation, so that what every
             call of it measured is kept until the third step.
+        ranks: the processes that run the same calls, each with a part; None: there is one.
 
     Raises:
         ValueError: an argument does not fit, or the policy does not fit the model or the schedule.
@@ -105,6 +111,7 @@ class Request:
         video_of_row: Sequence[int] | None = None,
         branches: int = 1,
         may_restart: bool = False,
+        ranks: Ranks | None = None,
     ):
         whole(1)(num_videos, "num_videos")
         whole(1)(branches, "branches")
@@ -117,6 +124,7 @@ class Request:
         self.num_videos = num_videos
         self.branches_per_step = branches
         self.may_restart = may_restart
+        self.ranks = ranks
         self.step = 0
         self.ended_by: str | None = None
         self.closed = False
@@ -141,6 +149,16 @@ class Request:
     def decider(self) -> Decider:
         assert self._decider is not None, "no call has begun"
         return self._decider
+
+    def alike(self) -> dict[str, int]:
+        """What this request has in common with those of the other ranks, as whole numbers."""
+        settings = json.dumps(self.policy.describe(), sort_keys=True, default=repr)
+        return {
+            "settings": zlib.crc32(settings.encode()),
+            "num_steps": self.num_steps,
+            "step": self.step,
+            "decisions": self.decisions,
+        }
 
     @property
     def current_step(self) -> Step:
@@ -218,6 +236,7 @@ class Request:
         videos = self._video_of_row or [row % self.num_videos for row in range(rows)]
         branch.videos = videos if self.policy.per_video else [0] * rows
         branch.shape = facts.shape
+        branch.shares.clear()
         branch.video_of_row = None
         if self.decisions > 1:
             branch.video_of_row = to_device(torch.tensor(branch.videos, dtype=torch.int32), facts.device)

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -21,7 +22,6 @@ from adacache.runtime.accelerated import how_blocks_run
 from adacache.runtime.clock import Clock
 from adacache.runtime.forward import Call, Forward, segments
 from adacache.runtime.fused_forward import run_program
-from adacache.runtime.meter import Reduce
 from adacache.runtime.outputs import KeptOutput, flatten
 from adacache.runtime.request import Facts
 from adacache.runtime.store import as_tokens
@@ -33,6 +33,8 @@ NOT_COMPILED = (
     "AdaCache decides in Python which blocks run, so the whole model cannot be one graph; compile its blocks "
     "(model.compile_repeated_blocks(fullgraph=True) in diffusers, or block.compile() for each)"
 )
+Entry = Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]
+"""(block, *args, **kwargs) -> its arguments."""
 _UNDER_WAY: ContextVar[_Running | None] = ContextVar("adacache_forward", default=None)
 
 
@@ -80,24 +82,30 @@ class Runner:
     Args:
         wraps: see `policies.base.wraps_of`.
         tier: of block programs, see `fused.TIERS`; None: blocks run their own forward.
+        entries: per block, what changes its arguments before anything else.
 
     Attributes:
         model, spec, sites: what is run.
         on: whether caching is enabled.
-        reduce: see `runtime.meter.Reduce`.
     """
 
     def __init__(
-        self, host: Host, model: Any, spec: ModelSpec, wraps: str = "blocks", tier: str | None = "exact"
+        self,
+        host: Host,
+        model: Any,
+        spec: ModelSpec,
+        wraps: str = "blocks",
+        tier: str | None = "exact",
+        entries: Mapping[Any, Entry] = MappingProxyType({}),
     ):
         self.host = host
+        self.entries = entries
         self.tier = tier
         self.wraps_blocks = wraps == "blocks"
         self.model = model
         self.spec = spec
         self.sites: ModelSites = spec.sites(model) if self.wraps_blocks else ModelSites(())
         self.on = False
-        self.reduce: Reduce | None = None
         self.always_compute = False
         self.blocks: list[WrappedBlock] = []
         self._between = spec.between
@@ -236,6 +244,8 @@ class Runner:
     def _run_block(self, plain: Callable[..., Any], module: Any, *args: Any, **kwargs: Any) -> Any:
         """A wrapped block's `__call__`."""
         running, block = _UNDER_WAY.get(), module.__dict__.get(OWNER)
+        if self.entries and (entry := self.entries.get(module)) is not None:
+            args, kwargs = entry(module, *args, **kwargs)
         if block is None or running is None or running.runner is not self:
             return plain(module, *args, **kwargs)
         forward = running.wrapped
@@ -330,7 +340,6 @@ class _Running:
                 self.frames or runner.spec.latent_frames(runner.model, self._given),
                 self._facts.device,
                 self._facts.must_compute or runner.always_compute,
-                runner.reduce,
             )
             if runner.spec.program is None and runner.wraps_blocks:
                 self._forward = self.wrapped = WrappedForward(

@@ -17,6 +17,7 @@ from torch import Tensor
 from adacache.adapters.registry import spec_for
 from adacache.api import ATTRIBUTE
 from adacache.checks import whole
+from adacache.integrations.context_parallel import declared, sharded_over
 from adacache.policies import Named, PlannedTimesteps, Policy
 from adacache.policies.base import Action, ComputeAlways, Decider, wraps_of
 from adacache.runtime.clock import Clock
@@ -176,6 +177,8 @@ class Engine:
         model: Any = denoiser.model
         if ATTRIBUTE in model.__dict__:
             raise ValueError("model: AdaCache is enabled on it already; call adacache.disable(model) first")
+        if declared(model) is not None or sharded_over(model) > 1:
+            raise ValueError("model: it is split over processes, which an engine does not support")
         self._spec, _ = spec_for(model)
         self._host = _Host()
         self._runner = Runner(self._host, model, self._spec)
