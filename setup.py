@@ -420,8 +420,31 @@ class PurePython(build_py):
         return [f for f in files if not str(f).endswith((".so", "_build_info.json"))]
 
 
+def readme(repository: str) -> str:
+    """README, with links to files of the repository, if its address is known."""
+    text = (ROOT / "README.md").read_text()
+    if not repository:
+        return text
+
+    def absolute(link: re.Match[str]) -> str:
+        kind = "raw" if link[1].endswith((".png", ".svg")) else "blob"
+        return f"]({repository.rstrip('/')}/{kind}/main/{link[1]})"
+
+    return re.sub(r"\]\((?!https?:|#)([^)\s]+)\)", absolute, text)
+
+
+def urls(repository: str) -> dict[str, str]:
+    address = repository.rstrip("/")
+    return {"Repository": address, "Changelog": f"{address}/blob/main/CHANGELOG.md"} if address else {}
+
+
 if __name__ == "__main__":
+    # The address of the repository, so that the links of the package index work; "": they stay relative.
+    address = os.environ.get("ADACACHE_REPOSITORY", "")
     setup(
+        long_description=readme(address),
+        long_description_content_type="text/markdown",
+        project_urls=urls(address),
         ext_modules=[Extension(f"{PACKAGE}._engine", sources=[])],  # marks the wheel as platform-specific
         cmdclass={"build": CleanBuild, "build_ext": CMakeBuild, "build_py": PurePython},
     )

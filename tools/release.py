@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a clean tree to checked artefacts in dist/: sdist, wheels and SHA256SUMS. Uploads nothing.
 
-python tools/release.py [--python 3.12 ...]
+python tools/release.py --repository https://... [--python 3.12 ...]
 
 The sdist is built first, and the wheels are built from its files, so that it is complete. Each check that
 fails ends the run: the tree is clean; pyproject.toml, CITATION.cff and CHANGELOG.md state the same version;
@@ -37,6 +37,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--python", action="append", default=[], help="see tools/wheels.py")
+    parser.add_argument(
+        "--repository", help="its https address: README's links become absolute, for the package index"
+    )
     parser.add_argument("--dirty", action="store_true", help="accept uncommitted changes, for a trial")
     arguments = parser.parse_args()
 
@@ -44,6 +47,10 @@ def main() -> int:
         check_clean()
     version = check_version()
     print(f"== version {version}", flush=True)
+    if arguments.repository:
+        os.environ["ADACACHE_REPOSITORY"] = arguments.repository
+    else:
+        print("== without --repository the links in README stay relative, and fail on a package index")
     time = subprocess.run(["git", "log", "-1", "--format=%ct"], cwd=ROOT, capture_output=True, text=True)
     os.environ.setdefault("SOURCE_DATE_EPOCH", time.stdout.strip())
     for folder in (DIST, WORK):

@@ -173,18 +173,20 @@ def test_unmarked_python_is_detected() -> None:
     assert not is_python("x + gate * y")
 
 
-def test_the_address_of_the_repository_is_stated_once() -> None:
-    """Links of README work on the package index: they are absolute, and what they point at exists."""
-    project = (ROOT / "pyproject.toml").read_text()
-    address = re.search(r'^Repository = "(https://[^"]+)"$', project, re.M)
-    assert address
+def test_links_of_the_readme_work_on_a_package_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the address of the repository they are absolute, and what they point at exists."""
+    setup = load(monkeypatch, "setup.py")
     text = (ROOT / "README.md").read_text()
-    links = re.findall(r"\]\(([^)\s]+)\)", text)
-    own = [link for link in links if link.startswith(address[1])]
+    assert setup.readme("") == text
+    address = "https://example.org/project"
+    links = re.findall(r"\]\(([^)\s]+)\)", setup.readme(f"{address}/"))
+    own = [link for link in links if link.startswith(address)]
     assert len(own) > 5
     for link in links:
         assert link.startswith("https://"), f"README: {link} is relative"
     for link in own:
-        path = re.fullmatch(rf"{re.escape(address[1])}/(?:blob|raw)/main/([^#]+)(#.*)?", link)
+        path = re.fullmatch(rf"{address}/(?:blob|raw)/main/([^#]+)(#.*)?", link)
         assert path, link
         assert (ROOT / path[1]).exists(), link
+    assert setup.urls("") == {}
+    assert setup.urls(address)["Repository"] == address
