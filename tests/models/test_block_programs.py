@@ -10,9 +10,10 @@ from typing import Any
 import adacache
 import pytest
 import torch
-from adacache.fused.forwards import fingerprint
+from adacache.fused.modules import fingerprint
 from adacache.fused.open_sora import OpenSoraBlock
 from model_cases import (
+    CHRONOEDIT,
     COGVIDEOX,
     COGVIDEOX_SIZE,
     CONSISID,
@@ -20,6 +21,10 @@ from model_cases import (
     OPEN_SORA,
     OPEN_SORA_PACKED,
     OPEN_SORA_WINDOWS,
+    SKYREELS,
+    WAN,
+    WAN_ANIMATE,
+    WAN_VACE,
     Case,
     denoise_slowly,
     ids,
@@ -33,12 +38,13 @@ pytest.importorskip("diffusers", reason="diffusers is not installed")
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
-CHECKED = [LATTE, OPEN_SORA_PACKED, COGVIDEOX]
+CHECKED = [LATTE, OPEN_SORA_PACKED, COGVIDEOX, WAN]
 """The cases of the tests, see conftest.py."""
 PARTS = {
     LATTE.name: ("attn1", "to_q"),
     OPEN_SORA_PACKED.name: ("attn", "to_q"),
     COGVIDEOX.name: ("attn1", "to_q"),
+    WAN.name: ("attn1", "to_q"),
 }
 """An attention of a block, and a linear layer of it."""
 
@@ -89,7 +95,11 @@ def test_the_exact_tier_changes_no_bit(case: Case, dtype: torch.dtype) -> None:
     assert torch.equal(case.denoise(model, values, 3), plain)
 
 
-@pytest.mark.parametrize("variant", [OPEN_SORA, OPEN_SORA_WINDOWS, CONSISID], ids=ids)
+@pytest.mark.parametrize(
+    "variant",
+    [OPEN_SORA, OPEN_SORA_WINDOWS, CONSISID, CHRONOEDIT, SKYREELS, WAN_VACE, WAN_ANIMATE],
+    ids=ids,
+)
 def test_variants_of_the_families(variant: Case) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         model, values = cast(variant, dtype)
@@ -112,7 +122,8 @@ def test_the_close_tier_is_as_accurate_as_plain(case: Case, dtype: torch.dtype) 
     with accelerated(model, "close") as handle:
         close = case.denoise(model, values, 1)
         assert handle.describe()["tier"] == "close"
-    assert not torch.equal(close, plain), "the norms are the model's own"
+    if case is not WAN or dtype is torch.float32:  # Wan's own norms are rounded once too
+        assert not torch.equal(close, plain), "the norms are the model's own"
     rounding = torch.finfo(dtype).eps * exact.abs().max()
     assert (close - exact).abs().max() <= 2 * (plain - exact).abs().max() + rounding
 
