@@ -30,7 +30,7 @@ def test_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, layers: bool) -> 
 
 def test_a_wrong_result_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     models = load(monkeypatch, "benchmarks/models.py")
-    monkeypatch.setattr("adacache.fused.residuals.residual", lambda y, gate: 2 * y)
-    monkeypatch.setattr("adacache.fused.residuals.fits", lambda x, y, gate: False)
+    monkeypatch.setattr("adacache.fused.residuals.residual", lambda y, *gate: 2 * y)
+    monkeypatch.setattr("adacache.fused.residuals.fits", lambda x, y, *gate: False)
     with pytest.raises(SystemExit, match="gives another result"):
         models.main(["--tokens", "16", "--width", "4", "--families", "latte", "--dtypes", "float32"])

@@ -41,8 +41,8 @@ class Add(Protocol):
                 in float32, and the gate may be in float32.
         """
 
-    def norm(self, x: Tensor, norm: ModelNorm) -> Tensor:
-        """The norm before the first sub-layer."""
+    def norm(self, x: Tensor, norm: ModelNorm, out: Tensor | None = None) -> Tensor:
+        """The norm before the first sub-layer; `out`: of x's shape, for the result."""
 
 
 class BlockProgram(Protocol):

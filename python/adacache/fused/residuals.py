@@ -42,9 +42,9 @@ class Residuals:
         x = adacache_kernels.gated_residual(x, y, gate, gate_table=gate_table, rounding=rounding)
         return x, None if norm is None else norm(x, norm_out)
 
-    def norm(self, x: Tensor, norm: ModelNorm) -> Tensor:
+    def norm(self, x: Tensor, norm: ModelNorm, out: Tensor | None = None) -> Tensor:
         fused = self.fused(x, norm) if fits(x, x, None) else None
-        return norm(x) if fused is None else fused(x)
+        return norm(x, out) if fused is None else fused(x, out)
 
     def fused(self, x: Tensor, norm: ModelNorm | None) -> Norm | None:
         """The norm for the ops; None: the model's own module computes it."""
