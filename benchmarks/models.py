@@ -43,6 +43,7 @@ class Family:
         inputs: (frames, side) -> arguments of the model, for a grid of side * side tokens per frame.
         frames: latent frames.
         children: of the blocks, which --without-layers replaces.
+        text: the child that embeds the text, which --without-layers replaces too.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Family:
     frames: int
     children: tuple[str, ...]
     layers: str = "num_layers"
+    text: str | None = None
 
 
 def _randn(*shape: int) -> Tensor:
@@ -83,6 +85,7 @@ FAMILIES = {
         },
         frames=16,
         children=("attn1", "attn2", "ff"),
+        text="caption_projection",
     ),
     "cogvideox": Family(
         "CogVideoXTransformer3DModel",
@@ -107,6 +110,7 @@ FAMILIES = {
         },
         frames=21,
         children=("attn1", "attn2", "ffn"),
+        text="condition_embedder.text_embedder",
     ),
     "ltx": Family(
         "LTXVideoTransformer3DModel",
@@ -121,6 +125,7 @@ FAMILIES = {
         },
         frames=16,
         children=("attn1", "attn2", "ff"),
+        text="caption_projection",
     ),
     "hunyuan": Family(
         "HunyuanVideoTransformer3DModel",
@@ -140,6 +145,7 @@ FAMILIES = {
         },
         frames=33,
         children=("attn", "ff", "ff_context", "proj_mlp", "proj_out"),
+        text="context_embedder",
     ),
 }
 
@@ -181,25 +187,26 @@ def build(family: Family, blocks: int, width: int | None, dtype: torch.dtype, de
 
 
 def without_layers(family: Family, model: Any, call: Callable[[], Any]) -> None:
-    """Replaces attention and MLP of all blocks by what they return in a call."""
-    parents = [
-        parent
+    """Replaces attention and MLP of all blocks, and the text embedder, by what they return in a call."""
+    replaced = [
+        (parent, name)
         for part in model.children()
         if isinstance(part, nn.ModuleList)
         for parent in part
-        if any(hasattr(parent, name) for name in family.children)
+        for name in family.children
+        if getattr(parent, name, None) is not None
     ]
+    if family.text is not None:
+        path, _, name = family.text.rpartition(".")
+        replaced.append((model.get_submodule(path), name))
     outputs: dict[tuple[nn.Module, str], Any] = {}
     hooks = []
-    for parent in parents:
-        for name in family.children:
-            child = getattr(parent, name, None)
-            if child is not None:
+    for key in replaced:
 
-                def note(module: Any, args: Any, output: Any, key: Any = (parent, name)) -> None:
-                    outputs[key] = output
+        def note(module: Any, args: Any, output: Any, key: Any = key) -> None:
+            outputs[key] = output
 
-                hooks.append(child.register_forward_hook(note))
+        hooks.append(getattr(*key).register_forward_hook(note))
     call()
     for hook in hooks:
         hook.remove()

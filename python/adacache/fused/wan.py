@@ -33,8 +33,9 @@ class WanBlock:
 
     def takes(self, block: Any, given: Mapping[str, Any]) -> bool:
         x, time = given["hidden_states"], given.get("temb")
-        dtypes = {x.dtype, block.scale_shift_table.dtype}
-        return x.ndim == 3 and dtypes <= set(FLOATS) and isinstance(time, Tensor) and time.ndim in (3, 4)
+        if x.ndim != 3 or not isinstance(time, Tensor) or time.ndim not in (3, 4):
+            return False
+        return x.dtype in FLOATS and block.scale_shift_table.dtype in FLOATS
 
     def run(self, block: Any, given: Mapping[str, Any], add: Add) -> Tensor:
         x: Tensor = given["hidden_states"].contiguous()  # SkyReels: a transposed view of the embedding
