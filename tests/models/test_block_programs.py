@@ -334,6 +334,24 @@ def test_a_changed_block_runs_as_it_is(case: Case, change: str, fused: str) -> N
         assert cached.describe()["not_fused"] == found["not_fused"]
 
 
+@pytest.mark.parametrize("variant", [COGVIDEOX, HUNYUAN, HUNYUAN_IMAGE], ids=ids)
+def test_a_changed_norm_leaves_its_block_to_the_model(variant: Case) -> None:
+    """Programs compute adaptive norms from their parts, so a hook on one would not run."""
+    model, values = variant.model(), variant.values()
+    untouched = variant.denoise(model, values, 2)
+    changed = [variant.blocks(model)[0][1].norm1]
+    if variant is not COGVIDEOX:
+        changed.append(variant.blocks(model)[-1][1].norm)
+    for norm in changed:
+        norm.register_forward_hook(lambda module, given, output: doubled(output))
+    plain = variant.denoise(model, values, 2)
+    assert relative_error(plain, untouched) > 1e-3
+    with accelerated(model) as handle:
+        assert torch.equal(variant.denoise(model, values, 2), plain)
+        ((reason, blocks),) = handle.describe()["not_fused"].items()
+    assert (reason, len(blocks)) == ("its norms are not the known ones", len(changed))
+
+
 def test_a_class_that_is_patched_later(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     model, values = case.model(), case.values()
     kinds = {type(block) for _, block in case.blocks(model)}
