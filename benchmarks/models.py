@@ -44,6 +44,7 @@ class Family:
         inputs: (frames, side) -> arguments of the model, for a grid of side * side tokens per frame.
         frames: latent frames.
         children: of the blocks, which --without-layers replaces.
+        text: the child that embeds the text, which --without-layers replaces too.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Family:
     frames: int
     children: tuple[str, ...]
     layers: str = "num_layers"
+    text: str | None = None
 
 
 def _randn(*shape: int) -> Tensor:
@@ -84,6 +86,7 @@ FAMILIES = {
         },
         frames=16,
         children=("attn1", "attn2", "ff"),
+        text="caption_projection",
     ),
     "cogvideox": Family(
         "CogVideoXTransformer3DModel",
@@ -98,6 +101,52 @@ FAMILIES = {
         },
         frames=13,
         children=("attn1", "ff"),
+    ),
+    "wan": Family(
+        "WanTransformer3DModel",
+        {"num_attention_heads": 12, "attention_head_dim": 128, "ffn_dim": 8960},
+        lambda frames, side: {
+            "hidden_states": _randn(1, 16, frames, 2 * side, 2 * side),
+            "encoder_hidden_states": _randn(1, 512, 4096),
+        },
+        frames=21,
+        children=("attn1", "attn2", "ffn"),
+        text="condition_embedder.text_embedder",
+    ),
+    "ltx": Family(
+        "LTXVideoTransformer3DModel",
+        {"num_attention_heads": 32, "attention_head_dim": 64, "cross_attention_dim": 2048},
+        lambda frames, side: {
+            "hidden_states": _randn(1, frames * side * side, 128),
+            "encoder_hidden_states": _randn(1, 128, 4096),
+            "encoder_attention_mask": torch.ones(1, 128),
+            "num_frames": frames,
+            "height": side,
+            "width": side,
+        },
+        frames=16,
+        children=("attn1", "attn2", "ff"),
+        text="caption_projection",
+    ),
+    "hunyuan": Family(
+        "HunyuanVideoTransformer3DModel",
+        {
+            "num_attention_heads": 24,
+            "attention_head_dim": 128,
+            "num_single_layers": 1,
+            "num_refiner_layers": 1,
+            "rope_axes_dim": (16, 56, 56),
+        },
+        lambda frames, side: {
+            "hidden_states": _randn(1, 16, frames, 2 * side, 2 * side),
+            "encoder_hidden_states": _randn(1, 256, 4096),
+            "encoder_attention_mask": torch.ones(1, 256),
+            "pooled_projections": _randn(1, 768),
+            "guidance": torch.full((1,), 6000.0),
+        },
+        frames=33,
+        children=("attn", "ff", "ff_context", "proj_mlp", "proj_out"),
+        text="context_embedder",
     ),
 }
 
@@ -114,7 +163,11 @@ class Recorded(nn.Module):
 
 
 def build(family: Family, blocks: int, width: int | None, dtype: torch.dtype, device: torch.device) -> Any:
-    """A model with random weights. `width`: channels per head, if not the real ones."""
+    """A model with random weights, in float32 where `from_pretrained` keeps it so.
+
+    Args:
+        width: channels per head, if not the real ones.
+    """
     import diffusers
 
     config = {**family.config, family.layers: blocks}
@@ -122,30 +175,39 @@ def build(family: Family, blocks: int, width: int | None, dtype: torch.dtype, de
         config["attention_head_dim"] = width
         if "cross_attention_dim" in config:
             config["cross_attention_dim"] = width * config["num_attention_heads"]
+        if "rope_axes_dim" in config:
+            side = width // 6 * 2
+            config["rope_axes_dim"] = (width - 2 * side, side, side)
     torch.manual_seed(0)
-    return getattr(diffusers, family.name)(**config).eval().requires_grad_(False).to(device, dtype)
+    model = getattr(diffusers, family.name)(**config).eval().requires_grad_(False).to(device)
+    kept = set(model._keep_in_fp32_modules or ())
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point() and not kept & set(name.split(".")):
+            tensor.data = tensor.data.to(dtype)
+    return model
 
 
 def without_layers(family: Family, model: Any, call: Callable[[], Any]) -> None:
-    """Replaces attention and MLP of all blocks by what they return in a call."""
-    parents = [
-        parent
+    """Replaces attention and MLP of all blocks, and the text embedder, by what they return in a call."""
+    replaced = [
+        (parent, name)
         for part in model.children()
         if isinstance(part, nn.ModuleList)
         for parent in part
-        if hasattr(parent, family.children[0])
+        for name in family.children
+        if getattr(parent, name, None) is not None
     ]
+    if family.text is not None:
+        path, _, name = family.text.rpartition(".")
+        replaced.append((model.get_submodule(path), name))
     outputs: dict[tuple[nn.Module, str], Any] = {}
     hooks = []
-    for parent in parents:
-        for name in family.children:
-            child = getattr(parent, name)
-            if child is not None:
+    for key in replaced:
 
-                def note(module: Any, args: Any, output: Any, key: Any = (parent, name)) -> None:
-                    outputs[key] = output
+        def note(module: Any, args: Any, output: Any, key: Any = key) -> None:
+            outputs[key] = output
 
-                hooks.append(child.register_forward_hook(note))
+        hooks.append(getattr(*key).register_forward_hook(note))
     call()
     for hook in hooks:
         hook.remove()
@@ -172,7 +234,10 @@ def rows_of(
     """Milliseconds and kept bytes of one family in one dtype."""
     side = max(1, round(math.sqrt(tokens / family.frames)))
     torch.manual_seed(1)
-    values = {name: value.to(device, dtype) for name, value in family.inputs(family.frames, side).items()}
+    values = {
+        name: value.to(device, dtype) if isinstance(value, Tensor) else value
+        for name, value in family.inputs(family.frames, side).items()
+    }
     model = build(family, blocks, width, dtype, device)
     timestep = torch.full((1,), 500, device=device)
 

@@ -16,7 +16,7 @@ pytest.importorskip("diffusers", reason="diffusers is not installed")
 def test_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, layers: bool) -> None:
     models = load(monkeypatch, "benchmarks/models.py")
     file = tmp_path / "models.json"
-    small = ["--tokens", "16", "--width", "4", "--repeat", "1", "--dtypes", "float32", "--json", str(file)]
+    small = ["--tokens", "16", "--width", "12", "--repeat", "1", "--dtypes", "float32", "--json", str(file)]
     models.main(small if layers else [*small, "--without-layers"])
     rows = json.loads(file.read_text())["rows"]
     assert {row["family"] for row in rows} == {family.name for family in models.FAMILIES.values()}
@@ -31,7 +31,7 @@ def test_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, layers: bool) -> 
 
 def test_a_wrong_result_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     models = load(monkeypatch, "benchmarks/models.py")
-    monkeypatch.setattr("adacache.fused.residuals.residual", lambda y, gate: 2 * y)
-    monkeypatch.setattr("adacache.fused.residuals.fits", lambda x, y, gate: False)
+    monkeypatch.setattr("adacache.fused.residuals.residual", lambda y, *gate: 2 * y)
+    monkeypatch.setattr("adacache.fused.residuals.fits", lambda x, y, *gate: False)
     with pytest.raises(SystemExit, match="gives another result"):
-        models.main(["--tokens", "16", "--width", "4", "--families", "latte", "--dtypes", "float32"])
+        models.main(["--tokens", "16", "--width", "12", "--families", "latte", "--dtypes", "float32"])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from adacache.adapters.spec import Arguments, BlockList, GatedResidual, ModelSpec, Outputs
+from adacache.fused.hunyuan_video import HunyuanVideoBlock
 
 
 def gated_attention(block: Any, outputs: Outputs, given: Arguments) -> Tensor:
@@ -45,6 +46,7 @@ HUNYUAN_VIDEO_15 = ModelSpec(
     streams=("hidden_states", "encoder_hidden_states"),
     shared=("freqs_cis", "image_rotary_emb"),
     residuals=(GatedResidual("attention", "transformer_blocks", ("norm1", "attn"), gated_attention),),
+    block_program=HunyuanVideoBlock(),
 )
 HUNYUAN_VIDEO = replace(
     HUNYUAN_VIDEO_15,

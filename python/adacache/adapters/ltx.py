@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from adacache.adapters.spec import Arguments, BlockList, GatedResidual, ModelSpec, Outputs
+from adacache.fused.ltx import LTXBlock
 
 
 def gated_attention(block: Any, outputs: Outputs, given: Arguments) -> Tensor:
@@ -27,10 +28,12 @@ LTX_VIDEO = ModelSpec(
     ),
     residuals=(GatedResidual("attention", "transformer_blocks", ("attn1",), gated_attention),),
     frames=lambda model, given: given.get("num_frames") or 1,
+    block_program=LTXBlock(),
 )
 # The tokens of the video and of its sound run through the blocks together; both are cached.
 LTX_2 = replace(
     LTX_VIDEO,
     classes=("LTX2VideoTransformer3DModel",),
     streams=("hidden_states", "audio_hidden_states"),
+    block_program=None,
 )

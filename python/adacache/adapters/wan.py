@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -18,14 +19,14 @@ from adacache.adapters.spec import (
     nothing,
     one_token,
 )
+from adacache.fused.wan import WanBlock
 
 
-def gated_attention(block: Any, outputs: Outputs, given: Arguments) -> Tensor:
+def gated_attention(block: Any, outputs: Outputs, given: Arguments, axis: int = 2) -> Tensor:
     """attention * gate in float32. The gate is in the block's table plus the timestep embedding: one per row
-    [B, 6, C], or per token [B, N, 6, C] (Wan 2.2 with a given image) or [B, 6, N, C] (SkyReels)."""
+    [B, 6, C], or per token (Wan 2.2 with a given image). `axis`: that of the 6 per token."""
     time, table = given["temb"], block.scale_shift_table[:, 2:3]
-    by_token = time.ndim == 4 and time.shape[1] != 6
-    gate = time[:, :, 2] if by_token else time[:, 2] if time.ndim == 4 else time[:, 2:3]
+    gate = time.select(axis, 2) if time.ndim == 4 else time[:, 2:3]
     return outputs["attn1"] * (table + gate.float())
 
 
@@ -37,7 +38,7 @@ def gated_attention_of_new_tokens(block: Any, outputs: Outputs, given: Arguments
 _BLOCKS = (BlockList("blocks", outputs={"attention": "attn1", "cross_attention": "attn2", "mlp": "ffn"}),)
 
 WAN = ModelSpec(
-    classes=("WanTransformer3DModel", "ChronoEditTransformer3DModel", "SkyReelsV2Transformer3DModel"),
+    classes=("WanTransformer3DModel", "ChronoEditTransformer3DModel"),
     lists=_BLOCKS,
     shared=("rotary_emb", "attention_mask"),
     residuals=(GatedResidual("attention", "blocks", ("attn1",), gated_attention),),
@@ -46,6 +47,14 @@ WAN = ModelSpec(
         Spared("condition_embedder.image_embedder", one_token),
         Spared("rope", nothing),
     ),
+    block_program=WanBlock(axis=2),
+)
+# Its timestep embedding per token is [B, 6, N, C].
+SKYREELS = replace(
+    WAN,
+    classes=("SkyReelsV2Transformer3DModel",),
+    residuals=(GatedResidual("attention", "blocks", ("attn1",), partial(gated_attention, axis=1)),),
+    block_program=WanBlock(axis=1),
 )
 # What controls the video is added between the blocks, at reused steps too.
 CONTROLLED_WAN = replace(

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from adacache.fused.forwards import fingerprint
-from adacache.fused.norms import ModelNorm, hooked
+from adacache.fused.modules import fingerprint, hooked
+from adacache.fused.norms import ModelNorm
 from adacache.fused.program import Add
 from adacache.interpose import is_interposed, plain_class
 

@@ -4,61 +4,108 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import adacache_kernels
+from adacache.fused.modules import fingerprint, hooked
 from adacache.interpose import is_interposed, plain_class
+
+LAYER_NORM_FORWARDS = frozenset({"2f6e2d66f327ebd1"})  # FP32LayerNorm of diffusers 0.42.1
+RMS_NORM_FORWARDS = frozenset({"417c791c8e152fcb"})  # RMSNorm of diffusers 0.42.1
 
 
 @dataclass(frozen=True)
 class Norm:
-    """layer_norm(x) * (1 + scale) + shift as the ops take it: [B, 1|T|N, C] each, weight and bias [C]."""
+    """norm(x) * (1 + scale) + shift as the ops take it: [B, 1|T|N, C] each, weight and bias [C].
+
+    Attributes:
+        shift_table, scale_table: [1, 1, C], added to shift and scale.
+        kind: "layer" or "rms".
+    """
 
     shift: Tensor | None
     scale: Tensor | None
     eps: float
     weight: Tensor | None = None
     bias: Tensor | None = None
+    shift_table: Tensor | None = None
+    scale_table: Tensor | None = None
+    kind: str = "layer"
 
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        return adacache_kernels.layer_norm_modulate(
-            x, self.shift, self.scale, weight=self.weight, bias=self.bias, eps=self.eps, out=out
+        rms = self.kind == "rms"
+        op = adacache_kernels.rms_norm_modulate if rms else adacache_kernels.layer_norm_modulate
+        return op(
+            x,
+            self.shift,
+            self.scale,
+            shift_table=self.shift_table,
+            scale_table=self.scale_table,
+            weight=self.weight,
+            bias=self.bias,
+            eps=self.eps,
+            out=out,
         )
 
     def after(
-        self, x: Tensor, y: Tensor, gate: Tensor | None, norm_out: Tensor | None = None
+        self,
+        x: Tensor,
+        y: Tensor,
+        gate: Tensor | None,
+        norm_out: Tensor | None = None,
+        gate_table: Tensor | None = None,
+        rounding: str = "eager",
     ) -> tuple[Tensor, Tensor]:
-        """x + gate * y and its norm, in one pass."""
+        """x + gate * y and its norm, in one pass; see `adacache_kernels.gated_residual_norm`."""
         return adacache_kernels.gated_residual_norm(
             x,
             y,
             gate,
             self.shift,
             self.scale,
-            weight=self.weight,
-            bias=self.bias,
-            eps=self.eps,
+            gate_table=gate_table,
+            rounding=rounding,
+            **self.rest(),
             out=None if norm_out is None else torch.empty_like(y, memory_format=torch.contiguous_format),
             norm_out=norm_out,
         )
 
+    def rest(self) -> dict[str, Any]:
+        """The norm without shift and scale, as arguments of an op that adds a residual too."""
+        return {
+            "shift_table": self.shift_table,
+            "scale_table": self.scale_table,
+            "weight": self.weight,
+            "bias": self.bias,
+            "eps": self.eps,
+            "norm": self.kind,
+        }
+
     def grouped(self, regroup: Callable[[Tensor], Tensor]) -> Norm:
         """The norm with its modulators in another layout."""
         shift, scale = (None if value is None else regroup(value) for value in (self.shift, self.scale))
-        return Norm(shift, scale, self.eps, self.weight, self.bias)
+        return replace(self, shift=shift, scale=scale)
 
 
 @dataclass(frozen=True)
 class ModelNorm:
-    """A norm module of the model and its modulation, each [B, 1|T|N, C] for x [B, N, C]."""
+    """A norm module of the model and its modulation, each [B, 1|T|N, C] for x [B, N, C]; None: it has none.
+
+    Attributes:
+        shift_table, scale_table: [1, 1, C], added to shift and scale in float32.
+        float32: the model computes the norm of x.float() and casts the result to x's dtype.
+    """
 
     module: nn.Module
-    shift: Tensor
-    scale: Tensor
+    shift: Tensor | None = None
+    scale: Tensor | None = None
+    shift_table: Tensor | None = None
+    scale_table: Tensor | None = None
+    float32: bool = False
 
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Bit-identical to the model's own module(x) * (1 + scale) + shift.
@@ -66,10 +113,18 @@ class ModelNorm:
         Args:
             out: of x's shape, for the result.
         """
+        if not self.float32:
+            return self._computed(x, out)
+        normed = self._computed(x.float(), None).type_as(x)
+        return normed if out is None else out.copy_(normed)
+
+    def _computed(self, x: Tensor, out: Tensor | None) -> Tensor:
         normed: Tensor = self.module(x)
+        if self.shift is None or self.scale is None:
+            return normed if out is None else out.copy_(normed)
         groups = self.shift.shape[1]
         shape = normed.shape
-        shift, scale = self.shift, 1 + self.scale
+        shift, scale = with_table(self.shift, self.shift_table), 1 + with_table(self.scale, self.scale_table)
         if groups not in (1, shape[1]):
             normed = normed.unflatten(1, (groups, -1))
             shift, scale = shift.unsqueeze(2), scale.unsqueeze(2)
@@ -77,7 +132,7 @@ class ModelNorm:
             normed = normed * scale + shift
         elif out is not None and out.dtype == normed.dtype == scale.dtype == shift.dtype:
             return torch.mul(normed, scale, out=out.view(normed.shape)).add_(shift).view(shape)
-        elif normed.dtype == scale.dtype == shift.dtype and _is_plain(self.module):
+        elif normed.dtype == scale.dtype == shift.dtype and _kind(self.module) is not None:
             normed = normed.mul_(scale).add_(shift)
         else:
             normed = normed * scale + shift
@@ -86,32 +141,36 @@ class ModelNorm:
 
     def fused(self, x: Tensor) -> Norm | None:
         """The same for the ops; None: they cannot compute it."""
-        module = self.module
-        if not _is_plain(module) or _needs_gradients(x, self.shift, self.scale):
+        module: Any = self.module
+        kind = _kind(module)
+        if kind is None:
             return None
-        assert isinstance(module, nn.LayerNorm)
-        given = [self.shift, self.scale, *(t for t in (module.weight, module.bias) if t is not None)]
-        if module.normalized_shape != x.shape[-1:] or any(value.dtype != x.dtype for value in given):
+        weight, bias, shift, scale = module.weight, module.bias, self.shift, self.scale
+        given = [value for value in (shift, scale, weight, bias) if value is not None]
+        shape = module.normalized_shape if kind == "layer" else module.dim
+        dtypes = (x.dtype, torch.float32) if self.float32 else (x.dtype,)
+        if tuple(shape) != x.shape[-1:] or any(value.dtype not in dtypes for value in given):
             return None
-        return Norm(self.shift, self.scale, module.eps, module.weight, module.bias)
+        tables = [value for value in (self.shift_table, self.scale_table) if value is not None]
+        if _needs_gradients(x, *given, *tables):
+            return None
+        return Norm(shift, scale, module.eps, weight, bias, self.shift_table, self.scale_table, kind)
 
 
-def hooked(module: Any) -> str | None:
-    """Why code other than the class's own forward runs when a module is called; None if it does not."""
-    attributes = module.__dict__
-    if "forward" in attributes:
-        return "its forward is replaced"
-    if attributes["_forward_hooks"] or attributes["_forward_pre_hooks"]:
-        return "it has hooks"
-    if torch.nn.modules.module._has_any_global_hook():
-        return "hooks for all modules are set"
-    return None
+def with_table(values: Tensor, table: Tensor | None) -> Tensor:
+    """A modulator, with the table that is added to it in float32."""
+    return values if table is None else table + values.float()
 
 
-def _is_plain(module: nn.Module) -> bool:
-    """Whether a module is an unchanged `nn.LayerNorm`, so that its output belongs to the caller alone."""
-    plain = plain_class(module) is nn.LayerNorm and not is_interposed(module)
-    return plain and hooked(module) is None
+def _kind(module: Any) -> str | None:
+    """Which norm of the ops an unchanged norm module is. Its output then belongs to the caller alone."""
+    if is_interposed(module) or hooked(module) is not None:
+        return None
+    kind: Any = plain_class(module)
+    if kind is nn.LayerNorm:
+        return "layer"
+    code = fingerprint(kind.forward)
+    return "layer" if code in LAYER_NORM_FORWARDS else "rms" if code in RMS_NORM_FORWARDS else None
 
 
 def _needs_gradients(*tensors: Tensor) -> bool:

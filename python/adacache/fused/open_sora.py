@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adacache.fused.norms import ModelNorm, hooked
+from adacache.fused.modules import hooked
+from adacache.fused.norms import ModelNorm
 from adacache.fused.program import Add
 from adacache.interpose import plain_class
 

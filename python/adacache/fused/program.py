@@ -26,6 +26,8 @@ class Add(Protocol):
         gate: Tensor | None,
         norm: ModelNorm | None = None,
         norm_out: Tensor | None = None,
+        gate_table: Tensor | None = None,
+        rounding: str = "eager",
     ) -> tuple[Tensor, Tensor | None]:
         """x + gate * y and its norm, which the next sub-layer takes.
 
@@ -35,10 +37,13 @@ class Add(Protocol):
             gate: of the shapes of `adacache_kernels.gated_residual`; None for 1.
             norm: of the next sub-layer; None: it needs none.
             norm_out: of x's shape, for the norm.
+            gate_table: float32 [1, 1, C], added to the gate in float32.
+            rounding: see `adacache_kernels.gated_residual`. "float32": the model forms gate * y and the sum
+                in float32, and the gate may be in float32.
         """
 
-    def norm(self, x: Tensor, norm: ModelNorm) -> Tensor:
-        """The norm before the first sub-layer."""
+    def norm(self, x: Tensor, norm: ModelNorm, out: Tensor | None = None) -> Tensor:
+        """The norm before the first sub-layer; `out`: of x's shape, for the result."""
 
 
 class BlockProgram(Protocol):

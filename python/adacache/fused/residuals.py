@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import adacache_kernels
-from adacache.fused.norms import ModelNorm, Norm
+from adacache.fused.norms import ModelNorm, Norm, with_table
 from adacache.models.modulation import gated
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -31,39 +31,50 @@ class Residuals:
         gate: Tensor | None,
         norm: ModelNorm | None = None,
         norm_out: Tensor | None = None,
+        gate_table: Tensor | None = None,
+        rounding: str = "eager",
     ) -> tuple[Tensor, Tensor | None]:
-        if not fits(x, y, gate):
-            x = residual(y, gate) + x  # in this order, the result is contiguous wherever y is
+        if not fits(x, y, gate, gate_table, rounding):
+            x = added(x, residual(y, gate, gate_table), rounding)
             return x, None if norm is None else norm(x, norm_out)
         fused = self.fused(x, norm)
         if fused is not None:
-            return fused.after(x, y, gate, norm_out)
-        x = adacache_kernels.gated_residual(x, y, gate)
+            return fused.after(x, y, gate, norm_out, gate_table, rounding)
+        x = adacache_kernels.gated_residual(x, y, gate, gate_table=gate_table, rounding=rounding)
         return x, None if norm is None else norm(x, norm_out)
 
-    def norm(self, x: Tensor, norm: ModelNorm) -> Tensor:
+    def norm(self, x: Tensor, norm: ModelNorm, out: Tensor | None = None) -> Tensor:
         fused = self.fused(x, norm) if fits(x, x, None) else None
-        return norm(x) if fused is None else fused(x)
+        return norm(x, out) if fused is None else fused(x, out)
 
     def fused(self, x: Tensor, norm: ModelNorm | None) -> Norm | None:
         """The norm for the ops; None: the model's own module computes it."""
         return norm.fused(x) if self.close and norm is not None else None
 
 
-def residual(y: Tensor, gate: Tensor | None) -> Tensor:
+def residual(y: Tensor, gate: Tensor | None, gate_table: Tensor | None = None) -> Tensor:
     """gate * y as the model forms it."""
-    return y if gate is None else gated(y, gate)
+    return y if gate is None else gated(y, with_table(gate, gate_table))
 
 
-def fits(x: Tensor, y: Tensor, gate: Tensor | None) -> bool:
-    """Whether the ops compute x + gate * y as the model does: one dtype, no gradients."""
+def added(x: Tensor, formed: Tensor, rounding: str) -> Tensor:
+    """x plus a residual as the model forms it."""
+    if rounding == "float32":
+        return (formed + x.float()).type_as(x)
+    return formed + x  # in this order, the result is contiguous wherever y is
+
+
+def fits(
+    x: Tensor, y: Tensor, gate: Tensor | None, gate_table: Tensor | None = None, rounding: str = "eager"
+) -> bool:
+    """Whether the ops compute x + gate * y as the model does: dtypes, no gradients."""
     if x.ndim != 3 or x.dtype not in FLOATS or x.shape != y.shape or x.dtype != y.dtype:
         return False
     if x.stride(2) != 1 or y.stride(2) != 1 or not x.numel():
         return False
-    if gate is not None and (gate.dtype != x.dtype or gate.ndim != 3 or gate.stride(2) != 1):
+    if gate is not None and (gate.ndim != 3 or gate.stride(2) != 1):
         return False
-    return not (
-        torch.is_grad_enabled()
-        and (x.requires_grad or y.requires_grad or (gate is not None and gate.requires_grad))
-    )
+    if gate is not None and gate.dtype != x.dtype and (rounding, gate.dtype) != ("float32", torch.float32):
+        return False
+    given = (x, y, gate, gate_table)
+    return not (torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in given))

@@ -6,7 +6,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from adacache.fused import ModelNorm
-from adacache.fused.residuals import Residuals, fits, residual
+from adacache.fused.residuals import Residuals, added, fits, residual
 from adacache.runtime.forward import Forward
 from adacache.runtime.layout import to_measure, to_video
 from adacache.sites import Site
@@ -36,26 +36,31 @@ class BlockResiduals(Residuals):
         gate: Tensor | None,
         norm: ModelNorm | None = None,
         norm_out: Tensor | None = None,
+        gate_table: Tensor | None = None,
+        rounding: str = "eager",
     ) -> tuple[Tensor, Tensor | None]:
         site = self._watched.pop(part, None)
         if site is None:
-            return super().__call__(part, x, y, gate, norm, norm_out)
+            return super().__call__(part, x, y, gate, norm, norm_out, gate_table, rounding)
         meter, rows = self._forward.meter, self._forward.rows
         x_seen, y_seen = self._seen(x), self._seen(y)
         gate_seen = None if gate is None else self._seen(gate)
-        if fits(x, y, gate) and meter.adds(site, y_seen, gate_seen, rows):
+        if fits(x, y, gate, gate_table, rounding) and meter.adds(site, y_seen, gate_seen, rows):
             fused = self.fused(x, norm)
             given = None if fused is None or norm_out is not None else fused.grouped(self._seen)
-            x_seen, normed = meter.adding(site, x_seen, y_seen, gate_seen, given, rows, None)
+            x_seen, normed = meter.adding(
+                site, x_seen, y_seen, gate_seen, given, rows, None, gate_table, rounding
+            )
             x = self._back(x_seen, x)
             if normed is not None:
                 return x, self._back(normed, x)
             if fused is not None:
                 return x, fused(x, norm_out)
         else:
-            formed = residual(y, gate)
-            meter.residual(site, to_measure(formed, self._layout, self._computing), rows)
-            x = formed + x
+            formed = residual(y, gate, gate_table)
+            seen = formed.type_as(x) if rounding == "float32" else formed
+            meter.residual(site, to_measure(seen, self._layout, self._computing), rows)
+            x = added(x, formed, rounding)
         return x, None if norm is None else norm(x, norm_out)
 
     def check(self) -> None:

@@ -169,12 +169,15 @@ class Meter:
         norm: Norm | None,
         split: Split | None,
         x_rows: Tensor | None,
+        gate_table: Tensor | None = None,
+        rounding: str = "eager",
     ) -> tuple[Tensor, Tensor | None]:
         """x + gate * y and its modulated norm, with the residual measured and kept in the same pass.
 
         Args:
             x: [b, N, C], or the whole batch with x_rows; or [b * n, N, C] with each row's parts together.
-            y, gate, norm: of the rows that compute; see `adacache_kernels.gated_residual_norm_meter`.
+            y, gate, norm, gate_table, rounding: of the rows that compute; see
+                `adacache_kernels.gated_residual_norm_meter`.
         """
         store, batch = self.request.store, len(self.branch.videos)
         computing = batch if split is None else len(split.computing)
@@ -183,14 +186,18 @@ class Meter:
         old = torch.zeros_like(y) if self._first_only else store.old_watched(site, y, whole)
         arguments = self._arguments(site, split, self.frames, per_row)
         kept_rows = None if self._first_only else store.watched_rows(split, per_row)
-        rows: dict[str, Any] = {"x_rows": x_rows, "residual_rows": kept_rows}
+        how: dict[str, Any] = {
+            "x_rows": x_rows,
+            "residual_rows": kept_rows,
+            "gate_table": gate_table,
+            "rounding": rounding,
+        }
         normed: Tensor | None = None
         if norm is None:
-            x, sums = adacache_kernels.gated_residual_meter(x, y, gate, old, **rows, **arguments)
+            x, sums = adacache_kernels.gated_residual_meter(x, y, gate, old, **how, **arguments)
         else:
-            of_norm: dict[str, Any] = {"weight": norm.weight, "bias": norm.bias, "eps": norm.eps}
             x, normed, sums = adacache_kernels.gated_residual_norm_meter(
-                x, y, gate, old, norm.shift, norm.scale, **of_norm, **rows, **arguments
+                x, y, gate, old, norm.shift, norm.scale, **norm.rest(), **how, **arguments
             )
         if self._first_only:
             store.note_first(self.branch.index, site, old)
