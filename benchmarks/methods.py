@@ -293,7 +293,8 @@ def measure(model: Model, row: Row, full: Sequence[Tensor], full_flops: int) -> 
         "threshold": threshold,
         "steps": fmean(steps),
         "computed share": fmean(steps) / subject.num_steps,
-        "FLOPs share": flops(lambda: run(prompt, seed)) / full_flops,
+        # Counted on the first clip, and scaled where clips compute different numbers of steps.
+        "FLOPs share": flops(lambda: run(prompt, seed)) / full_flops * fmean(steps) / steps[0],
         "seconds": sorted(seconds)[len(seconds) // 2],
         **figures(model, clips, full),
         **model.judge(torch.cat([clip.float().cpu() for clip in clips]), [p for p, _, _ in model.tests]),
