@@ -22,12 +22,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from adacache.calibration.adaptive import with_start
-from adacache.calibration.clips import Clip, projected
-from adacache.calibration.paths import computing, shortest_with_memory
-from adacache.calibration.planning import RIDGES
+from adacache.calibration.adaptive import paths_from
+from adacache.calibration.clips import Clip, cached_run, forecast, projected
 from adacache.calibration.trajectory import trajectory
 from adacache.calibration.windows import Doubles, Windows, path_windows
+from adacache.commands.calibrate import whole_numbers
 from adacache.commands.options import input_file, whole_number
 from adacache.commands.table import print_table
 from adacache.files import read_json, write_json
@@ -37,31 +36,10 @@ LONGEST = 18
 """Most skipped steps of a window, plus 1."""
 
 
-def numbers(text: str) -> list[int]:
-    """Such as "1,6,10"."""
-    return [int(one) for one in text.split(",")]
-
-
-def forecast(outputs: Sequence[Any], h: int, i: int, step: int, factor: float) -> Any:
-    """The output of a skipped step, from those of the computed steps h < i; h = -1: there is none."""
-    return outputs[i] if h < 0 else outputs[i] + factor * (step - i) / (i - h) * (outputs[i] - outputs[h])
-
-
 def run(subject: Any, clip: Clip, path: Sequence[int], factors: Sequence[float], shared: int) -> Any:
     """Squared error of the final latents of a path, and the signals at the last shared step."""
-    windows = path_windows(path, subject.num_steps)
-    of_step = {
-        step: window for window in enumerate(windows) for step in range(window[1][1] + 1, window[1][2])
-    }
-
-    def given(step: int, before: Sequence[Any]) -> Any:
-        if step not in of_step:
-            return None
-        w, (h, i, _) = of_step[step]
-        return forecast(before, h, i, step, factors[w])
-
-    found = trajectory(subject, clip.prompt, clip.seed, given=given, forms=clip.full.forms)
-    h, i, j = windows[shared - 2]
+    found = cached_run(subject, clip, path, factors)
+    h, i, j = path_windows(path, subject.num_steps)[shared - 2]
     error = found.outputs[j] - forecast(found.outputs, h, i, j, factors[shared - 2])
     final = found.states[-1].double() - clip.full.states[-1].double()
     return [float((one.double() ** 2).mean()) for one in (final, error, found.outputs[j])]
@@ -96,9 +74,9 @@ def main() -> None:
     parser.add_argument(
         "--paths", type=input_file, required=True, help="its calibrated file: the sensitivity is used"
     )
-    parser.add_argument("--shared", type=numbers, default=[1, 6], help="the first computed steps")
-    parser.add_argument("--budgets", type=numbers, default=[8, 9, 10, 11, 12, 13, 14, 17, 21, 25])
-    parser.add_argument("--means", type=numbers, default=[10, 12, 14], help="mean budgets")
+    parser.add_argument("--shared", type=whole_numbers, default=[1, 6], help="the first computed steps")
+    parser.add_argument("--budgets", type=whole_numbers, default=[8, 9, 10, 11, 12, 13, 14, 17, 21, 25])
+    parser.add_argument("--means", type=whole_numbers, default=[10, 12, 14], help="mean budgets")
     parser.add_argument("--clips", type=whole_number(1), default=24)
     parser.add_argument("--fit", type=whole_number(1), default=8, help="clips from which the paths are found")
     parser.add_argument("--json", type=Path)
@@ -116,14 +94,8 @@ def main() -> None:
     ]
     windows = Windows(projected(fitting), np.array(values["sensitivity"]), LONGEST)
     shared = [step - 1 for step in options.shared]
-    cost = with_start(computing(windows.cost(), [values["num_steps"] - 1]), shared)
-    ridge = RIDGES["joint"]
-    middle = shortest_with_memory(cost, round(float(np.median(options.budgets))))[0]
-    start = windows.joint_factors(middle, ridge)[: len(shared) - 1]
-    plans = []
-    for budget in options.budgets:
-        path = shortest_with_memory(cost, budget)[0]
-        plans.append((path, windows.joint_factors(path, ridge, start)))
+    middle = round(float(np.median(options.budgets)))
+    plans = list(zip(*paths_from(windows, shared, options.budgets, middle), strict=True))
 
     results = []
     for number, (prompt, _, seed) in enumerate(tests):

@@ -26,7 +26,7 @@ from adacache.policies.planned_path import check_num_steps, read_paths
 SHARED = 2
 """Computed steps of the common start."""
 PATHS = 11
-"""About so many paths, of budgets in equal ratios."""
+"""About this many paths, of budgets in equal ratios."""
 SHRINK = 1.0
 """Pulls the slopes of the error lines to 0, in units of a clip."""
 
@@ -39,7 +39,7 @@ class Adaptive:
         paths: computed steps (from 0) of each path, ascending in their number.
         factors: one per computed step.
         lines: intercept and slope of each path; see `AdaptivePath`.
-        prices: by mean budget: the price of a step with which the calibration clips compute so many.
+        prices: by mean budget: the price of a step with which the calibration clips compute that many.
         held_out: by mean budget and kind ("adaptive", "planned"), (computed steps, PSNR) of each held-out
             prompt.
     """
@@ -142,18 +142,13 @@ def fitted(
 ) -> Adaptive:
     """Finds paths that begin with the computed steps `start` (from 0), and fits their error lines on cached
     runs of all clips."""
-    steps = subject.num_steps
-    # Without the last step, the error of a path depends more on how it ends than on its number of steps.
-    cost = with_start(computing(windows.cost(), [steps - 1]), start)
-    counts = path_counts(min(budgets), max(budgets), steps)
-    middle = shortest_with_memory(cost, sorted(budgets)[len(budgets) // 2])[0]
-    known = windows.joint_factors(middle)[: len(start) - 1]
-    paths = [shortest_with_memory(cost, count)[0] for count in counts]
-    factors = [windows.joint_factors(path, known=known) for path in paths]
+    counts = path_counts(min(budgets), max(budgets), subject.num_steps)
+    paths, factors = paths_from(windows, start, counts, sorted(budgets)[len(budgets) // 2])
     errors = np.empty((len(clips), len(paths)))
     for v, clip in enumerate(clips):
         for k, (path, own) in enumerate(zip(paths, factors, strict=True)):
-            change = cached_run(subject, clip, path, own).double() - clip.full.states[-1].double()
+            final = cached_run(subject, clip, path, own).states[-1]
+            change = final.double() - clip.full.states[-1].double()
             errors[v, k] = max(float((change**2).mean()), 1e-12)
         say(f"errors of {len(paths)} paths: prompt {v + 1} of {len(clips)}")
     signal = [float((clip.full.outputs[start[-1]].double() ** 2).mean()) for clip in clips]
@@ -191,6 +186,18 @@ def _evaluate(subject: Subject, prompt: Any, seed: int, path: str | Path, found:
             output, steps = enabled_run(subject, policy, prompt, seed)
             results = found.held_out.setdefault(budget, {}).setdefault(kind, [])
             results.append((steps, psnr(output, full, peak)))
+
+
+def paths_from(
+    windows: Windows, start: Sequence[int], counts: Sequence[int], middle: int
+) -> tuple[list[list[int]], list[list[float]]]:
+    """The best path of each number of computed steps that begins with `start` (from 0) and computes the last
+    step, and its factors. The factors within the start are those of the path with `middle` steps."""
+    # Without the last step, the error of a path depends more on how it ends than on its number of steps.
+    cost = with_start(computing(windows.cost(), [windows.num_steps - 1]), start)
+    known = windows.joint_factors(shortest_with_memory(cost, middle)[0])[: len(start) - 1]
+    paths = [shortest_with_memory(cost, count)[0] for count in counts]
+    return paths, [windows.joint_factors(path, known=known) for path in paths]
 
 
 def path_counts(least: int, most: int, steps: int) -> list[int]:

@@ -18,7 +18,7 @@ from adacache.calibration.trajectory import Trajectory, trajectory
 from adacache.calibration.windows import Doubles
 
 DIMENSIONS = 1024
-"""Outputs are projected to so many numbers."""
+"""Outputs are projected to this many numbers."""
 
 
 @dataclass
@@ -55,8 +55,8 @@ def projected(clips: Sequence[Clip]) -> Doubles:
     return np.stack([[project(output) for output in clip.full.outputs] for clip in clips])
 
 
-def cached_run(subject: Subject, clip: Clip, path: Sequence[int], factors: Sequence[float]) -> Tensor:
-    """Final latents of a run with a path."""
+def cached_run(subject: Subject, clip: Clip, path: Sequence[int], factors: Sequence[float]) -> Trajectory:
+    """A run with a path: computed steps from 0, and one factor per step."""
     at = {step: place for place, step in enumerate(path)}
 
     def given(step: int, before: Sequence[Tensor]) -> Tensor | None:
@@ -66,10 +66,11 @@ def cached_run(subject: Subject, clip: Clip, path: Sequence[int], factors: Seque
         i, h = path[place], path[place - 1] if place else -1
         return forecast(before, h, i, step, factors[place])
 
-    return clip.run(subject, given).states[-1]
+    return clip.run(subject, given)
 
 
 def forecast(outputs: Sequence[Tensor], h: int, i: int, step: int, factor: float) -> Tensor:
+    """The output of a skipped step, from those of the computed steps h < i; h = -1: there is no h."""
     if h < 0 or factor == 0:
         return outputs[i]
     slope = (outputs[i].float() - outputs[h].float()) / (i - h)

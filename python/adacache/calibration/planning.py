@@ -337,7 +337,7 @@ def _best_path(
     def finals(path: Sequence[int]) -> list[Tensor]:
         joint = windows.joint_factors(path, RIDGES["joint"])
         if computed >= JOINT_SHARE * subject.num_steps:
-            return [cached_run(subject, clip, path, joint) for clip in clips]
+            return [cached_run(subject, clip, path, joint).states[-1] for clip in clips]
         return _matched(subject, clips, path, joint)[1]
 
     full = [clip.full.states[-1] for clip in clips]
@@ -375,7 +375,7 @@ def _fit(subject: Subject, clips: Sequence[Clip], windows: Windows, path: list[i
     finals: dict[str, list[Tensor]] = {}
     for name, ridge in RIDGES.items():
         fits[name] = windows.joint_factors(path, ridge)
-        finals[name] = [cached_run(subject, clip, path, fits[name]) for clip in clips]
+        finals[name] = [cached_run(subject, clip, path, fits[name]).states[-1] for clip in clips]
     if len(path) < subject.num_steps:
         fits["matched"], finals["matched"] = _matched(subject, clips, path, None)
         fits["mean"], finals["mean"] = _matched(subject, clips, path, fits["joint"])

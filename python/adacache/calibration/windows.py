@@ -35,7 +35,7 @@ RIDGE = 0.05
 
 
 def longest_window(num_steps: int, least: int) -> int:
-    """`Windows.longest` for paths of at least so many computed steps."""
+    """`Windows.longest` for paths of at least `least` computed steps."""
     return min(num_steps, max(13, math.ceil(3 * num_steps / least)))
 
 
