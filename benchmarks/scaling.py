@@ -288,7 +288,7 @@ def counted() -> list[dict[str, Any]]:
 
 
 def measured(size: int) -> list[dict[str, Any]]:
-    """The messages of the last rank of a run on so many processes."""
+    """The messages of the last rank of a run on this number of processes."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, "--count", folder]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -228,7 +228,7 @@ class Meter:
         return self.watches[site] if site in self.watches else self.signals[site]
 
     def _strides(self, site: Site, frames: int) -> tuple[int, ...]:
-        """The strides to measure: those that fit into so many frames."""
+        """The strides to measure: those that fit into this number of frames."""
         watch = self._watch(site)
         if self._spans_ranks and not watch.motion_decides:
             return ()
