@@ -14,7 +14,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 STAMPS := $(VENV)/stamps
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py tools/nvcc_launcher.py adacache_kernels/_schemas.py
 
-.PHONY: help demo test test-toolchain test-slow test-matrix test-property property-full property-compiled property-triton \
+.PHONY: help demo test test-toolchain test-full test-slow test-matrix test-property property-full property-compiled property-triton \
   sanitize sanitize-full mutation mutation-full bench soak \
   build wheel wheels release docs docs-serve lint format kernel-report abi-check gpu clean distclean
 .DEFAULT_GOAL := help
@@ -24,6 +24,7 @@ help:
 	@echo 'make demo           generate videos with and without caching: adacache_demo/report.html'
 	@echo 'make test           run the tests, except slow ones'
 	@echo 'make test-toolchain compile the Triton kernels ahead of time, and run them in the interpreter'
+	@echo 'make test-full      run all cases of the tests of which `make test` runs a sample'
 	@echo 'make test-slow      run the tests that take minutes each'
 	@echo 'make test-matrix    run the op and layer tests under torch 2.11, 2.14 and the newest'
 	@echo 'make test-property  test hundreds of random shapes, dtypes, strides and gates per op'
@@ -53,6 +54,10 @@ test: build
 # Tests of Triton kernels without a GPU; `make sanitize` runs those of the CUDA bodies.
 test-toolchain: build
 	$(PY) -m pytest -n auto --dist loadfile -m "toolchain and not slow" tests/ops tests/layer $(ARGS)
+
+# All cases of the tests marked with `sampled`.
+test-full: build
+	ADACACHE_ALL_CASES=1 $(PY) -m pytest -n auto --dist worksteal $(ARGS)
 
 test-slow: build
 	$(PY) -m pytest -m slow $(ARGS)

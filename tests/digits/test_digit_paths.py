@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import adacache
 import pytest
-import torch
 from adacache.calibration import calibrate_paths, psnr
 from adacache.digits import FPS, PATHS, SIZE, encode, load, noise, sampler, with_null
 from adacache.digits.captions import held_out_prompts
@@ -35,7 +34,6 @@ def test_three_times_fewer_steps_are_close_to_all(model: STDiT3) -> None:
     assert len(handle.trace.computed_steps) == 10
     assert psnr(planned, full, 2.0) > 40
     assert psnr(planned, full, 2.0) > psnr(fewer, full, 2.0) + 5
-    assert torch.equal(generate(model), full)
 
 
 @pytest.mark.parametrize("budget", [15, 12, 10, 8, 6])

@@ -73,6 +73,8 @@ def test_search_meets_its_targets_and_writes_presets(
 ) -> None:
     monkeypatch.setattr(calibrate, "FACTORS", calibrate.FACTORS[::40])
     monkeypatch.setattr(calibrate, "SCALES", calibrate.SCALES[::40])
+    monkeypatch.setattr(calibrate, "POWERS", calibrate.POWERS[:2])
+    monkeypatch.setattr(calibrate, "GRADIENT_WEIGHTS", calibrate.GRADIENT_WEIGHTS[:2])
     flow = sampler(30)
     subject = subject_of_model(model, flow)
     prompts = calibration_prompts(1)

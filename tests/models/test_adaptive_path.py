@@ -4,8 +4,10 @@ their calibration."""
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -193,10 +195,18 @@ def test_numbers_of_the_paths() -> None:
 
 def calibrated(folder: Path) -> tuple[Any, Path]:
     """A subject, and its file of planned paths."""
-    subject = small_subject()
     file = folder / "paths.json"
-    calibrate_paths(subject, ["a", "b"], [], budgets=[8, 6, 4], probed=1, refine=1).write(file)
-    return subject, file
+    file.write_text(planned_file())
+    return small_subject(), file
+
+
+@functools.cache
+def planned_file() -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "paths.json")
+        found = calibrate_paths(small_subject(), ["a", "b"], [], budgets=[8, 6, 4], probed=1, refine=1)
+        found.write(file)
+        return file.read_text()
 
 
 def test_calibration_and_enable(tmp_path: Path) -> None:

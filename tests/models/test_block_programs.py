@@ -310,6 +310,7 @@ CHANGES: dict[str, tuple[Callable[[Any], None], str]] = {
 
 @pytest.mark.parametrize("change", list(CHANGES))
 @pytest.mark.parametrize("fused", ["exact", "close"])
+@pytest.mark.sampled(4)
 def test_a_changed_block_runs_as_it_is(case: Case, change: str, fused: str) -> None:
     model, values = case.model(), case.values()
     untouched = case.denoise(model, values, 2)

@@ -116,6 +116,7 @@ def _compile_wrapped(model: Any) -> Any:
     [_compile_blocks, pytest.param(_compile_in_place, marks=pytest.mark.slow), _compile_wrapped],
 )
 @pytest.mark.parametrize("first", ["compile", "adacache"])
+@pytest.mark.sampled(2)
 def test_compile(first: str, compile_model: Callable[[Any], Any]) -> None:
     """Compiled blocks and compiled transformers, before and after AdaCache is enabled."""
     torch._dynamo.reset()

@@ -153,6 +153,7 @@ def blocks_replaced(
 
 
 @pytest.mark.parametrize("mlp", [False, True])
+@pytest.mark.sampled(2)
 def test_pab_follows_its_rule(case: Case, mlp: bool) -> None:
     model, values = case.model(), case.values(2)
     ranges = {**adacache.PAB.FAST, **({"mlp": 3} if mlp else {})}
@@ -190,6 +191,7 @@ def test_pab_follows_its_rule(case: Case, mlp: bool) -> None:
     assert torch.equal(case.denoise(model, values, STEPS), run_slowly(case, model, values, clock))
 
 
+@pytest.mark.sampled(2)
 def test_pab_runs_no_child_that_it_reuses(case: Case) -> None:
     model, values = case.model(), case.values()
     ranges = {part: 2 + i for i, part in enumerate(CHILDREN[case.name])}
@@ -212,6 +214,7 @@ def test_pab_runs_no_child_that_it_reuses(case: Case) -> None:
     assert calls == expected
 
 
+@pytest.mark.sampled(2)
 def test_pab_in_two_calls(case: Case) -> None:
     """Outputs are kept per guidance branch, so the result equals that of guidance in one batch."""
     model, values, null = case.model(), case.values(seed=1), case.values(seed=2)
@@ -348,6 +351,7 @@ SETTINGS = [
 
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("cache", ["stack", "block"])
+@pytest.mark.sampled(2)
 def test_taylorseer_forecasts_residuals(case: Case, cache: str, settings: dict[str, Any]) -> None:
     model, values, clock = case.model(), case.values(2), Clock()
     policy = adacache.TaylorSeer(cache=cache, **settings)
@@ -374,6 +378,7 @@ def test_taylorseer_forecasts_residuals(case: Case, cache: str, settings: dict[s
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.sampled(2)
 def test_taylorseer_forecasts_outputs(case: Case, settings: dict[str, Any]) -> None:
     model, values, clock = case.model(), case.values(2), Clock()
     parts = list(CHILDREN[case.name])[::-2]
@@ -406,6 +411,7 @@ def test_taylorseer_forecasts_outputs(case: Case, settings: dict[str, Any]) -> N
 @pytest.mark.parametrize(
     ("interval", "before", "order"), [(5, 3, 1), (3, 2, 2), (4, 4, 3), (2, 3, 1), (1, 3, 1)]
 )
+@pytest.mark.sampled(2)
 def test_taylorseer_matches_diffusers(case: Case, interval: int, before: int, order: int) -> None:
     from diffusers.hooks import TaylorSeerCacheConfig, apply_taylorseer_cache
 
@@ -487,6 +493,7 @@ def mixed_values(case: Case) -> dict[str, Any]:
     return {**values, case.latents: values[case.latents] * scale}
 
 
+@pytest.mark.sampled(2)
 def test_first_block_follows_its_rule(case: Case) -> None:
     """Each video of a batch has the schedule and result of a separate run."""
     model, values = case.model(), mixed_values(case)
@@ -506,6 +513,7 @@ def test_first_block_follows_its_rule(case: Case) -> None:
     assert any(1 < len(steps) < STEPS for steps in schedules)
 
 
+@pytest.mark.sampled(2)
 def test_first_block_in_two_calls(case: Case) -> None:
     """The second call uses the decision of the first and its own residuals."""
     model, values, null = case.model(), case.values(seed=1), case.values(seed=2)
@@ -573,6 +581,7 @@ def policies(case: Case) -> list[Any]:
     ]
 
 
+@pytest.mark.sampled(2)
 def test_disable_restores_the_model(case: Case) -> None:
     model, values = case.model(), case.values(2)
     before = {name: type(module) for name, module in model.named_modules()}
@@ -585,6 +594,7 @@ def test_disable_restores_the_model(case: Case) -> None:
         assert torch.equal(case.denoise(model, values, STEPS), plain)
 
 
+@pytest.mark.sampled(2)
 def test_requests_are_independent(case: Case) -> None:
     model, values, other = case.model(), case.values(), case.values(2, seed=5)
     for policy in policies(case):
@@ -610,6 +620,7 @@ def test_requests_are_independent(case: Case) -> None:
                 assert torch.equal(case.denoise(model, values, STEPS), expected)
 
 
+@pytest.mark.sampled(2)
 def test_half_precision(case: Case) -> None:
     model = case.model().to(torch.bfloat16)
     values = {
@@ -625,6 +636,7 @@ def test_half_precision(case: Case) -> None:
         assert 0 < relative_error(final, plain) < 1.0
 
 
+@pytest.mark.sampled(2)
 def test_computing_every_step_is_bit_identical(case: Case) -> None:
     model, values = case.model(), case.values(2)
     plain = case.denoise(model, values, STEPS)

@@ -97,6 +97,7 @@ def kept_streams(case: Case, model: nn.Module, values: dict[str, Any]) -> list[T
 @pytest.mark.parametrize(
     ("dtype", "bound"), [(torch.bfloat16, 0.02), (torch.float16, 0.003), (torch.float8_e4m3fn, 0.1)]
 )
+@pytest.mark.sampled(3)
 def test_kept_residuals_of_other_dtypes(case: Case, dtype: torch.dtype, bound: float) -> None:
     """Whole and mixed steps equal float32 within the rounding of the kept dtype; cache_bytes is as
     expected."""
@@ -117,6 +118,7 @@ def test_kept_residuals_of_other_dtypes(case: Case, dtype: torch.dtype, bound: f
         assert 0 < relative_error(final[video], exact[video]) < bound
 
 
+@pytest.mark.sampled(3)
 def test_per_video_decisions_with_float8(case: Case) -> None:
     if case.one_video:
         pytest.skip("the model supports one video per call")
@@ -139,6 +141,7 @@ def test_per_video_decisions_with_float8(case: Case) -> None:
         assert relative_error(together[video], alone[0]) < 0.02
 
 
+@pytest.mark.sampled(3)
 def test_residuals_by_block_and_of_the_stack_agree(case: Case) -> None:
     videos = 1 if case.one_video else 3
     model, values = case.model(), case.values(videos, seed=2)
@@ -151,6 +154,7 @@ def test_residuals_by_block_and_of_the_stack_agree(case: Case) -> None:
     assert sizes[0] == sizes[1] if case.works_between else sizes[0] < sizes[1]
 
 
+@pytest.mark.sampled(3)
 def test_declared_outputs_are_of_children_that_run(case: Case) -> None:
     """Every declared sub-layer, computed in every step and reused."""
     model, values = case.model(), case.values(1 if case.one_video else 2)

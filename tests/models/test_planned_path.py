@@ -122,6 +122,7 @@ def replace_guided(pipeline: Any, rules: Callable[[int], Rule]) -> None:
 
 
 @pytest.mark.parametrize("name", CALLED)
+@pytest.mark.sampled(2)
 def test_guided_outputs_follow_the_rule(name: str) -> None:
     """level="guided" on each pipeline: the input of the scheduler is extrapolated."""
     case = CASE[name]

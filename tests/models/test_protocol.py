@@ -62,6 +62,7 @@ def alone(case: Case, model: nn.Module, values: Any, video: int, rule: Callable[
 
 
 @pytest.mark.parametrize("storage", ["stack", "block"])
+@pytest.mark.sampled(2)
 def test_reuse_and_forecast_in_one_step(case: Case, storage: str) -> None:
     model, values = case.model(), mixed_values(case)
     final, request = run(case, model, TinyPolicy(lambda sites, videos: Mixed(sites, videos, storage)), values)
@@ -75,6 +76,7 @@ def test_reuse_and_forecast_in_one_step(case: Case, storage: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.sampled(2)
 def test_forecasts_of_other_dtypes(case: Case, dtype: torch.dtype) -> None:
     model, values = case.model(), mixed_values(case)
     exact, full = run(case, model, TinyPolicy(lambda sites, videos: Mixed(sites, videos, "stack")), values)
@@ -87,6 +89,7 @@ def test_forecasts_of_other_dtypes(case: Case, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("storage", ["stack", "block"])
 @pytest.mark.parametrize(("first", "last"), [(1, 3), (0, 8), (2, 7)])
+@pytest.mark.sampled(2)
 def test_watched_ranges_of_blocks(case: Case, storage: str, first: int, last: int) -> None:
     model, values, threshold = case.model(), mixed_values(case), 0.5
     policy = TinyPolicy(lambda sites, videos: RangeWatch(sites, videos, first, last, threshold, storage))
@@ -110,6 +113,7 @@ def test_watched_ranges_of_blocks(case: Case, storage: str, first: int, last: in
 
 
 @pytest.mark.parametrize("storage", ["stack", "block"])
+@pytest.mark.sampled(2)
 def test_alternating_ranges(case: Case, storage: str) -> None:
     model, values = case.model(), mixed_values(case)
     final, _ = run(case, model, TinyPolicy(lambda sites, videos: Delta(sites, videos, storage)), values)
@@ -131,6 +135,7 @@ def test_alternating_ranges(case: Case, storage: str) -> None:
     assert relative_error(final, other) > 1e-3
 
 
+@pytest.mark.sampled(2)
 def test_sublayer_outputs_and_residuals_per_video(case: Case) -> None:
     model, values = case.model(), {**case.values(2, seed=1)}
     part, child = (

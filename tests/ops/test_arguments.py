@@ -69,6 +69,7 @@ def tensors_of(call: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize(("op", "name", "value"), CASES)
+@pytest.mark.sampled(4)
 def test_a_value_of_another_type(backend: str, device: torch.device, op: str, name: str, value: Any) -> None:
     call = any_call(op, device)
     with pytest.raises((TypeError, ValueError), match=rf"^{name}: expected .*, got [^ ]"):

@@ -284,6 +284,7 @@ def test_modulators_with_a_dimension_of_places(backend: str, device: torch.devic
 
 
 @pytest.mark.parametrize(("op", "float8", "outputs"), VARIANTS)
+@pytest.mark.sampled(2)
 def test_compile_without_graph_breaks(
     backend: str, device: torch.device, op: str, float8: bool, outputs: bool
 ) -> None:
@@ -307,6 +308,7 @@ def test_compile_without_graph_breaks(
 
 
 @pytest.mark.parametrize(("op", "float8", "outputs"), VARIANTS)
+@pytest.mark.sampled(2)
 def test_opcheck(
     backend: str, device: torch.device, op_namespace: str, op: str, float8: bool, outputs: bool
 ) -> None:

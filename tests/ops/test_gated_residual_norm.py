@@ -25,6 +25,7 @@ def test_shapes(backend: str, device: torch.device, shape: Shape, dtype: torch.d
 @pytest.mark.parametrize("gate", [*MODULATORS, None])
 @pytest.mark.parametrize("modulated", [*MODULATORS, None])
 @pytest.mark.parametrize("shape", [Shape(2, 4, 9, 37), Shape(2, 3, 1, 16), Shape(2, 1, 6, 16)], ids=str)
+@pytest.mark.sampled(4)
 def test_modulators(
     backend: str, device: torch.device, gate: str | None, modulated: str | None, shape: Shape
 ) -> None:

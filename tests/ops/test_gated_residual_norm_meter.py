@@ -40,6 +40,7 @@ def test_empty(backend: str, device: torch.device, shape: Shape, out: str, kept:
 @pytest.mark.parametrize("gate", [*MODULATORS, None])
 @pytest.mark.parametrize("modulated", [*MODULATORS, None])
 @pytest.mark.parametrize("shape", [Shape(2, 4, 9, 37), Shape(2, 3, 1, 16), Shape(2, 1, 6, 16)], ids=str)
+@pytest.mark.sampled(4)
 def test_modulators(
     backend: str, device: torch.device, gate: str | None, modulated: str | None, shape: Shape
 ) -> None:
@@ -60,6 +61,7 @@ def test_strides(
 @pytest.mark.parametrize("out", ["fresh", "given", "x"])
 @pytest.mark.parametrize("kept", [None, FLOAT8])
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.sampled(3)
 def test_layouts(
     backend: str, device: torch.device, layout: str, out: str, kept: torch.dtype | None, dtype: torch.dtype
 ) -> None:

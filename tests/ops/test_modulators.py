@@ -26,6 +26,7 @@ SHAPES = [Shape(2, 3, 5, 40), Shape(2, 4, 3, 37), Shape(1, 2, 3, 1152)]
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("wide", [*((name,) for name in ALL), ALL], ids="+".join)
+@pytest.mark.sampled(4)
 def test_float32_modulators(
     backend: str, device: torch.device, op: str, dtype: torch.dtype, shape: Shape, wide: tuple[str, ...]
 ) -> None:
@@ -36,6 +37,7 @@ def test_float32_modulators(
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
 @pytest.mark.parametrize("kind", MODULATORS)
+@pytest.mark.sampled(4)
 def test_granularity(backend: str, device: torch.device, op: str, dtype: torch.dtype, kind: str) -> None:
     for wide in ((), ALL):
         for rounding in ("eager", "float32"):
@@ -49,6 +51,7 @@ def test_granularity(backend: str, device: torch.device, op: str, dtype: torch.d
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
 @pytest.mark.parametrize("kept", [None, FLOAT8])
 @pytest.mark.parametrize("values", ["normal", "tiny", "huge", "special"])
+@pytest.mark.sampled(4)
 def test_rounding(
     backend: str, device: torch.device, op: str, dtype: torch.dtype, kept: torch.dtype | None, values: str
 ) -> None:

@@ -31,6 +31,7 @@ def test_shapes(
 @pytest.mark.parametrize("shift", [*MODULATORS, None])
 @pytest.mark.parametrize("scale", [*MODULATORS, None])
 @pytest.mark.parametrize("shape", [Shape(2, 4, 9, 37), Shape(2, 3, 1, 16), Shape(2, 1, 6, 16)], ids=str)
+@pytest.mark.sampled(4)
 def test_modulators(
     judge: Judge, backend: str, device: torch.device, shift: str | None, scale: str | None, shape: Shape
 ) -> None:

@@ -82,6 +82,7 @@ def run_and_check(
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rope", ROPES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.sampled(4)
 def test_error(backend: str, device: torch.device, shape: Shape, rope: str, dtype: torch.dtype) -> None:
     run_and_check(shape, dtype, device, rope=rope)
 
@@ -89,6 +90,7 @@ def test_error(backend: str, device: torch.device, shape: Shape, rope: str, dtyp
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("shape", SHAPES + ODD_SHAPES + EMPTY_SHAPES, ids=str)
+@pytest.mark.sampled(4)
 def test_without_rope(
     backend: str, device: torch.device, shape: Shape, norm: bool, dtype: torch.dtype
 ) -> None:
