@@ -392,8 +392,11 @@ def _state(call: Call, name: str, state: torch.Tensor) -> None:
 @role_of("thresholds")
 def _thresholds(call: Call, name: str, thresholds: torch.Tensor) -> None:
     _float64(call, name, thresholds)
-    if thresholds.dim() != 1 or thresholds.shape[0] == 0:
-        raise refusal(name, "[entries] with at least one entry", thresholds.shape)
+    videos = call.x.shape[0]
+    by_video = thresholds.dim() == 2 and thresholds.shape[0] == videos
+    if not (thresholds.dim() == 1 or by_video) or thresholds.shape[-1] == 0:
+        expected = f"[entries] or [num_videos, entries] = [{videos}, entries] with at least one entry"
+        raise refusal(name, expected, thresholds.shape)
 
 
 @role_of("rates")
@@ -404,17 +407,38 @@ def _rates(call: Call, name: str, rates: torch.Tensor) -> None:
         raise refusal(name, f"{list(thresholds.shape)} as thresholds", rates.shape)
 
 
+@role_of("num_steps_of_video", "step_of_video", "window_of_video")
+def _of_video(call: Call, name: str, values: torch.Tensor) -> None:
+    name, videos = name.removesuffix("_of_video"), call.x.shape[0]
+    edges = (2,) if name == "window" else ()
+    _check_shape(name, values, "[num_videos, 2]" if edges else "[num_videos]", (videos, *edges))
+    _check_packed(call, name, values, torch.int32)
+
+
 @role_of("num_steps")
 def _num_steps(call: Call, name: str, num_steps: int) -> None:
-    if num_steps < 1:
-        raise refusal(name, "at least 1", num_steps)
+    for value in _per_video(call, name, num_steps):
+        if value < 1:
+            raise refusal(name, "at least 1", value)
 
 
 @role_of("step")
 def _step(call: Call, name: str, step: int) -> None:
-    num_steps = call.given["num_steps"]
-    if not 1 <= step <= num_steps:
-        raise refusal(name, f"1..num_steps = 1..{num_steps}", step)
+    steps, ends = _per_video(call, name, step), _per_video(call, "num_steps", call.given["num_steps"])
+    for video in range(max(len(steps), len(ends)) if steps and ends else 0):
+        value, end = steps[video % len(steps)], ends[video % len(ends)]
+        if not 1 <= value <= end:
+            raise refusal(name, f"1..num_steps = 1..{end}", value)
+    if step < 1:
+        raise refusal(name, "at least 1", step)
+
+
+def _per_video(call: Call, name: str, value: int) -> list[Any]:
+    """The values of a tensor over videos if they can be read, none if they cannot, or the common value."""
+    of_video = call.given[f"{name}_of_video"]
+    if of_video is None:
+        return [value]
+    return of_video.tolist() if _values_are_readable(of_video) else []
 
 
 @role_of("site")

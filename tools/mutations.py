@@ -242,7 +242,14 @@ MUTATIONS = [
         "a non-finite distance does not force computation",
         "csrc/core/decide.h",
         "    state[state_nonfinite] = 1;\n    state[state_rate] = 1;",
-        "    state[state_nonfinite] = 1;\n    state[state_rate] = rule.rates[0];",
+        "    state[state_nonfinite] = 1;\n    state[state_rate] = schedule.rates[0];",
+        "cpu decide",
+    ),
+    Mutation(
+        "all videos use the codebook of the first",
+        "csrc/core/decide.h",
+        "  own.thresholds += video * schedules.thresholds_stride;\n",
+        "",
         "cpu decide",
     ),
     Mutation(

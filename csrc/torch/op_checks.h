@@ -335,16 +335,18 @@ inline Metered<GatedResidualNormMeter> gated_residual_norm_meter(
 
 struct Decide {
   DecisionRule rule;
+  Schedules schedules;
   const double* sums;
   double* state;
-  int64_t videos, state_columns, sums_columns, step, site;
+  int64_t videos, state_columns, sums_columns, site;
 };
 
 inline Decide decide(Outputs<0>&, const Tensor& sums, const Tensor& state, const Tensor& thresholds,
-                     const Tensor& rates, int64_t step, int64_t num_steps, int64_t site, int64_t frames,
-                     const Integers& strides, int64_t metric, int64_t rule, double elements,
-                     int64_t first_step, int64_t last_step, double scale, double power, double divisor,
-                     double gradient_weight) {
+                     const Tensor& rates, const OptionalTensor& step_of_video,
+                     const OptionalTensor& num_steps_of_video, const OptionalTensor& window_of_video,
+                     int64_t step, int64_t num_steps, int64_t site, int64_t frames, const Integers& strides,
+                     int64_t metric, int64_t rule, double elements, int64_t first_step, int64_t last_step,
+                     double scale, double power, double divisor, double gradient_weight) {
   Checks checks("sums", sums);
   Decide d{};
   d.rule.motion = motion_strides(strides, frames);
@@ -353,34 +355,65 @@ inline Decide decide(Outputs<0>&, const Tensor& sums, const Tensor& state, const
   checks.like("state", state, ScalarType::Double);
   require(state.is_contiguous(), "state", "strides");
   checks.record("state", state, Use::written);
-  d.rule.thresholds = checks.packed<double>("thresholds", thresholds, ScalarType::Double);
-  d.rule.rates = checks.packed<double>("rates", rates, ScalarType::Double);
+  VideoSchedule& shared = d.schedules.shared;
+  shared.thresholds = checks.packed<double>("thresholds", thresholds, ScalarType::Double);
+  shared.rates = checks.packed<double>("rates", rates, ScalarType::Double);
   d.sums_columns = sum_columns(d.rule.motion);
   require(sums.dim() == 2 && sums.size(1) == d.sums_columns, "sums", "shape");
   d.videos = sums.size(0);
   require(state.dim() == 2 && state.size(0) == d.videos && state.size(1) > first_factor_column, "state",
           "shape");
   d.state_columns = state.size(1);
-  require(thresholds.dim() == 1 && thresholds.size(0) >= 1, "thresholds", "shape");
-  require(rates.dim() == 1 && rates.size(0) == thresholds.size(0), "rates", "shape");
-  require(num_steps >= 1, "num_steps", "value");
-  require(step >= 1 && step <= num_steps, "step", "value");
+  d.rule.entries = thresholds.dim() >= 1 ? thresholds.size(thresholds.dim() - 1) : 0;
+  // The elements between two codebooks: [entries] or [num_videos, entries].
+  const auto codebook_stride = [&](const char* argument, const Tensor& tensor) -> int64_t {
+    const bool by_video = tensor.dim() == 2 && tensor.size(0) == d.videos;
+    require((tensor.dim() == 1 || by_video) && tensor.size(tensor.dim() - 1) == d.rule.entries, argument,
+            "shape");
+    return by_video ? d.rule.entries : 0;
+  };
+  d.schedules.thresholds_stride = codebook_stride("thresholds", thresholds);
+  require(rates.dim() == thresholds.dim(), "rates", "shape");
+  d.schedules.rates_stride = codebook_stride("rates", rates);
+  require(d.rule.entries >= 1, "thresholds", "shape");
+  const auto by_video = [&](const char* argument, const OptionalTensor& tensor) -> const int32_t* {
+    if (!tensor) return nullptr;
+    require(tensor->dim() == 1 && tensor->size(0) == d.videos, argument, "shape");
+    return checks.packed<int32_t>(argument, *tensor, ScalarType::Int);
+  };
+  d.schedules.step = by_video("step", step_of_video);
+  d.schedules.num_steps = by_video("num_steps", num_steps_of_video);
+  if (window_of_video) {
+    require(
+        window_of_video->dim() == 2 && window_of_video->size(0) == d.videos && window_of_video->size(1) == 2,
+        "window", "shape");
+    d.schedules.window = checks.packed<int32_t>("window", *window_of_video, ScalarType::Int);
+  }
   require(site >= 0 && site < d.state_columns - first_factor_column, "site", "value");
   require(rule == 0 || rule == 1, "rule", "value");
   checks.memory();
   d.rule.rule = static_cast<Rule>(rule);
-  d.rule.entries = thresholds.size(0);
-  d.rule.num_steps = num_steps;
   d.rule.frames = frames;
   d.rule.elements = elements;
-  d.rule.first_step = first_step;
-  d.rule.last_step = last_step;
   d.rule.scale = scale;
   d.rule.power = power;
   d.rule.divisor = divisor;
   d.rule.gradient_weight = gradient_weight;
+  shared.step = step;
+  shared.num_steps = num_steps;
+  shared.first_step = first_step;
+  shared.last_step = last_step;
+  // Values on CUDA are not read, because that would synchronize.
+  if (sums.is_cpu())
+    for (int64_t video = 0; video < d.videos; ++video) {
+      const VideoSchedule own = schedule_of(d.schedules, video);
+      require(own.num_steps >= 1, "num_steps", "value");
+      require(own.step >= 1 && own.step <= own.num_steps, "step", "value");
+    }
+  require(step_of_video || step >= 1, "step", "value");
+  require(num_steps_of_video || num_steps >= 1, "num_steps", "value");
+  require(step_of_video || num_steps_of_video || step <= num_steps, "step", "value");
   d.state = static_cast<double*>(state.mutable_data_ptr());
-  d.step = step;
   d.site = site;
   return d;
 }

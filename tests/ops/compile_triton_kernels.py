@@ -50,6 +50,9 @@ OTHER_POINTERS = {
     "x_rows": "*i32",
     "residual_rows": "*i32",
     "video_of_row": "*i32",
+    "step_of_video": "*i32",
+    "num_steps_of_video": "*i32",
+    "window_of_video": "*i32",
     "reuse": "*u8",
     "gate_table": "*fp32",
     "shift_table": "*fp32",
@@ -113,7 +116,8 @@ def cases(full: bool) -> Iterator[Case]:
         yield Case(combine_sums_kernel, f"squares={squares}", "fp64", constants)
     for metric, number in METRICS.items():
         for published in (True, False):
-            yield decide_case(metric, number, published)
+            yield decide_case(metric, number, published, by_video=False)
+            yield decide_case(metric, number, published, by_video=True)
 
 
 def meter_cases(dtype: str, size: int, strides: tuple[int, ...], squares: bool, full: bool) -> Iterator[Case]:
@@ -195,11 +199,14 @@ def stream_cases(dtype: str, size: int, full: bool) -> Iterator[Case]:
         yield Case(gated_residual_kernel, name, dtype, constants, WIDE, warps=tile.warps)
 
 
-def decide_case(metric: str, number: int, published: bool) -> Case:
-    constants = {
+def decide_case(metric: str, number: int, published: bool, by_video: bool) -> Case:
+    of_video = ("step_of_video", "num_steps_of_video", "window_of_video")
+    constants: dict[str, Any] = {} if by_video else absent(*of_video)
+    constants |= {
+        "BY_VIDEO": by_video,
         "FIRST": False,
         "FORCED": False,
-        "INSIDE": True,
+        "INSIDE": not by_video,
         "STRIDES": (1, 2),
         "METRIC": number,
         "PUBLISHED": published,
@@ -209,7 +216,8 @@ def decide_case(metric: str, number: int, published: bool) -> Case:
         "GRADIENT_WEIGHT": 10.0,
         "BLOCK": 8,
     }
-    return Case(decide_kernel, f"{metric} published={published}", "fp64", constants, warps=1, aligned=False)
+    name = f"{metric} published={published} by_video={by_video}"
+    return Case(decide_kernel, name, "fp64", constants, warps=1, aligned=False)
 
 
 def absent(*names: str) -> dict[str, Any]:

@@ -94,6 +94,8 @@ def test_decide_is_compiled_once_for_all_sizes(launches: list[Launch], rule: int
     state = torch.empty(1, 11, dtype=torch.float64)
     table = torch.empty(3, dtype=torch.float64)
     for elements in (6912000.0, 62208000.0):
-        kernels.decide(sums, state, table, table, 5, 30, 0, 15, (1,), L1, rule, elements, 4, 26, *[0.5] * 4)
+        kernels.decide(
+            sums, state, table, table, *[None] * 3, 5, 30, 0, 15, (1,), L1, rule, elements, 4, 26, *[0.5] * 4
+        )
     (_, _, first), (_, _, second) = launches
     assert first == second

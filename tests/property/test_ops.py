@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from judge import FLOAT8, JUDGES, MODULATORS, VALUES, Case
 from op_calls import parameters
 from op_cases import DTYPES, READ_LAYOUTS, Shape
-from test_decide import judge_request
+from test_decide import judge_request, judge_videos
 
 from adacache_kernels._choices import NORMS, ROUNDINGS
 
@@ -110,6 +110,7 @@ def test_decide(backend: str, device: torch.device, rule: str, metric: str) -> N
         nonlocal tried
         tried += 1
         judge_request(random.Random(number), rule, metric, device, 8)
+        judge_videos(random.Random(number), rule, metric, device, 4)
 
     print(f"seed {SEED}")
     judge()
