@@ -201,7 +201,7 @@ def _strides(call: Call, name: str, strides: Sequence[int]) -> None:
             raise refusal(name, f"1 <= stride < frames = {frames}", stride)
 
 
-@role_of("y", "old")
+@role_of("y", "old", "computed")
 def _tokens(call: Call, name: str, tensor: torch.Tensor) -> None:
     _check_tokens(call, name, tensor, call.rows)
 
@@ -256,7 +256,7 @@ def _index(call: Call, name: str, rows: torch.Tensor) -> None:
     _check_packed(call, name, rows, torch.int32)
     if not _values_are_readable(rows):
         return
-    written = name == "rows" or (name == "residual_rows" and "meter" in call.op)
+    written = name == "rows" or (name == "residual_rows" and "meter" in call.op and "residual" in call.given)
     of = call.given["x_in"] if name == "rows" else call.x
     if name == "residual_rows":
         of = call.given["residual"] if "residual" in call.given else call.given["factors"][0]
@@ -267,11 +267,18 @@ def _index(call: Call, name: str, rows: torch.Tensor) -> None:
         raise refusal(name, "each row once, since it is written", f"{again} twice")
 
 
-@role_of("coefficients", "reuse")
+@role_of("coefficients", "other_coefficients", "reuse")
 def _by_video(call: Call, name: str, tensor: torch.Tensor) -> None:
     """`reuse` [num_videos] and `coefficients` [num_videos, factors]. Without video_of_row the first dimension
-    is 1 or B."""
-    factors = (len(call.given["factors"]),) if name == "coefficients" else ()
+    is 1 or B; in meters it is num_videos."""
+    factors = (len(call.given["factors"]),) if name != "reuse" else ()
+    if "num_videos" in call.given:
+        _check_compared(call)
+        num_videos = call.given["num_videos"]
+        _num_videos(call, "num_videos", num_videos)
+        _check_shape(name, tensor, "[num_videos, factors]", (num_videos, *factors))
+        _check_packed(call, name, tensor, torch.float32)
+        return
     by_row = call.given["video_of_row"] is None
     fits = tensor.dim() == 1 + len(factors) and tuple(tensor.shape[1:]) == factors
     if not fits or (by_row and tensor.shape[0] not in (1, call.rows)):
@@ -279,6 +286,15 @@ def _by_video(call: Call, name: str, tensor: torch.Tensor) -> None:
         expected = ", ".join([videos, *(f"factors = {count}" for count in factors)])
         raise refusal(name, f"[{expected}]", tensor.shape)
     _check_packed(call, name, tensor, torch.float32 if factors else torch.bool)
+
+
+def _check_compared(call: Call) -> None:
+    """What the forecast is measured against is given once."""
+    other, computed = call.given["other_coefficients"], call.given["computed"]
+    if other is None and computed is None:
+        raise refusal("computed", "a tensor without other_coefficients", "None")
+    if other is not None and computed is not None:
+        raise refusal("other_coefficients", "None with computed", "a tensor")
 
 
 @role_of("gate", "shift", "scale")

@@ -55,6 +55,13 @@ OPS = {
         "Tensor",
         "Tensor(a!) out",
     ),
+    "extrapolate_residual_meter": Op(
+        "Tensor x, Tensor[] factors, Tensor coefficients, Tensor? other_coefficients, Tensor? computed, "
+        f"{_ROWS}, {_METER}",
+        "(Tensor, Tensor)",
+        "Tensor(a!) out",
+        "Tensor",
+    ),
     "layer_norm_modulate": Op(f"Tensor x, {_NORM}, Tensor? x_rows", "Tensor", "Tensor(a!) out"),
     "rms_norm_modulate": Op(f"Tensor x, {_NORM}, Tensor? x_rows", "Tensor", "Tensor(a!) out"),
     "gated_residual_norm": Op(

@@ -5,6 +5,7 @@
 
 #include "../core/decide.h"
 #include "../core/extrapolate_residual.h"
+#include "../core/extrapolate_residual_meter.h"
 #include "../core/fused_qk_norm_rope.h"
 #include "../core/gated_residual.h"
 #include "../core/gated_residual_meter.h"
@@ -232,12 +233,8 @@ inline ReuseResidual reuse_residual(Outputs<1>& outputs, const Tensor& x, const 
   return p;
 }
 
-inline ExtrapolateResidual extrapolate_residual(Outputs<1>& outputs, const Tensor& x, const Tensors& factors,
-                                                const Tensor& coefficients, const OptionalTensor& x_rows,
-                                                const OptionalTensor& residual_rows,
-                                                const OptionalTensor& video_of_row) {
-  Checks checks("x", x);
-  auto p = stream_parameters<ExtrapolateResidual>(checks, outputs, x, x_rows);
+inline void set_factors(Checks& checks, ExtrapolateResidual& p, const Tensors& factors,
+                        const OptionalTensor& residual_rows) {
   require(factors.size() >= 1 && factors.size() <= max_factors, "factors", "value");
   p.factors = static_cast<int>(factors.size());
   p.factor_dtype = floating_dtype("factors", factors[0]);
@@ -248,6 +245,15 @@ inline ExtrapolateResidual extrapolate_residual(Outputs<1>& outputs, const Tenso
     p.factor[i] = factors[i].const_data_ptr();
   }
   p.factor_rows = checks.index("residual_rows", residual_rows, p.rows, factor_rows, Use::read);
+}
+
+inline ExtrapolateResidual extrapolate_residual(Outputs<1>& outputs, const Tensor& x, const Tensors& factors,
+                                                const Tensor& coefficients, const OptionalTensor& x_rows,
+                                                const OptionalTensor& residual_rows,
+                                                const OptionalTensor& video_of_row) {
+  Checks checks("x", x);
+  auto p = stream_parameters<ExtrapolateResidual>(checks, outputs, x, x_rows);
+  set_factors(checks, p, factors, residual_rows);
   p.videos = coefficients.dim() == 2 ? coefficients.size(0) : 0;
   require(coefficients.dim() == 2 && coefficients.size(1) == p.factors &&
               (video_of_row || p.videos == 1 || p.videos == p.rows),
@@ -256,6 +262,36 @@ inline ExtrapolateResidual extrapolate_residual(Outputs<1>& outputs, const Tenso
   if (video_of_row) p.video_of_row = checks.indices("video_of_row", *video_of_row, p.rows, p.videos);
   checks.memory();
   return p;
+}
+
+inline Metered<ExtrapolateResidualMeter> extrapolate_residual_meter(
+    Outputs<1>& outputs, const Tensor& x, const Tensors& factors, const Tensor& coefficients,
+    const OptionalTensor& other_coefficients, const OptionalTensor& computed, const OptionalTensor& x_rows,
+    const OptionalTensor& residual_rows, const OptionalTensor& video_of_row, int64_t num_videos,
+    int64_t frames, const Integers& strides, int64_t metric) {
+  Checks checks("x", x);
+  ExtrapolateResidualMeter p{};
+  p.forecast = stream_parameters<ExtrapolateResidual>(checks, outputs, x, x_rows);
+  set_factors(checks, p.forecast, factors, residual_rows);
+  p.dtype = p.forecast.dtype;
+  p.shape = frames_of(x, p.forecast.rows, frames);
+  const auto by_video = [&](const char* argument, const Tensor& tensor) {
+    require(tensor.dim() == 2 && tensor.size(0) == num_videos && tensor.size(1) == p.forecast.factors,
+            argument, "shape");
+    return checks.packed<float>(argument, tensor, ScalarType::Float);
+  };
+  p.forecast.coefficients = by_video("coefficients", coefficients);
+  p.forecast.videos = num_videos;
+  require(other_coefficients.has_value() != computed.has_value(), "computed", "value");
+  if (computed) {
+    p.computed_strides = checks.tokens_and_dtype("computed", *computed, p.shape.rows);
+    p.computed = computed->const_data_ptr();
+  } else {
+    p.other_coefficients = by_video("other_coefficients", *other_coefficients);
+  }
+  auto m = metered(checks, {video_of_row, num_videos, frames, strides, metric}, p, p);
+  m.parameters.forecast.video_of_row = m.video_of_row;
+  return m;
 }
 
 inline LayerNormModulate norm_modulate(Outputs<1>& outputs, NormKind kind, const Tensor& x,

@@ -28,6 +28,7 @@ from triton.compiler import ASTSource
 from adacache_kernels.columns import METRICS
 from adacache_kernels.triton.decide import decide_kernel
 from adacache_kernels.triton.extrapolate_residual import extrapolate_residual_kernel
+from adacache_kernels.triton.extrapolate_residual_meter import extrapolate_residual_meter_kernel
 from adacache_kernels.triton.gated_residual import gated_residual_kernel
 from adacache_kernels.triton.launch import PER_FRAME, PER_TOKEN, SHARED, Tiling, tiling, whole_token_tiling
 from adacache_kernels.triton.meter import GATED, PAIR, STACK, meter_kernel, warps_of
@@ -47,6 +48,7 @@ OTHER_POINTERS = {
     "rates": "*fp64",
     "residual_scale": "*fp32",
     "coefficients": "*fp32",
+    "other_coefficients": "*fp32",
     "x_rows": "*i32",
     "residual_rows": "*i32",
     "video_of_row": "*i32",
@@ -71,6 +73,7 @@ POINTERS = (
     "weight",
     "bias",
     "residual",
+    "computed",
 )
 POINTERS += ("out", "norm_out")
 
@@ -180,6 +183,10 @@ def stream_cases(dtype: str, size: int, full: bool) -> Iterator[Case]:
         types = {"factors": (f"*{dtype}",) * factors}
         types |= {"factor_rows": ("i64",) * factors, "factor_tokens": ("i64",) * factors}
         yield Case(extrapolate_residual_kernel, f"{dtype} factors={factors}", dtype, dict(blocks), types)
+        metered = block_sizes(tile) | {"STRIDES": (1, 2), "SQUARES": factors == 4, "VECTOR": tile.vector}
+        for missing in absent("computed"), absent("other_coefficients"):
+            name = f"{dtype} factors={factors} without {next(iter(missing))}"
+            yield Case(extrapolate_residual_meter_kernel, name, dtype, metered | missing, types)
     no_norm = absent("shift", "scale", "weight", "bias", "norm_out", "x_rows")
     plain = absent("gate_table", "shift_table", "scale_table") | {"ROUNDS_ONCE": False, "RMS": False}
     constants = blocks | {"CHUNKS": 1} | modulated(PER_FRAME) | no_norm

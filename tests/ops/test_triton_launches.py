@@ -62,6 +62,10 @@ MANY_ROWS: dict[str, Callable[[Callable[..., Any]], Any]] = {
     "extrapolate_residual_out": lambda op: op(
         stream(), [stream()], torch.empty(1, 1), None, None, None, stream()
     ),
+    "extrapolate_residual_meter_out": lambda op: op(
+        *(stream(), [stream()], torch.empty(1, 1), torch.empty(1, 1), None, None, None),
+        *(None, 1, TOKENS, (1,), L1, stream()),
+    ),
     "layer_norm_modulate_out": lambda op: op(stream(), *NO_NORM, None, stream()),
     "rms_norm_modulate_out": lambda op: op(stream(), *NO_NORM, None, stream()),
     "gated_residual_norm_out": lambda op: op(

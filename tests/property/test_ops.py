@@ -66,8 +66,9 @@ def cases(draw: st.DrawFn, op: str) -> Case:
         choice["kept"] = draw(st.sampled_from([None, *DTYPES, FLOAT8]))
         reuse = st.lists(st.booleans(), min_size=num_videos, max_size=num_videos).map(tuple)
         choice["reuse"] = draw(st.none() | reuse)
-    elif op == "extrapolate_residual":
+    elif op.startswith("extrapolate_residual"):
         choice |= {"kept": draw(st.sampled_from([None, *DTYPES])), "factors": draw(st.integers(1, 4))}
+        choice["compare"] = draw(st.sampled_from(["forecast", "computed"]))
     elif "residual_scale" in has:
         choice["kept"] = draw(st.sampled_from([None, FLOAT8]))
     if "x_rows" in has:
