@@ -14,6 +14,7 @@ from .columns import METRICS, RULES, initial_state, state_columns, sum_columns
 from .ops import (
     decide,
     extrapolate_residual,
+    extrapolate_residual_meter,
     fused_qk_norm_rope,
     gated_residual,
     gated_residual_meter,
@@ -37,6 +38,7 @@ __all__ = [
     "build_info",
     "decide",
     "extrapolate_residual",
+    "extrapolate_residual_meter",
     "fused_qk_norm_rope",
     "gated_residual",
     "gated_residual_meter",

@@ -201,7 +201,7 @@ def _strides(call: Call, name: str, strides: Sequence[int]) -> None:
             raise refusal(name, f"1 <= stride < frames = {frames}", stride)
 
 
-@role_of("y", "old")
+@role_of("y", "old", "computed")
 def _tokens(call: Call, name: str, tensor: torch.Tensor) -> None:
     _check_tokens(call, name, tensor, call.rows)
 
@@ -256,7 +256,7 @@ def _index(call: Call, name: str, rows: torch.Tensor) -> None:
     _check_packed(call, name, rows, torch.int32)
     if not _values_are_readable(rows):
         return
-    written = name == "rows" or (name == "residual_rows" and "meter" in call.op)
+    written = name == "rows" or (name == "residual_rows" and "meter" in call.op and "residual" in call.given)
     of = call.given["x_in"] if name == "rows" else call.x
     if name == "residual_rows":
         of = call.given["residual"] if "residual" in call.given else call.given["factors"][0]
@@ -267,11 +267,18 @@ def _index(call: Call, name: str, rows: torch.Tensor) -> None:
         raise refusal(name, "each row once, since it is written", f"{again} twice")
 
 
-@role_of("coefficients", "reuse")
+@role_of("coefficients", "other_coefficients", "reuse")
 def _by_video(call: Call, name: str, tensor: torch.Tensor) -> None:
     """`reuse` [num_videos] and `coefficients` [num_videos, factors]. Without video_of_row the first dimension
-    is 1 or B."""
-    factors = (len(call.given["factors"]),) if name == "coefficients" else ()
+    is 1 or B; in meters it is num_videos."""
+    factors = (len(call.given["factors"]),) if name != "reuse" else ()
+    if "num_videos" in call.given:
+        _check_compared(call)
+        num_videos = call.given["num_videos"]
+        _num_videos(call, "num_videos", num_videos)
+        _check_shape(name, tensor, "[num_videos, factors]", (num_videos, *factors))
+        _check_packed(call, name, tensor, torch.float32)
+        return
     by_row = call.given["video_of_row"] is None
     fits = tensor.dim() == 1 + len(factors) and tuple(tensor.shape[1:]) == factors
     if not fits or (by_row and tensor.shape[0] not in (1, call.rows)):
@@ -279,6 +286,15 @@ def _by_video(call: Call, name: str, tensor: torch.Tensor) -> None:
         expected = ", ".join([videos, *(f"factors = {count}" for count in factors)])
         raise refusal(name, f"[{expected}]", tensor.shape)
     _check_packed(call, name, tensor, torch.float32 if factors else torch.bool)
+
+
+def _check_compared(call: Call) -> None:
+    """What the forecast is measured against is given once."""
+    other, computed = call.given["other_coefficients"], call.given["computed"]
+    if other is None and computed is None:
+        raise refusal("computed", "a tensor without other_coefficients", "None")
+    if other is not None and computed is not None:
+        raise refusal("other_coefficients", "None with computed", "a tensor")
 
 
 @role_of("gate", "shift", "scale")
@@ -392,8 +408,11 @@ def _state(call: Call, name: str, state: torch.Tensor) -> None:
 @role_of("thresholds")
 def _thresholds(call: Call, name: str, thresholds: torch.Tensor) -> None:
     _float64(call, name, thresholds)
-    if thresholds.dim() != 1 or thresholds.shape[0] == 0:
-        raise refusal(name, "[entries] with at least one entry", thresholds.shape)
+    videos = call.x.shape[0]
+    by_video = thresholds.dim() == 2 and thresholds.shape[0] == videos
+    if not (thresholds.dim() == 1 or by_video) or thresholds.shape[-1] == 0:
+        expected = f"[entries] or [num_videos, entries] = [{videos}, entries] with at least one entry"
+        raise refusal(name, expected, thresholds.shape)
 
 
 @role_of("rates")
@@ -404,17 +423,38 @@ def _rates(call: Call, name: str, rates: torch.Tensor) -> None:
         raise refusal(name, f"{list(thresholds.shape)} as thresholds", rates.shape)
 
 
+@role_of("num_steps_of_video", "step_of_video", "window_of_video")
+def _of_video(call: Call, name: str, values: torch.Tensor) -> None:
+    name, videos = name.removesuffix("_of_video"), call.x.shape[0]
+    edges = (2,) if name == "window" else ()
+    _check_shape(name, values, "[num_videos, 2]" if edges else "[num_videos]", (videos, *edges))
+    _check_packed(call, name, values, torch.int32)
+
+
 @role_of("num_steps")
 def _num_steps(call: Call, name: str, num_steps: int) -> None:
-    if num_steps < 1:
-        raise refusal(name, "at least 1", num_steps)
+    for value in _per_video(call, name, num_steps):
+        if value < 1:
+            raise refusal(name, "at least 1", value)
 
 
 @role_of("step")
 def _step(call: Call, name: str, step: int) -> None:
-    num_steps = call.given["num_steps"]
-    if not 1 <= step <= num_steps:
-        raise refusal(name, f"1..num_steps = 1..{num_steps}", step)
+    steps, ends = _per_video(call, name, step), _per_video(call, "num_steps", call.given["num_steps"])
+    for video in range(max(len(steps), len(ends)) if steps and ends else 0):
+        value, end = steps[video % len(steps)], ends[video % len(ends)]
+        if not 1 <= value <= end:
+            raise refusal(name, f"1..num_steps = 1..{end}", value)
+    if step < 1:
+        raise refusal(name, "at least 1", step)
+
+
+def _per_video(call: Call, name: str, value: int) -> list[Any]:
+    """The values of a tensor over videos if they can be read, none if they cannot, or the common value."""
+    of_video = call.given[f"{name}_of_video"]
+    if of_video is None:
+        return [value]
+    return of_video.tolist() if _values_are_readable(of_video) else []
 
 
 @role_of("site")

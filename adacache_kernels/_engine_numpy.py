@@ -12,6 +12,7 @@ import numpy.typing
 from .columns import METRICS, RULES
 
 Doubles = numpy.typing.NDArray[numpy.float64]
+Integers = numpy.typing.NDArray[numpy.integer[Any]]
 
 _LAST, _RATE, _NEXT, _GAP, _COUNT, _MEAN, _DISTANCE, _MOTION, _FACTOR, _NONFINITE = range(10)
 _FIRST_FACTOR = 10
@@ -34,7 +35,9 @@ def _doubles(values: Any) -> Doubles:
 def _check_codebooks(thresholds: Doubles, rates: Doubles) -> None:
     """thresholds, rates: [codebooks, entries]."""
     ascending = ~numpy.isnan(thresholds)
-    ascending[:, 1:] &= thresholds[:, 1:] > thresholds[:, :-1]
+    # A shorter codebook is padded with its last entry.
+    repeated = (thresholds[:, 1:] == thresholds[:, :-1]) & (rates[:, 1:] == rates[:, :-1])
+    ascending[:, 1:] &= (thresholds[:, 1:] > thresholds[:, :-1]) | repeated
     whole = (rates >= 1) & (rates == numpy.floor(rates)) & (rates < 2**31)
     for name, expected, good, values in (
         ("thresholds", "ascending numbers", ascending, thresholds),
@@ -61,16 +64,16 @@ def decide(
     state: Doubles,
     thresholds: numpy.typing.ArrayLike,
     rates: numpy.typing.ArrayLike,
-    step: int,
-    num_steps: int,
+    step: int | Integers,
+    num_steps: int | Integers,
     site: int,
     frames: int,
     strides: Sequence[int],
     metric: int,
     rule: int,
     elements: float,
-    first_step: int,
-    last_step: int,
+    first_step: int | Integers,
+    last_step: int | Integers,
     scale: float,
     power: float,
     divisor: float,
@@ -99,19 +102,26 @@ def decide(
         state.dtype == numpy.float64 and state.flags.c_contiguous and state.flags.writeable,
         "state: expected a writeable, contiguous float64 array",
     )
+    by_video = thresholds.ndim == 2 and thresholds.shape[0] == videos
     _require(
-        thresholds.ndim == 1 and thresholds.size >= 1,
-        f"thresholds: expected at least one, in one dimension, got {_shape(thresholds)}",
+        (thresholds.ndim == 1 or by_video) and thresholds.shape[-1] >= 1,
+        "thresholds: expected [entries] or [num_videos, entries] with at least one entry, got "
+        f"{_shape(thresholds)}",
     )
     _require(
         rates.shape == thresholds.shape,
-        f"rates: expected [{thresholds.size}] like thresholds, got {_shape(rates)}",
+        f"rates: expected {_shape(thresholds)} like thresholds, got {_shape(rates)}",
     )
-    _require(num_steps >= 1, f"num_steps: expected at least 1, got {num_steps}")
-    _require(1 <= step <= num_steps, f"step: expected 1 to num_steps = {num_steps}, got {step}")
+    num_steps = _integers("num_steps", num_steps, videos)
+    step = _integers("step", step, videos)
+    window = _integers("first_step", first_step, videos), _integers("last_step", last_step, videos)
+    for now, last in zip(step.tolist(), num_steps.tolist(), strict=True):
+        _require(last >= 1, f"num_steps: expected at least 1, got {last}")
+        _require(1 <= now <= last, f"step: expected 1 to num_steps = {last}, got {now}")
     last_site = state.shape[1] - _FIRST_FACTOR - 1
     _require(0 <= site <= last_site, f"site: expected 0 to {last_site}, got {site}")
-    _check_codebooks(thresholds[None], rates[None])
+    thresholds, rates = numpy.atleast_2d(thresholds), numpy.atleast_2d(rates)
+    _check_codebooks(thresholds, rates)
     published = rule == RULES["published"]
     with numpy.errstate(all="ignore"):
         distance = _distance(sums, metric, published, elements)
@@ -119,10 +129,10 @@ def decide(
     _choose(
         state,
         _due(state, step, num_steps),
-        thresholds[None],
-        rates[None],
+        thresholds,
+        rates,
         published,
-        (first_step, last_step),
+        window,
         (scale, power, divisor, gradient_weight),
         step,
         site,
@@ -168,7 +178,7 @@ def simulate(
     _check_codebooks(thresholds, rates)
     _require(not motion_on or scale > 0, f"scale: expected more than 0, got {scale:g}")
     _check_rule(rule)
-    window = (first_step, steps if last_step is None else last_step)
+    window = (numpy.asarray(first_step), numpy.asarray(steps if last_step is None else last_step))
     regularization = (scale if motion_on else 0.0, power, divisor, gradient_weight)
     # One row per codebook and video.
     state = numpy.tile(initial_state(1, 1, rule), (books * videos, 1))
@@ -177,7 +187,8 @@ def simulate(
     computed = numpy.zeros((books * videos, steps), dtype=numpy.bool_)
     rate = numpy.zeros((books * videos, steps), dtype=numpy.int32)
     for step in range(1, steps + 1):
-        due = _due(state, step, steps)
+        now = numpy.asarray(step)
+        due = _due(state, now, numpy.asarray(steps))
         last = numpy.maximum(state[:, _LAST].astype(numpy.int64), 1)
         distance = distances[video, last - 1, step - 1]
         _choose(
@@ -188,7 +199,7 @@ def simulate(
             rule == RULES["published"],
             window,
             regularization,
-            step,
+            now,
             0,
             distance,
             motion[video, step - 1],
@@ -201,11 +212,18 @@ def _check_rule(rule: int) -> None:
     _require(rule in (0, 1), f"rule: expected 0 (published) or 1 (paper), got {rule}")
 
 
-def _due(state: Doubles, step: int, num_steps: int) -> numpy.typing.NDArray[numpy.bool_]:
-    if step == 1 or step >= num_steps - 1:
-        return numpy.ones(len(state), dtype=numpy.bool_)
+def _integers(name: str, values: Any, videos: int) -> Integers:
+    """[num_videos] from one integer or one per video."""
+    array = numpy.asarray(values)
+    _require(array.dtype.kind in "iu", f"{name}: expected integers, got {values}")
+    fits = array.ndim == 0 or array.shape == (videos,)
+    _require(fits, f"{name}: expected an integer or [num_videos] = [{videos}], got {_shape(array)}")
+    return numpy.broadcast_to(array.astype(numpy.int64), (videos,))
+
+
+def _due(state: Doubles, step: Integers, num_steps: Integers) -> numpy.typing.NDArray[numpy.bool_]:
     due: numpy.typing.NDArray[numpy.bool_] = (state[:, _NEXT] == step) | (state[:, _LAST] == step)
-    return due
+    return due | (step == 1) | (step >= num_steps - 1)
 
 
 def _choose(
@@ -214,9 +232,9 @@ def _choose(
     thresholds: Doubles,
     rates: Doubles,
     published: bool,
-    window: tuple[int, int],
+    window: tuple[Integers, Integers],
     regularization: tuple[float, float, float, float],
-    step: int,
+    step: Integers,
     site: int,
     distance: Doubles,
     motion: Doubles,
@@ -229,27 +247,28 @@ def _choose(
     mean = numpy.where(first_site, 0, old[:, _MEAN])
     new[:, _NONFINITE] = numpy.where(first_site, 0, old[:, _NONFINITE])
     new[:, _LAST], new[:, _GAP] = step, gap
-    if step == 1:  # no old residual
-        new[:, _COUNT], new[:, _MEAN], new[:, _RATE], new[:, _NEXT] = count, mean, 1, 2
-        state[due] = new[due]
-        return
+    new[:, _COUNT], new[:, _MEAN], new[:, _RATE], new[:, _NEXT] = count, mean, 1, 2
+    first = due & (step == 1)  # no old residual
+    state[first] = new[first]
+    due = due & ~first
     previous = old[:, _FIRST_FACTOR + site]
     scale, power, divisor, gradient_weight = regularization
-    inside = window[0] <= step <= window[1]
+    inside = (window[0] <= step) & (step <= window[1])
     with numpy.errstate(all="ignore"):
         mean = (distance / gap + count * mean) / (count + 1)
         factor, next_previous = numpy.ones_like(mean), previous
         if scale > 0 and published:
-            next_previous = numpy.power(motion / scale, power) / divisor if inside else numpy.ones_like(mean)
+            next_previous = numpy.where(inside, numpy.power(motion / scale, power) / divisor, 1)
             factor = next_previous + numpy.abs(gradient_weight * (next_previous - previous) / gap)
-        elif scale > 0 and inside:
+        elif scale > 0:
             gradient = numpy.where(numpy.isnan(previous), 0, gradient_weight * (motion - previous) / gap)
-            factor, next_previous = (motion + gradient) / scale, motion
+            factor = numpy.where(inside, (motion + gradient) / scale, 1)
+            next_previous = numpy.where(inside, motion, previous)
         score = mean * factor
         below = score[:, None] < thresholds
     usable = numpy.isfinite(score) & numpy.isfinite(distance)
-    if scale > 0 and inside:
-        usable &= numpy.isfinite(motion)
+    if scale > 0:
+        usable &= numpy.isfinite(motion) | ~inside
     entry = numpy.where(below.any(1), below.argmax(1), thresholds.shape[1] - 1)
     chosen = numpy.take_along_axis(numpy.broadcast_to(rates, below.shape), entry[:, None], 1)[:, 0]
     new[:, _COUNT], new[:, _DISTANCE], new[:, _MOTION] = count + 1, distance, motion

@@ -55,6 +55,13 @@ OPS = {
         "Tensor",
         "Tensor(a!) out",
     ),
+    "extrapolate_residual_meter": Op(
+        "Tensor x, Tensor[] factors, Tensor coefficients, Tensor? other_coefficients, Tensor? computed, "
+        f"{_ROWS}, {_METER}",
+        "(Tensor, Tensor)",
+        "Tensor(a!) out",
+        "Tensor",
+    ),
     "layer_norm_modulate": Op(f"Tensor x, {_NORM}, Tensor? x_rows", "Tensor", "Tensor(a!) out"),
     "rms_norm_modulate": Op(f"Tensor x, {_NORM}, Tensor? x_rows", "Tensor", "Tensor(a!) out"),
     "gated_residual_norm": Op(
@@ -69,9 +76,10 @@ OPS = {
         "Tensor",
     ),
     "decide": Op(
-        "Tensor sums, Tensor(a!) state, Tensor thresholds, Tensor rates, int step, int num_steps, int site, "
-        "int frames, int[] strides, int metric, int rule, float elements, int first_step, int last_step, "
-        "float scale, float power, float divisor, float gradient_weight",
+        "Tensor sums, Tensor(a!) state, Tensor thresholds, Tensor rates, Tensor? step_of_video, "
+        "Tensor? num_steps_of_video, Tensor? window_of_video, int step, int num_steps, int site, int frames, "
+        "int[] strides, int metric, int rule, float elements, int first_step, int last_step, float scale, "
+        "float power, float divisor, float gradient_weight",
         "()",
     ),
     "fused_qk_norm_rope": Op(f"Tensor(a!) qkv, {_HEADS}, float eps", "()"),

@@ -31,8 +31,8 @@ def decide(
     sums: numpy.typing.ArrayLike,
     state: Doubles,
     *,
-    step: int,
-    num_steps: int,
+    step: int | numpy.typing.ArrayLike,
+    num_steps: int | numpy.typing.ArrayLike,
     thresholds: numpy.typing.ArrayLike,
     rates: numpy.typing.ArrayLike,
     frames: int,
@@ -41,13 +41,15 @@ def decide(
     metric: str = "l1",
     rule: str = "published",
     elements: float = 0.0,
-    window: tuple[int, int] = (1, 0),
+    window: tuple[int, int] | numpy.typing.ArrayLike = (1, 0),
     scale: float = 0.0,
     power: float = 1.0,
     divisor: float = 1.0,
     gradient_weight: float = 0.0,
 ) -> None:
     """`adacache_kernels.decide` for NumPy arrays. Updates `state` (float64, contiguous) in place.
+
+    `step`, `num_steps`, `window` [num_videos, 2], `thresholds` and `rates` may be per video.
 
     Raises:
         ValueError: an argument is invalid, thresholds are not ascending, or rates are not integers >= 1;
@@ -57,7 +59,12 @@ def decide(
         raise ValueError(
             f"elements: expected rows per video * N * C, which rule='paper' divides by, got {elements}"
         )
-    first_step, last_step = window
+    edges = numpy.asarray(window)
+    if edges.shape not in ((2,), (len(state), 2)):
+        raise ValueError(
+            f"window: expected (first step, last step) or [num_videos, 2] = [{len(state)}, 2], got {window!r}"
+        )
+    first_step, last_step = edges.T
     _engine().decide(
         sums=sums,
         state=state,

@@ -157,6 +157,8 @@ def _make(kind: str, shape: Shape, dtype: torch.dtype, device: torch.device, mad
     if kind == "coefficients":
         factors = sum(name.startswith("factor") for name in vars(made))
         return torch.tensor([[1.0, -0.5, 0.25, -0.125][:factors]], device=device)
+    if kind == "other_coefficients":
+        return made.coefficients * 0.75
     if kind == "qkv":
         return normal(shape.rows, shape.tokens, 3, shape.heads, shape.head_dim)
     if kind == "qkv_by_place":  # the layout of models that rearrange their tokens before the attention
@@ -242,6 +244,15 @@ def extrapolate_residual_chain(v: Values) -> Tensors:
     for index, factor in enumerate(factors_of(v)[1:], 1):
         total = total + coefficients[index] * factor
     return (v.x + total,)
+
+
+def extrapolate_residual_meter_chain(v: Values) -> Tensors:
+    own, other = v.coefficients[0].to(v.x.dtype), v.other_coefficients[0].to(v.x.dtype)
+    factors = factors_of(v)
+    new, old = own[0] * factors[0], other[0] * factors[0]
+    for index, factor in enumerate(factors[1:], 1):
+        new, old = new + own[index] * factor, old + other[index] * factor
+    return v.x + new, *measured(new, old, v.frames)
 
 
 def modulated(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -387,6 +398,29 @@ def _extrapolation(order: int) -> Case:
     )
 
 
+def _call_forecast_meter(ak: Any, v: Values, out: dict[str, torch.Tensor]) -> Tensors:
+    given = (v.x, factors_of(v), v.coefficients)
+    x_out, sums = ak.extrapolate_residual_meter(
+        *given, other_coefficients=v.other_coefficients, frames=v.frames, **out
+    )
+    return x_out, sums
+
+
+def _metered_extrapolation(order: int) -> Case:
+    return Case(
+        f"extrapolate_residual_meter order {order}",
+        "extrapolate_residual_meter",
+        {"x": "tokens"}
+        | {f"factor{i}": "tokens" for i in range(order + 1)}
+        | {"coefficients": "coefficients", "other_coefficients": "other_coefficients"},
+        extrapolate_residual_meter_chain,
+        _call_forecast_meter,
+        passes=3 + order,
+        checks=("close", "sums"),
+        kernel="extrapolate_residual_meter<bf16, bf16, 8, false>",
+    )
+
+
 CASES = [
     Case(
         "gated_residual",
@@ -497,6 +531,7 @@ CASES = [
         kernel="reuse_residual<bf16, 8, KnownElements<float8_e4m3, 8>, false>",
     ),
     *map(_extrapolation, (1, 2, 3)),
+    _metered_extrapolation(2),
     Case(
         "layer_norm_modulate",
         "layer_norm_modulate",

@@ -2,6 +2,7 @@
 # Sources of the three libraries and per-file options. Paths are relative to the repository.
 set(ADACACHE_CPU_SOURCES
     csrc/cpu/extrapolate_residual.cpp
+    csrc/cpu/extrapolate_residual_meter.cpp
     csrc/cpu/fresh_memory.cpp
     csrc/cpu/fused_qk_norm_rope.cpp
     csrc/cpu/gated_residual.cpp
@@ -20,6 +21,7 @@ set(ADACACHE_ENGINE_SOURCES csrc/engine/engine.cpp)
 set(ADACACHE_CUDA_SOURCES
     csrc/cuda/decide.cu
     csrc/cuda/extrapolate_residual.cu
+    csrc/cuda/extrapolate_residual_meter.cu
     csrc/cuda/gated_residual.cu
     csrc/cuda/gated_residual_meter.cu
     csrc/cuda/gated_residual_norm.cu

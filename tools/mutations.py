@@ -64,6 +64,7 @@ SELECTIONS = {
     "cpu reuse_residual": library("reuse_residual"),
     "cpu stack_residual_meter": library("stack_residual_meter"),
     "cpu extrapolate_residual": library("extrapolate_residual"),
+    "cpu extrapolate_residual_meter": library("extrapolate_residual_meter"),
     "cpu temporal_attention": library("temporal_attention"),
     "cpu decide": library("decide"),
     "bodies": bodies(),
@@ -239,10 +240,31 @@ MUTATIONS = [
         "cpu extrapolate_residual",
     ),
     Mutation(
+        "a forecast is measured against itself",
+        "csrc/cpu/isa/extrapolate_residual_meter.h",
+        "widen(load_part(computed, c, count)) : sum_with(other));",
+        "widen(load_part(computed, c, count)) : sum_with(coefficient));",
+        "cpu extrapolate_residual_meter",
+    ),
+    Mutation(
+        "the second forecast uses the coefficients of the first video",
+        "csrc/cuda/bodies/extrapolate_residual_meter.h",
+        "coefficients + video_ * factors;",
+        "coefficients;",
+        "bodies",
+    ),
+    Mutation(
         "a non-finite distance does not force computation",
         "csrc/core/decide.h",
         "    state[state_nonfinite] = 1;\n    state[state_rate] = 1;",
-        "    state[state_nonfinite] = 1;\n    state[state_rate] = rule.rates[0];",
+        "    state[state_nonfinite] = 1;\n    state[state_rate] = schedule.rates[0];",
+        "cpu decide",
+    ),
+    Mutation(
+        "all videos use the codebook of the first",
+        "csrc/core/decide.h",
+        "  own.thresholds += video * schedules.thresholds_stride;\n",
+        "",
         "cpu decide",
     ),
     Mutation(
@@ -419,8 +441,8 @@ MUTATIONS = [
     Mutation(
         "the decision uses the previous step",
         "python/adacache/policies/adacache.py",
-        "            step=step.number,",
-        "            step=step.number - 1,",
+        "site, sums, step=step.number)",
+        "site, sums, step=step.number - 1)",
         "layer",
     ),
     Mutation(
@@ -454,8 +476,8 @@ MUTATIONS = [
     Mutation(
         "a video decides by the sums of another",
         "python/adacache/serving/batch.py",
-        "sums.values[video : video + 1]",
-        "sums.values[:1]",
+        "values[video : video + 1] for video in videos",
+        "values[:1] for video in videos",
         "serving",
     ),
     Mutation(

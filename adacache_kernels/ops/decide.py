@@ -15,8 +15,8 @@ def decide(
     sums: torch.Tensor,
     state: torch.Tensor,
     *,
-    step: int,
-    num_steps: int,
+    step: int | torch.Tensor,
+    num_steps: int | torch.Tensor,
     thresholds: torch.Tensor,
     rates: torch.Tensor,
     frames: int,
@@ -25,7 +25,7 @@ def decide(
     metric: str = "l1",
     rule: str = "published",
     elements: float = 0.0,
-    window: tuple[int, int] = (1, 0),
+    window: tuple[int, int] | torch.Tensor = (1, 0),
     scale: float = 0.0,
     power: float = 1.0,
     divisor: float = 1.0,
@@ -35,6 +35,8 @@ def decide(
 
     A video is due if `step` is 1, num_steps-1 or num_steps, its next step, or its last step (a further site
     of the same step); rows of other videos do not change. Step 1 has no old residual, and its rate is 1.
+    Step, schedule and codebook may differ per video, so that one call serves requests at different steps.
+    Each video gets the bits of a call of its own.
 
     rule="published", the decisions of the published code: q = distance / previous rate, with distance
     sum|r-old| / sum|old| (l1), sqrt(sum (r-old)^2 / sum old^2) (l2) or 1 - r.old / (|r| |old|) (cosine); the
@@ -53,19 +55,23 @@ def decide(
         sums: float64 [num_videos, columns] of `gated_residual_meter` or `residual_meter`.
         state: float64 [num_videos, 10 + sites] of `initial_state`, updated in place; must not overlap other
             arguments; columns named by `state_columns(sites)`.
-        step: number of the denoising step, 1-based.
-        num_steps: denoising steps of the request.
-        thresholds: float64 [entries], ascending, on the device of sums. Thresholds and rates are not checked.
-        rates: float64 [entries], steps from this computed step to the next, at least 1.
+        step: number of the denoising step, 1-based; or int32 [num_videos].
+        num_steps: denoising steps of the request; or int32 [num_videos].
+        thresholds: float64 [entries] or [num_videos, entries], ascending, on the device of sums. A shorter
+            codebook is padded with its last entry. Thresholds and rates are not checked.
+        rates: float64 [entries] or [num_videos, entries] as thresholds, steps from this computed step to the
+            next, at least 1.
         frames: latent frames of the measured residuals.
         site: metric site of the sums, 0-based.
         strides: frame strides of the sums.
         metric: "l1", "l2" or "cosine".
         rule: "published" or "paper".
         elements: rows per video * N * C; used only by rule="paper".
-        window: first and last step (1-based, inclusive) of motion regularization.
+        window: first and last step (1-based, inclusive) of motion regularization; or int32 [num_videos, 2].
         scale: > 0 enables motion regularization.
         power, divisor, gradient_weight: see above.
+
+    On CUDA the values of tensors are not checked, because that would synchronize.
 
     Raises:
         TypeError, ValueError: an argument is invalid; the message names it.
@@ -77,8 +83,16 @@ def decide(
         raise ValueError(
             f"elements: expected rows per video * N * C, which rule='paper' divides by, got {elements}"
         )
-    if not isinstance(window, Sequence) or len(window) != 2:
+    step_of_video, step = (step, 1) if isinstance(step, torch.Tensor) else (None, step)
+    num_steps_of_video, num_steps = (
+        (num_steps, 1) if isinstance(num_steps, torch.Tensor) else (None, num_steps)
+    )
+    window_of_video = None
+    if isinstance(window, torch.Tensor):
+        window_of_video, window = window, (1, 0)
+    elif not isinstance(window, Sequence) or len(window) != 2:
         raise ValueError(f"window: expected (first step, last step), got {window!r}")
+    by_video = (step_of_video, num_steps_of_video, window_of_video)
     place = (step, num_steps, site, frames, strides, metric_kind, rule_kind, elements, *window)
     regularisation = (scale, power, divisor, gradient_weight)
-    call("decide", sums, state, thresholds, rates, *place, *regularisation)
+    call("decide", sums, state, thresholds, rates, *by_video, *place, *regularisation)

@@ -4,6 +4,7 @@
 from .arguments import Meter, Norm
 from .decide import decide
 from .extrapolate_residual import extrapolate_residual
+from .extrapolate_residual_meter import extrapolate_residual_meter
 from .fused_qk_norm_rope import fused_qk_norm_rope
 from .gated_residual import gated_residual
 from .gated_residual_meter import gated_residual_meter
@@ -21,6 +22,7 @@ __all__ = [
     "Norm",
     "decide",
     "extrapolate_residual",
+    "extrapolate_residual_meter",
     "fused_qk_norm_rope",
     "gated_residual",
     "gated_residual_meter",

@@ -16,6 +16,9 @@ def decide(
     state: torch.Tensor,
     thresholds: torch.Tensor,
     rates: torch.Tensor,
+    step_of_video: torch.Tensor | None,
+    num_steps_of_video: torch.Tensor | None,
+    window_of_video: torch.Tensor | None,
     step: int,
     num_steps: int,
     site: int,
@@ -34,49 +37,49 @@ def decide(
     published = rule == RULES["published"]
     was_step, rate, next_step, gap, count, mean, distance, motion, factor, nonfinite = state[:, :10].unbind(1)
     previous = state[:, 10 + site]
+    now = _by_video(step, step_of_video, was_step)
+    last = _by_video(num_steps, num_steps_of_video, was_step)
+    edges = (None, None) if window_of_video is None else window_of_video.unbind(1)
+    window = [_by_video(*edge, was_step) for edge in zip((first_step, last_step), edges, strict=True)]
 
-    first_site = was_step != step
-    due = (next_step == step) | ~first_site
-    if step == 1 or step >= num_steps - 1:
-        due = torch.ones_like(due)
+    first_site = was_step != now
+    due = (next_step == now) | ~first_site | (now == 1) | (now >= last - 1)
     # The divisor of the distance: the previous rate (published) or the elapsed steps (paper).
-    gap = torch.where(first_site, rate if published else step - was_step, gap)
+    gap = torch.where(first_site, rate if published else now - was_step, gap)
     count = torch.where(first_site, 0.0, count)
     mean = torch.where(first_site, 0.0, mean)
     nonfinite = torch.where(first_site, 0.0, nonfinite)
-    stepped = torch.full_like(was_step, step)
-
-    if step == 1:  # no old residual
-        one = torch.ones_like(rate)
-        _store(
-            state,
-            site,
-            due,
-            (stepped, one, one + 1, gap, count, mean, distance, motion, factor, nonfinite, previous),
-        )
-        return
+    one = torch.ones_like(rate)
+    first = now == 1  # no old residual
+    _store(
+        state,
+        site,
+        due & first,
+        (now, one, one + 1, gap, count, mean, distance, motion, factor, nonfinite, previous),
+    )
 
     distance = _distance(sums, metric, published, elements)
     motion = _motion(sums, strides, frames, published, elements)
     mean = (distance / gap + count * mean) / (count + 1)
     factor = torch.ones_like(mean)
     now_previous = previous
-    inside = first_step <= step <= last_step
+    inside = (window[0] <= now) & (now <= window[1])
     if scale > 0 and published:
-        now_previous = (motion / scale).pow(power) / divisor if inside else factor
+        now_previous = torch.where(inside, (motion / scale).pow(power) / divisor, factor)
         factor = now_previous + (gradient_weight * (now_previous - previous) / gap).abs()
-    elif scale > 0 and inside:
+    elif scale > 0:
         gradient = torch.where(previous.isnan(), 0.0, gradient_weight * (motion - previous) / gap)
-        factor = (motion + gradient) / scale
-        now_previous = motion
+        factor = torch.where(inside, (motion + gradient) / scale, factor)
+        now_previous = torch.where(inside, motion, previous)
     score = mean * factor
 
     below = score[:, None] < thresholds
-    entry = torch.where(below.any(1), below.int().argmax(1), thresholds.shape[0] - 1)
+    entry = torch.where(below.any(1), below.int().argmax(1), thresholds.shape[-1] - 1)
+    chosen = rates[entry] if rates.dim() == 1 else rates.gather(1, entry[:, None])[:, 0]
     # After a non-finite score the next step is computed. The mean stays NaN, so that later sites of this step
     # decide the same.
     bad = ~score.isfinite()
-    rate = torch.where(bad, 1.0, rates[entry])
+    rate = torch.where(bad, 1.0, chosen)
     mean = torch.where(bad, torch.nan, mean)
     factor = torch.where(bad, 1.0, factor)
     nonfinite = torch.where(bad, 1.0, nonfinite)
@@ -84,9 +87,13 @@ def decide(
     _store(
         state,
         site,
-        due,
-        (stepped, rate, step + rate, gap, count + 1, mean, distance, motion, factor, nonfinite, now_previous),
+        due & ~first,
+        (now, rate, now + rate, gap, count + 1, mean, distance, motion, factor, nonfinite, now_previous),
     )
+
+
+def _by_video(value: int, of_video: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
+    return torch.full_like(like, value) if of_video is None else of_video.to(like.dtype)
 
 
 def _distance(sums: torch.Tensor, metric: int, published: bool, elements: float) -> torch.Tensor:

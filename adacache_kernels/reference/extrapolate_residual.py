@@ -19,7 +19,18 @@ def extrapolate_residual(
     video_of_row: torch.Tensor | None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    x = pick_rows(x, x_rows)
+    change = forecast(factors, coefficients, residual_rows, video_of_row)
+    x_out = (pick_rows(x, x_rows).float() + change).to(x.dtype)
+    return x_out if out is None else out.copy_(x_out)
+
+
+def forecast(
+    factors: Sequence[torch.Tensor],
+    coefficients: torch.Tensor,
+    residual_rows: torch.Tensor | None,
+    video_of_row: torch.Tensor | None,
+) -> torch.Tensor:
+    """The forecast of each row of the batch in float32."""
     by_row = pick_rows(coefficients, video_of_row)[:, :, None, None]
     terms = [
         by_row[:, index] * pick_rows(factor, residual_rows).float() for index, factor in enumerate(factors)
@@ -27,5 +38,4 @@ def extrapolate_residual(
     change = terms[0]
     for term in terms[1:]:
         change = change + term
-    x_out = (x.float() + change).to(x.dtype)
-    return x_out if out is None else out.copy_(x_out)
+    return change

@@ -13,6 +13,7 @@ from .._fakes import FAKE_KERNELS
 from .._schemas import SCHEMAS
 from .decide import decide
 from .extrapolate_residual import extrapolate_residual
+from .extrapolate_residual_meter import extrapolate_residual_meter
 from .fused_qk_norm_rope import fused_qk_norm_rope
 from .gated_residual import gated_residual
 from .gated_residual_meter import gated_residual_meter
@@ -36,6 +37,7 @@ _LAUNCHERS = {
     "residual_meter": residual_meter,
     "reuse_residual_out": reuse_residual,
     "extrapolate_residual_out": extrapolate_residual,
+    "extrapolate_residual_meter_out": extrapolate_residual_meter,
     "layer_norm_modulate_out": layer_norm_modulate,
     "rms_norm_modulate_out": rms_norm_modulate,
     "gated_residual_norm_out": gated_residual_norm,

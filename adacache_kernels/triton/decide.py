@@ -29,6 +29,11 @@ _L2 = tl.constexpr(METRICS["l2"])
         "sum_columns",
         "state_columns",
         "entries",
+        "thresholds_stride",
+        "rates_stride",
+        "num_steps",
+        "first_step",
+        "last_step",
     ]
 )
 def decide_kernel(
@@ -36,14 +41,24 @@ def decide_kernel(
     state,
     thresholds,
     rates,
+    step_of_video,
+    num_steps_of_video,
+    window_of_video,
     num_videos,
     sum_columns,
     state_columns,
     entries,
+    thresholds_stride,
+    rates_stride,
     step,
+    num_steps,
+    first_step,
+    last_step,
     site,
     frames,
     elements_bits,
+    # Steps or schedules differ per video: the next three are computed here. Otherwise they are constants.
+    BY_VIDEO: tl.constexpr,
     FIRST: tl.constexpr,  # step 1: no old residual
     FORCED: tl.constexpr,  # all videos compute in this step
     INSIDE: tl.constexpr,  # the step is in the window of motion regularization
@@ -70,9 +85,24 @@ def decide_kernel(
     nonfinite = tl.load(state + 9, mask=mask, other=0.0)
     previous = tl.load(state + 10 + site, mask=mask, other=0.0)
 
-    now = tl.full([BLOCK], 0.0, tl.float64) + step.to(tl.float64)
+    zero = tl.full([BLOCK], 0.0, tl.float64)
+    now = zero + step.to(tl.float64)
+    if step_of_video is not None:
+        now = tl.load(step_of_video + video, mask=mask, other=1).to(tl.float64)
+    first = now == 1.0
+    inside = first
     further = was_step == now
-    if not FORCED:
+    if BY_VIDEO:
+        last = zero + num_steps.to(tl.float64)
+        if num_steps_of_video is not None:
+            last = tl.load(num_steps_of_video + video, mask=mask, other=1).to(tl.float64)
+        window_start, window_end = zero + first_step.to(tl.float64), zero + last_step.to(tl.float64)
+        if window_of_video is not None:
+            window_start = tl.load(window_of_video + 2 * video, mask=mask, other=1).to(tl.float64)
+            window_end = tl.load(window_of_video + 2 * video + 1, mask=mask, other=0).to(tl.float64)
+        inside = (window_start <= now) & (now <= window_end)
+        mask = mask & (first | (now >= last - 1.0) | (next_step == now) | further)
+    elif not FORCED:
         mask = mask & ((next_step == now) | further)
     gap = tl.where(further, gap, rate if PUBLISHED else now - was_step)
     count = tl.where(further, count, 0.0)
@@ -111,35 +141,55 @@ def decide_kernel(
         if len(STRIDES) > 1:
             motion = motion / len(STRIDES)
 
+        mean_before = mean
         mean = (distance / gap + count * mean) / (count + 1.0)
         factor = tl.full([BLOCK], 1.0, tl.float64)
         now_previous = previous
         if SCALE > 0 and PUBLISHED:
             now_previous = factor
-            if INSIDE:
+            if INSIDE or BY_VIDEO:
                 raised = factor if POWER == 0 else tl.exp(POWER * tl.log(motion / SCALE))
                 now_previous = raised / DIVISOR
+            if BY_VIDEO:
+                now_previous = tl.where(inside, now_previous, factor)
             factor = now_previous + tl.abs(GRADIENT_WEIGHT * (now_previous - previous) / gap)
-        elif SCALE > 0 and INSIDE:
+        elif SCALE > 0 and (INSIDE or BY_VIDEO):
             gradient = tl.where(previous == previous, GRADIENT_WEIGHT * (motion - previous) / gap, 0.0)
-            factor = (motion + gradient) / SCALE
             now_previous = motion
+            if BY_VIDEO:
+                factor = tl.where(inside, (motion + gradient) / SCALE, factor)
+                now_previous = tl.where(inside, motion, previous)
+            else:
+                factor = (motion + gradient) / SCALE
         score = mean * factor
 
-        rate = tl.load(rates + entries - 1 + video * 0, mask=mask, other=1.0)
+        thresholds += video * thresholds_stride
+        rates += video * rates_stride
+        rate = tl.load(rates + entries - 1, mask=mask, other=1.0)
         for passed in range(1, entries):
             entry = entries - 1 - passed
-            rate = tl.where(score < tl.load(thresholds + entry), tl.load(rates + entry), rate)
+            below = score < tl.load(thresholds + entry, mask=mask, other=0.0)
+            rate = tl.where(below, tl.load(rates + entry, mask=mask, other=1.0), rate)
         bad = score - score != 0.0
         rate = tl.where(bad, 1.0, rate)
-        count += 1.0
-        tl.store(state + 6, distance, mask=mask)
-        tl.store(state + 7, motion, mask=mask)
-        tl.store(state + 8, tl.where(bad, 1.0, factor), mask=mask)
-        tl.store(state + 10 + site, tl.where(bad, previous, now_previous), mask=mask)
         # The mean stays NaN, so that later sites of this step decide the same.
-        mean = tl.where(bad, float("nan"), mean)
-        nonfinite = tl.where(bad, 1.0, nonfinite)
+        decided_mean = tl.where(bad, float("nan"), mean)
+        decided_nonfinite = tl.where(bad, 1.0, nonfinite)
+        measured = mask
+        if BY_VIDEO:
+            measured = mask & ~first
+            rate = tl.where(first, 1.0, rate)
+            mean = tl.where(first, mean_before, decided_mean)
+            count = tl.where(first, count, count + 1.0)
+            nonfinite = tl.where(first, nonfinite, decided_nonfinite)
+        else:
+            mean = decided_mean
+            count += 1.0
+            nonfinite = decided_nonfinite
+        tl.store(state + 6, distance, mask=measured)
+        tl.store(state + 7, motion, mask=measured)
+        tl.store(state + 8, tl.where(bad, 1.0, factor), mask=measured)
+        tl.store(state + 10 + site, tl.where(bad, previous, now_previous), mask=measured)
 
     tl.store(state + 0, now, mask=mask)
     tl.store(state + 1, rate, mask=mask)
@@ -155,6 +205,9 @@ def decide(
     state: torch.Tensor,
     thresholds: torch.Tensor,
     rates: torch.Tensor,
+    step_of_video: torch.Tensor | None,
+    num_steps_of_video: torch.Tensor | None,
+    window_of_video: torch.Tensor | None,
     step: int,
     num_steps: int,
     site: int,
@@ -174,6 +227,7 @@ def decide(
     num_videos = state.shape[0]
     if num_videos == 0:
         return
+    by_video = not (step_of_video is num_steps_of_video is window_of_video is None)
     block = min(triton.next_power_of_2(num_videos), 128)
     with on_device(state):
         decide_kernel[(triton.cdiv(num_videos, block),)](
@@ -181,17 +235,26 @@ def decide(
             state,
             thresholds,
             rates,
+            step_of_video,
+            num_steps_of_video,
+            window_of_video,
             num_videos,
             sums.shape[1],
             state.shape[1],
-            thresholds.shape[0],
+            thresholds.shape[-1],
+            thresholds.shape[1] if thresholds.dim() == 2 else 0,
+            rates.shape[1] if rates.dim() == 2 else 0,
             step,
+            num_steps,
+            first_step,
+            last_step,
             site,
             frames,
             *struct.unpack("<q", struct.pack("<d", elements or 1.0)),
-            FIRST=step == 1,
-            FORCED=step == 1 or step >= num_steps - 1,
-            INSIDE=first_step <= step <= last_step,
+            BY_VIDEO=by_video,
+            FIRST=not by_video and step == 1,
+            FORCED=not by_video and (step == 1 or step >= num_steps - 1),
+            INSIDE=not by_video and first_step <= step <= last_step,
             STRIDES=tuple(strides),
             METRIC=metric,
             PUBLISHED=rule == RULES["published"],

@@ -29,16 +29,30 @@ enum StateColumn : int {
 struct DecisionRule {
   Rule rule;
   Metric metric;
-  const double* thresholds;  // ascending
-  const double* rates;
-  int64_t entries;
-  int64_t num_steps;
+  int64_t entries;  // of a codebook
   int64_t frames;
-  double elements;                // per video in the measured tensor
-  int64_t first_step, last_step;  // window of motion regularization
-  double scale;                   // <= 0: no motion regularization
+  double elements;  // per video in the measured tensor
+  double scale;     // <= 0: no motion regularization
   double power, divisor, gradient_weight;
   MotionStrides motion;
+};
+
+// Step, schedule and codebook of one video.
+struct VideoSchedule {
+  int64_t step, num_steps;        // step is 1-based
+  int64_t first_step, last_step;  // window of motion regularization
+  const double* thresholds;       // ascending
+  const double* rates;
+};
+
+// The schedules of the videos of a call. The arrays per video may be null: `shared` then applies to all.
+struct Schedules {
+  VideoSchedule shared;
+  const int32_t* step;       // [num_videos]
+  const int32_t* num_steps;  // [num_videos]
+  const int32_t* window;     // [num_videos, 2]
+  // Elements between the codebooks of two videos. 0: all videos use one codebook.
+  int64_t thresholds_stride, rates_stride;
 };
 
 inline namespace ADACACHE_ISA {
@@ -62,6 +76,19 @@ ADACACHE_HD void initialise_state(double* state, int64_t sites, Rule rule) {
     state[first_factor_column + site] = rule == Rule::published ? 1 : not_a_number();
 }
 
+ADACACHE_HD VideoSchedule schedule_of(const Schedules& schedules, int64_t video) {
+  VideoSchedule own = schedules.shared;
+  if (schedules.step) own.step = schedules.step[video];
+  if (schedules.num_steps) own.num_steps = schedules.num_steps[video];
+  if (schedules.window) {
+    own.first_step = schedules.window[2 * video];
+    own.last_step = schedules.window[2 * video + 1];
+  }
+  own.thresholds += video * schedules.thresholds_stride;
+  own.rates += video * schedules.rates_stride;
+  return own;
+}
+
 // Whether the video is computed in this step (1-based). The first and the last two steps always are.
 ADACACHE_HD bool due(const double* state, int64_t step, int64_t num_steps) {
   return step == 1 || step >= num_steps - 1 || state[state_next_step] == step ||
@@ -69,8 +96,9 @@ ADACACHE_HD bool due(const double* state, int64_t step, int64_t num_steps) {
 }
 
 // Updates the rate from the distance and motion at one site in this step.
-ADACACHE_HD void choose(double* state, const DecisionRule& rule, int64_t step, int64_t site, double distance,
-                        double motion) {
+ADACACHE_HD void choose(double* state, const DecisionRule& rule, const VideoSchedule& schedule, int64_t site,
+                        double distance, double motion) {
+  const int64_t step = schedule.step;
   if (state[state_last_step] != step) {
     const double elapsed = step - state[state_last_step];
     state[state_prev_rate] = rule.rule == Rule::paper ? elapsed : state[state_rate];
@@ -92,7 +120,7 @@ ADACACHE_HD void choose(double* state, const DecisionRule& rule, int64_t step, i
   double* previous = state + first_factor_column + site;
   double next_previous = *previous;
   double total = 1;
-  const bool in_window = step >= rule.first_step && step <= rule.last_step;
+  const bool in_window = step >= schedule.first_step && step <= schedule.last_step;
   if (rule.scale > 0 && rule.rule == Rule::published) {
     const double factor = in_window ? pow(motion / rule.scale, rule.power) / rule.divisor : 1.0;
     total = factor + fabs(rule.gradient_weight * (factor - *previous) / steps);
@@ -113,8 +141,8 @@ ADACACHE_HD void choose(double* state, const DecisionRule& rule, int64_t step, i
     state[state_factor] = total;
     *previous = next_previous;
     int64_t entry = 0;
-    while (entry + 1 < rule.entries && !(score < rule.thresholds[entry])) ++entry;
-    state[state_rate] = rule.rates[entry];
+    while (entry + 1 < rule.entries && !(score < schedule.thresholds[entry])) ++entry;
+    state[state_rate] = schedule.rates[entry];
   } else {
     // Reuse would keep a NaN in the video, so the next step is computed. The mean stays NaN, so that later
     // sites of this step decide the same.
@@ -146,10 +174,10 @@ ADACACHE_HD double motion_of(const double* sums, const DecisionRule& rule) {
 }
 
 // The op `decide` for one video. If the video is not due, the state does not change and `sums` is ignored.
-ADACACHE_HD void decide(double* state, const double* sums, const DecisionRule& rule, int64_t step,
-                        int64_t site) {
-  if (!due(state, step, rule.num_steps)) return;
-  choose(state, rule, step, site, distance_of(sums, rule), motion_of(sums, rule));
+ADACACHE_HD void decide(double* state, const double* sums, const DecisionRule& rule,
+                        const VideoSchedule& schedule, int64_t site) {
+  if (!due(state, schedule.step, schedule.num_steps)) return;
+  choose(state, rule, schedule, site, distance_of(sums, rule), motion_of(sums, rule));
 }
 
 }  // namespace ADACACHE_ISA

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../core/extrapolate_residual.h"
+#include "../core/extrapolate_residual_meter.h"
 #include "../core/gated_residual.h"
 #include "../core/gated_residual_meter.h"
 #include "../core/layer_norm_modulate.h"
@@ -26,7 +27,7 @@ struct MeterUnit {
   int64_t row, first_place, end_place;
   bool stream_out, stream_norm;
   float* scratch;
-  void* waiting;    // buffer for r if the kept residual is float8: waiting_frames frames, padded channels
+  void* waiting;    // buffer for r that is not kept in its dtype: waiting_frames frames, padded channels
   double* partial;  // [sum_columns], the sums of the unit
 };
 
@@ -42,6 +43,7 @@ struct Kernels {
   void (*residual_meter)(const ResidualMeter&, const MeterUnit&);
   void (*reuse_residual)(const ReuseResidual&, bool reuse, const TokenUnit&);
   void (*extrapolate_residual)(const ExtrapolateResidual&, const float* coefficients, const TokenUnit&);
+  void (*extrapolate_residual_meter)(const ExtrapolateResidualMeter&, const MeterUnit&);
   void (*layer_norm_modulate)(const LayerNormModulate&, const TokenUnit&);
   void (*fused_qk_norm_rope)(const FusedQkNormRope&, const AttentionUnit&);
   void (*temporal_attention)(const TemporalAttention&, const AttentionUnit&);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../core/extrapolate_residual.h"
+#include "../core/extrapolate_residual_meter.h"
 #include "../core/fused_qk_norm_rope.h"
 #include "../core/gated_residual.h"
 #include "../core/gated_residual_meter.h"
@@ -29,6 +30,7 @@ void stack_residual_meter(const StackResidualMeter& parameters, const MeterSums&
 void residual_meter(const ResidualMeter& parameters, const MeterSums& sums);
 void reuse_residual(const ReuseResidual& parameters);
 void extrapolate_residual(const ExtrapolateResidual& parameters);
+void extrapolate_residual_meter(const ExtrapolateResidualMeter& parameters, const MeterSums& sums);
 void layer_norm_modulate(const LayerNormModulate& parameters);
 void gated_residual_norm(const GatedResidualNorm& parameters);
 void gated_residual_norm_meter(const GatedResidualNormMeter& parameters, const MeterSums& sums);

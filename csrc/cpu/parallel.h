@@ -105,7 +105,7 @@ void meter(const Parameters& p, const Streaming& streaming, const MeterSums& res
   const int columns = sum_columns(p.motion);
   const int64_t row_bytes = scratch_bytes(shape.channels);
   const int64_t waiting_bytes =
-      waiting_frames(p.motion) * places_per_unit * padded_channels(shape.channels) * bytes_of(p.dtype);
+      waiting_frames(p.motion) * places_per_unit * padded_channels(shape.channels) * int64_t{sizeof(float)};
   std::vector<double> partials(units * columns);
   for_each_unit(units, shape.rows * shape.frames * shape.places * token_bytes, [&](int64_t unit) {
     const int64_t first_place = unit % units_per_row * places_per_unit;

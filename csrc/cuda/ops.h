@@ -6,6 +6,7 @@
 
 #include "../core/decide.h"
 #include "../core/extrapolate_residual.h"
+#include "../core/extrapolate_residual_meter.h"
 #include "../core/gated_residual.h"
 #include "../core/gated_residual_meter.h"
 #include "../core/gated_residual_norm.h"
@@ -30,12 +31,15 @@ int64_t workspace_elements(const GatedResidualMeter& parameters);
 int64_t workspace_elements(const StackResidualMeter& parameters);
 int64_t workspace_elements(const ResidualMeter& parameters);
 int64_t workspace_elements(const GatedResidualNormMeter& parameters);
+int64_t workspace_elements(const ExtrapolateResidualMeter& parameters);
 
 cudaError_t gated_residual_meter(const GatedResidualMeter& parameters, const MeterSums& sums,
                                  cudaStream_t stream);
 cudaError_t stack_residual_meter(const StackResidualMeter& parameters, const MeterSums& sums,
                                  cudaStream_t stream);
 cudaError_t residual_meter(const ResidualMeter& parameters, const MeterSums& sums, cudaStream_t stream);
+cudaError_t extrapolate_residual_meter(const ExtrapolateResidualMeter& parameters, const MeterSums& sums,
+                                       cudaStream_t stream);
 cudaError_t gated_residual_norm_meter(const GatedResidualNormMeter& parameters, const MeterSums& sums,
                                       cudaStream_t stream);
 
@@ -44,7 +48,8 @@ cudaError_t reuse_residual(const ReuseResidual& parameters, cudaStream_t stream)
 cudaError_t extrapolate_residual(const ExtrapolateResidual& parameters, cudaStream_t stream);
 cudaError_t layer_norm_modulate(const LayerNormModulate& parameters, cudaStream_t stream);
 cudaError_t gated_residual_norm(const GatedResidualNorm& parameters, cudaStream_t stream);
-cudaError_t decide(const DecisionRule& rule, const double* sums, int64_t sums_columns, double* state,
-                   int64_t state_columns, int64_t videos, int64_t step, int64_t site, cudaStream_t stream);
+cudaError_t decide(const DecisionRule& rule, const Schedules& schedules, const double* sums,
+                   int64_t sums_columns, double* state, int64_t state_columns, int64_t videos, int64_t site,
+                   cudaStream_t stream);
 
 }  // namespace adacache::cuda

@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cmath>
 #include <sstream>
 #include <stdexcept>
@@ -53,7 +54,10 @@ void check_codebooks(const double* thresholds, const double* rates, int64_t coun
     for (int64_t i = 0; i < entries; ++i) {
       const double threshold = thresholds[k * entries + i];
       const double rate = rates[k * entries + i];
-      require(!std::isnan(threshold) && (i == 0 || threshold > thresholds[k * entries + i - 1]),
+      // A shorter codebook is padded with its last entry.
+      const bool repeated =
+          i > 0 && threshold == thresholds[k * entries + i - 1] && rate == rates[k * entries + i - 1];
+      require(!std::isnan(threshold) && (i == 0 || repeated || threshold > thresholds[k * entries + i - 1]),
               "thresholds: expected ascending numbers, got ", threshold, " at entry ", i, " of codebook ", k);
       require(rate >= 1 && rate == std::floor(rate) && rate < 2147483648.0,
               "rates: expected integers >= 1, got ", rate, " at entry ", i, " of codebook ", k);
@@ -71,11 +75,30 @@ py::array_t<double> initial_state(int64_t videos, int64_t sites, int64_t rule) {
   return state;
 }
 
+// One integer for all videos, or one per video.
+std::vector<int64_t> integers(const char* name, const py::object& values, int64_t videos) {
+  const auto array = py::array::ensure(values);
+  const char kind = array ? array.dtype().kind() : ' ';
+  require(kind == 'i' || kind == 'u', name, ": expected integers, got ", std::string(py::str(values)));
+  require(array.ndim() == 0 || (array.ndim() == 1 && array.shape(0) == videos), name,
+          ": expected an integer or [num_videos] = [", videos, "], got ", shape(array));
+  const auto converted = py::array_t<int64_t, py::array::c_style | py::array::forcecast>::ensure(array);
+  std::vector<int64_t> found(videos);
+  for (int64_t video = 0; video < videos; ++video)
+    found[video] = converted.data()[array.ndim() == 0 ? 0 : video];
+  return found;
+}
+
+// The codebook of one video, or of all.
+const double* codebook(const Doubles& values, int64_t video) {
+  return values.data() + (values.ndim() == 2 ? video * values.shape(1) : 0);
+}
+
 void decide(const Doubles& sums, py::array state, const Doubles& thresholds, const Doubles& rates,
-            int64_t step, int64_t num_steps, int64_t site, int64_t frames,
+            const py::object& step, const py::object& num_steps, int64_t site, int64_t frames,
             const std::vector<int64_t>& strides, int64_t metric, int64_t rule, double elements,
-            int64_t first_step, int64_t last_step, double scale, double power, double divisor,
-            double gradient_weight) {
+            const py::object& first_step, const py::object& last_step, double scale, double power,
+            double divisor, double gradient_weight) {
   DecisionRule r{};
   r.rule = checked_rule(rule);
   r.metric = checked_metric(metric);
@@ -96,23 +119,29 @@ void decide(const Doubles& sums, py::array state, const Doubles& thresholds, con
   // Not forcecast: `state` is written in place.
   require(py::isinstance<py::array_t<double, py::array::c_style>>(state) && state.writeable(),
           "state: expected a writeable, contiguous float64 array");
-  require(thresholds.ndim() == 1 && thresholds.size() >= 1,
-          "thresholds: expected at least one, in one dimension, got ", shape(thresholds));
-  require(rates.ndim() == 1 && rates.size() == thresholds.size(), "rates: expected [", thresholds.size(),
-          "] like thresholds, got ", shape(rates));
-  require(num_steps >= 1, "num_steps: expected at least 1, got ", num_steps);
-  require(step >= 1 && step <= num_steps, "step: expected 1 to num_steps = ", num_steps, ", got ", step);
+  const bool by_video = thresholds.ndim() == 2 && thresholds.shape(0) == videos;
+  require((thresholds.ndim() == 1 || by_video) && thresholds.shape(thresholds.ndim() - 1) >= 1,
+          "thresholds: expected [entries] or [num_videos, entries] with at least one entry, got ",
+          shape(thresholds));
+  require(rates.ndim() == thresholds.ndim() &&
+              std::equal(rates.shape(), rates.shape() + rates.ndim(), thresholds.shape()),
+          "rates: expected ", shape(thresholds), " like thresholds, got ", shape(rates));
+  const auto all_num_steps = integers("num_steps", num_steps, videos);
+  const auto all_steps = integers("step", step, videos);
+  const auto all_first = integers("first_step", first_step, videos);
+  const auto all_last = integers("last_step", last_step, videos);
+  for (int64_t video = 0; video < videos; ++video) {
+    const int64_t last = all_num_steps[video];
+    require(last >= 1, "num_steps: expected at least 1, got ", last);
+    require(all_steps[video] >= 1 && all_steps[video] <= last, "step: expected 1 to num_steps = ", last,
+            ", got ", all_steps[video]);
+  }
   require(site >= 0 && site < state.shape(1) - first_factor_column, "site: expected 0 to ",
           state.shape(1) - first_factor_column - 1, ", got ", site);
-  check_codebooks(thresholds.data(), rates.data(), 1, thresholds.size());
-  r.thresholds = thresholds.data();
-  r.rates = rates.data();
-  r.entries = thresholds.size();
-  r.num_steps = num_steps;
+  r.entries = thresholds.shape(thresholds.ndim() - 1);
+  check_codebooks(thresholds.data(), rates.data(), by_video ? videos : 1, r.entries);
   r.frames = frames;
   r.elements = elements;
-  r.first_step = first_step;
-  r.last_step = last_step;
   r.scale = scale;
   r.power = power;
   r.divisor = divisor;
@@ -121,8 +150,11 @@ void decide(const Doubles& sums, py::array state, const Doubles& thresholds, con
   const double* all_sums = sums.data();
   const int64_t state_columns = state.shape(1);
   py::gil_scoped_release release;
-  for (int64_t video = 0; video < videos; ++video)
-    adacache::decide(states + video * state_columns, all_sums + video * columns, r, step, site);
+  for (int64_t video = 0; video < videos; ++video) {
+    const VideoSchedule own{all_steps[video], all_num_steps[video],        all_first[video],
+                            all_last[video],  codebook(thresholds, video), codebook(rates, video)};
+    adacache::decide(states + video * state_columns, all_sums + video * columns, r, own, site);
+  }
 }
 
 py::tuple simulate(const Doubles& distances, const Doubles& motion, const Doubles& thresholds,
@@ -146,9 +178,10 @@ py::tuple simulate(const Doubles& distances, const Doubles& motion, const Double
   DecisionRule r{};
   r.rule = checked_rule(rule);
   r.entries = entries;
-  r.num_steps = steps;
-  r.first_step = first_step;
-  r.last_step = last_step.is_none() ? steps : last_step.cast<int64_t>();
+  VideoSchedule schedule{};
+  schedule.num_steps = steps;
+  schedule.first_step = first_step;
+  schedule.last_step = last_step.is_none() ? steps : last_step.cast<int64_t>();
   r.scale = motion_on ? scale : 0;
   r.power = power;
   r.divisor = divisor;
@@ -165,8 +198,8 @@ py::tuple simulate(const Doubles& distances, const Doubles& motion, const Double
   {
     py::gil_scoped_release release;
     for (int64_t k = 0; k < codebooks; ++k) {
-      r.thresholds = threshold_data + k * entries;
-      r.rates = rate_data + k * entries;
+      schedule.thresholds = threshold_data + k * entries;
+      schedule.rates = rate_data + k * entries;
       for (int64_t video = 0; video < videos; ++video) {
         double state[first_factor_column + 1];
         initialise_state(state, 1, r.rule);
@@ -177,7 +210,8 @@ py::tuple simulate(const Doubles& distances, const Doubles& motion, const Double
             const int64_t last = static_cast<int64_t>(state[state_last_step]);
             const double distance =
                 step == 1 ? 0 : distance_data[(video * steps + last - 1) * steps + step - 1];
-            choose(state, r, step, 0, distance, motion_data[video * steps + step - 1]);
+            schedule.step = step;
+            choose(state, r, schedule, 0, distance, motion_data[video * steps + step - 1]);
           }
           rate_out[at] = static_cast<int32_t>(state[state_rate]);
         }

@@ -5,6 +5,7 @@
 
 #include "../core/decide.h"
 #include "../core/extrapolate_residual.h"
+#include "../core/extrapolate_residual_meter.h"
 #include "../core/fused_qk_norm_rope.h"
 #include "../core/gated_residual.h"
 #include "../core/gated_residual_meter.h"
@@ -232,12 +233,8 @@ inline ReuseResidual reuse_residual(Outputs<1>& outputs, const Tensor& x, const 
   return p;
 }
 
-inline ExtrapolateResidual extrapolate_residual(Outputs<1>& outputs, const Tensor& x, const Tensors& factors,
-                                                const Tensor& coefficients, const OptionalTensor& x_rows,
-                                                const OptionalTensor& residual_rows,
-                                                const OptionalTensor& video_of_row) {
-  Checks checks("x", x);
-  auto p = stream_parameters<ExtrapolateResidual>(checks, outputs, x, x_rows);
+inline void set_factors(Checks& checks, ExtrapolateResidual& p, const Tensors& factors,
+                        const OptionalTensor& residual_rows) {
   require(factors.size() >= 1 && factors.size() <= max_factors, "factors", "value");
   p.factors = static_cast<int>(factors.size());
   p.factor_dtype = floating_dtype("factors", factors[0]);
@@ -248,6 +245,15 @@ inline ExtrapolateResidual extrapolate_residual(Outputs<1>& outputs, const Tenso
     p.factor[i] = factors[i].const_data_ptr();
   }
   p.factor_rows = checks.index("residual_rows", residual_rows, p.rows, factor_rows, Use::read);
+}
+
+inline ExtrapolateResidual extrapolate_residual(Outputs<1>& outputs, const Tensor& x, const Tensors& factors,
+                                                const Tensor& coefficients, const OptionalTensor& x_rows,
+                                                const OptionalTensor& residual_rows,
+                                                const OptionalTensor& video_of_row) {
+  Checks checks("x", x);
+  auto p = stream_parameters<ExtrapolateResidual>(checks, outputs, x, x_rows);
+  set_factors(checks, p, factors, residual_rows);
   p.videos = coefficients.dim() == 2 ? coefficients.size(0) : 0;
   require(coefficients.dim() == 2 && coefficients.size(1) == p.factors &&
               (video_of_row || p.videos == 1 || p.videos == p.rows),
@@ -256,6 +262,36 @@ inline ExtrapolateResidual extrapolate_residual(Outputs<1>& outputs, const Tenso
   if (video_of_row) p.video_of_row = checks.indices("video_of_row", *video_of_row, p.rows, p.videos);
   checks.memory();
   return p;
+}
+
+inline Metered<ExtrapolateResidualMeter> extrapolate_residual_meter(
+    Outputs<1>& outputs, const Tensor& x, const Tensors& factors, const Tensor& coefficients,
+    const OptionalTensor& other_coefficients, const OptionalTensor& computed, const OptionalTensor& x_rows,
+    const OptionalTensor& residual_rows, const OptionalTensor& video_of_row, int64_t num_videos,
+    int64_t frames, const Integers& strides, int64_t metric) {
+  Checks checks("x", x);
+  ExtrapolateResidualMeter p{};
+  p.forecast = stream_parameters<ExtrapolateResidual>(checks, outputs, x, x_rows);
+  set_factors(checks, p.forecast, factors, residual_rows);
+  p.dtype = p.forecast.dtype;
+  p.shape = frames_of(x, p.forecast.rows, frames);
+  const auto by_video = [&](const char* argument, const Tensor& tensor) {
+    require(tensor.dim() == 2 && tensor.size(0) == num_videos && tensor.size(1) == p.forecast.factors,
+            argument, "shape");
+    return checks.packed<float>(argument, tensor, ScalarType::Float);
+  };
+  p.forecast.coefficients = by_video("coefficients", coefficients);
+  p.forecast.videos = num_videos;
+  require(other_coefficients.has_value() != computed.has_value(), "computed", "value");
+  if (computed) {
+    p.computed_strides = checks.tokens_and_dtype("computed", *computed, p.shape.rows);
+    p.computed = computed->const_data_ptr();
+  } else {
+    p.other_coefficients = by_video("other_coefficients", *other_coefficients);
+  }
+  auto m = metered(checks, {video_of_row, num_videos, frames, strides, metric}, p, p);
+  m.parameters.forecast.video_of_row = m.video_of_row;
+  return m;
 }
 
 inline LayerNormModulate norm_modulate(Outputs<1>& outputs, NormKind kind, const Tensor& x,
@@ -335,16 +371,18 @@ inline Metered<GatedResidualNormMeter> gated_residual_norm_meter(
 
 struct Decide {
   DecisionRule rule;
+  Schedules schedules;
   const double* sums;
   double* state;
-  int64_t videos, state_columns, sums_columns, step, site;
+  int64_t videos, state_columns, sums_columns, site;
 };
 
 inline Decide decide(Outputs<0>&, const Tensor& sums, const Tensor& state, const Tensor& thresholds,
-                     const Tensor& rates, int64_t step, int64_t num_steps, int64_t site, int64_t frames,
-                     const Integers& strides, int64_t metric, int64_t rule, double elements,
-                     int64_t first_step, int64_t last_step, double scale, double power, double divisor,
-                     double gradient_weight) {
+                     const Tensor& rates, const OptionalTensor& step_of_video,
+                     const OptionalTensor& num_steps_of_video, const OptionalTensor& window_of_video,
+                     int64_t step, int64_t num_steps, int64_t site, int64_t frames, const Integers& strides,
+                     int64_t metric, int64_t rule, double elements, int64_t first_step, int64_t last_step,
+                     double scale, double power, double divisor, double gradient_weight) {
   Checks checks("sums", sums);
   Decide d{};
   d.rule.motion = motion_strides(strides, frames);
@@ -353,34 +391,65 @@ inline Decide decide(Outputs<0>&, const Tensor& sums, const Tensor& state, const
   checks.like("state", state, ScalarType::Double);
   require(state.is_contiguous(), "state", "strides");
   checks.record("state", state, Use::written);
-  d.rule.thresholds = checks.packed<double>("thresholds", thresholds, ScalarType::Double);
-  d.rule.rates = checks.packed<double>("rates", rates, ScalarType::Double);
+  VideoSchedule& shared = d.schedules.shared;
+  shared.thresholds = checks.packed<double>("thresholds", thresholds, ScalarType::Double);
+  shared.rates = checks.packed<double>("rates", rates, ScalarType::Double);
   d.sums_columns = sum_columns(d.rule.motion);
   require(sums.dim() == 2 && sums.size(1) == d.sums_columns, "sums", "shape");
   d.videos = sums.size(0);
   require(state.dim() == 2 && state.size(0) == d.videos && state.size(1) > first_factor_column, "state",
           "shape");
   d.state_columns = state.size(1);
-  require(thresholds.dim() == 1 && thresholds.size(0) >= 1, "thresholds", "shape");
-  require(rates.dim() == 1 && rates.size(0) == thresholds.size(0), "rates", "shape");
-  require(num_steps >= 1, "num_steps", "value");
-  require(step >= 1 && step <= num_steps, "step", "value");
+  d.rule.entries = thresholds.dim() >= 1 ? thresholds.size(thresholds.dim() - 1) : 0;
+  // The elements between two codebooks: [entries] or [num_videos, entries].
+  const auto codebook_stride = [&](const char* argument, const Tensor& tensor) -> int64_t {
+    const bool by_video = tensor.dim() == 2 && tensor.size(0) == d.videos;
+    require((tensor.dim() == 1 || by_video) && tensor.size(tensor.dim() - 1) == d.rule.entries, argument,
+            "shape");
+    return by_video ? d.rule.entries : 0;
+  };
+  d.schedules.thresholds_stride = codebook_stride("thresholds", thresholds);
+  require(rates.dim() == thresholds.dim(), "rates", "shape");
+  d.schedules.rates_stride = codebook_stride("rates", rates);
+  require(d.rule.entries >= 1, "thresholds", "shape");
+  const auto by_video = [&](const char* argument, const OptionalTensor& tensor) -> const int32_t* {
+    if (!tensor) return nullptr;
+    require(tensor->dim() == 1 && tensor->size(0) == d.videos, argument, "shape");
+    return checks.packed<int32_t>(argument, *tensor, ScalarType::Int);
+  };
+  d.schedules.step = by_video("step", step_of_video);
+  d.schedules.num_steps = by_video("num_steps", num_steps_of_video);
+  if (window_of_video) {
+    require(
+        window_of_video->dim() == 2 && window_of_video->size(0) == d.videos && window_of_video->size(1) == 2,
+        "window", "shape");
+    d.schedules.window = checks.packed<int32_t>("window", *window_of_video, ScalarType::Int);
+  }
   require(site >= 0 && site < d.state_columns - first_factor_column, "site", "value");
   require(rule == 0 || rule == 1, "rule", "value");
   checks.memory();
   d.rule.rule = static_cast<Rule>(rule);
-  d.rule.entries = thresholds.size(0);
-  d.rule.num_steps = num_steps;
   d.rule.frames = frames;
   d.rule.elements = elements;
-  d.rule.first_step = first_step;
-  d.rule.last_step = last_step;
   d.rule.scale = scale;
   d.rule.power = power;
   d.rule.divisor = divisor;
   d.rule.gradient_weight = gradient_weight;
+  shared.step = step;
+  shared.num_steps = num_steps;
+  shared.first_step = first_step;
+  shared.last_step = last_step;
+  // Values on CUDA are not read, because that would synchronize.
+  if (sums.is_cpu())
+    for (int64_t video = 0; video < d.videos; ++video) {
+      const VideoSchedule own = schedule_of(d.schedules, video);
+      require(own.num_steps >= 1, "num_steps", "value");
+      require(own.step >= 1 && own.step <= own.num_steps, "step", "value");
+    }
+  require(step_of_video || step >= 1, "step", "value");
+  require(num_steps_of_video || num_steps >= 1, "num_steps", "value");
+  require(step_of_video || num_steps_of_video || step <= num_steps, "step", "value");
   d.state = static_cast<double*>(state.mutable_data_ptr());
-  d.step = step;
   d.site = site;
   return d;
 }

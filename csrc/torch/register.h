@@ -108,6 +108,7 @@ struct Op<Backend, kernel, check, Parameters (*)(Outputs<count>&, Arguments...)>
   ADACACHE_OP(residual_meter);                                                 \
   ADACACHE_OP_WITH_OUT(reuse_residual);                                        \
   ADACACHE_OP_WITH_OUT(extrapolate_residual);                                  \
+  ADACACHE_OP_WITH_OUT(extrapolate_residual_meter);                            \
   ADACACHE_OP_WITH_OUT(layer_norm_modulate);                                   \
   ADACACHE_OP_WITH_OUT(rms_norm_modulate);                                     \
   ADACACHE_OP_WITH_TWO_OUTS(gated_residual_norm);                              \

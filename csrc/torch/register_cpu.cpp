@@ -16,8 +16,8 @@ void rms_norm_modulate(const LayerNormModulate& p) { cpu::layer_norm_modulate(p)
 
 void decide(const torch_checks::Decide& d) {
   for (int64_t video = 0; video < d.videos; ++video)
-    adacache::decide(d.state + video * d.state_columns, d.sums + video * d.sums_columns, d.rule, d.step,
-                     d.site);
+    adacache::decide(d.state + video * d.state_columns, d.sums + video * d.sums_columns, d.rule,
+                     schedule_of(d.schedules, video), d.site);
 }
 }  // namespace kernels
 

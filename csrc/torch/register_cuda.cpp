@@ -24,7 +24,7 @@ cudaError_t rms_norm_modulate(const LayerNormModulate& p, cudaStream_t stream) {
 }
 
 cudaError_t decide(const torch_checks::Decide& d, cudaStream_t stream) {
-  return cuda::decide(d.rule, d.sums, d.sums_columns, d.state, d.state_columns, d.videos, d.step, d.site,
+  return cuda::decide(d.rule, d.schedules, d.sums, d.sums_columns, d.state, d.state_columns, d.videos, d.site,
                       stream);
 }
 }  // namespace kernels

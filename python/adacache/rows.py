@@ -5,6 +5,7 @@ between host and device."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -132,3 +133,17 @@ class HostCopy:
             self._arrived.synchronize()
             self._arrived = None
         return self._values
+
+    def row(self, row: int) -> HostRow:
+        return HostRow(self, row)
+
+
+@dataclass(frozen=True)
+class HostRow:
+    """One row of a `HostCopy`, with the shape of a copy of that row alone."""
+
+    of: HostCopy
+    number: int
+
+    def read(self) -> Tensor:
+        return self.of.read()[self.number : self.number + 1]

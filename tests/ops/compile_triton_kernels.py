@@ -28,6 +28,7 @@ from triton.compiler import ASTSource
 from adacache_kernels.columns import METRICS
 from adacache_kernels.triton.decide import decide_kernel
 from adacache_kernels.triton.extrapolate_residual import extrapolate_residual_kernel
+from adacache_kernels.triton.extrapolate_residual_meter import extrapolate_residual_meter_kernel
 from adacache_kernels.triton.gated_residual import gated_residual_kernel
 from adacache_kernels.triton.launch import PER_FRAME, PER_TOKEN, SHARED, Tiling, tiling, whole_token_tiling
 from adacache_kernels.triton.meter import GATED, PAIR, STACK, meter_kernel, warps_of
@@ -47,9 +48,13 @@ OTHER_POINTERS = {
     "rates": "*fp64",
     "residual_scale": "*fp32",
     "coefficients": "*fp32",
+    "other_coefficients": "*fp32",
     "x_rows": "*i32",
     "residual_rows": "*i32",
     "video_of_row": "*i32",
+    "step_of_video": "*i32",
+    "num_steps_of_video": "*i32",
+    "window_of_video": "*i32",
     "reuse": "*u8",
     "gate_table": "*fp32",
     "shift_table": "*fp32",
@@ -68,6 +73,7 @@ POINTERS = (
     "weight",
     "bias",
     "residual",
+    "computed",
 )
 POINTERS += ("out", "norm_out")
 
@@ -113,7 +119,8 @@ def cases(full: bool) -> Iterator[Case]:
         yield Case(combine_sums_kernel, f"squares={squares}", "fp64", constants)
     for metric, number in METRICS.items():
         for published in (True, False):
-            yield decide_case(metric, number, published)
+            yield decide_case(metric, number, published, by_video=False)
+            yield decide_case(metric, number, published, by_video=True)
 
 
 def meter_cases(dtype: str, size: int, strides: tuple[int, ...], squares: bool, full: bool) -> Iterator[Case]:
@@ -176,6 +183,10 @@ def stream_cases(dtype: str, size: int, full: bool) -> Iterator[Case]:
         types = {"factors": (f"*{dtype}",) * factors}
         types |= {"factor_rows": ("i64",) * factors, "factor_tokens": ("i64",) * factors}
         yield Case(extrapolate_residual_kernel, f"{dtype} factors={factors}", dtype, dict(blocks), types)
+        metered = block_sizes(tile) | {"STRIDES": (1, 2), "SQUARES": factors == 4, "VECTOR": tile.vector}
+        for missing in absent("computed"), absent("other_coefficients"):
+            name = f"{dtype} factors={factors} without {next(iter(missing))}"
+            yield Case(extrapolate_residual_meter_kernel, name, dtype, metered | missing, types)
     no_norm = absent("shift", "scale", "weight", "bias", "norm_out", "x_rows")
     plain = absent("gate_table", "shift_table", "scale_table") | {"ROUNDS_ONCE": False, "RMS": False}
     constants = blocks | {"CHUNKS": 1} | modulated(PER_FRAME) | no_norm
@@ -195,11 +206,14 @@ def stream_cases(dtype: str, size: int, full: bool) -> Iterator[Case]:
         yield Case(gated_residual_kernel, name, dtype, constants, WIDE, warps=tile.warps)
 
 
-def decide_case(metric: str, number: int, published: bool) -> Case:
-    constants = {
+def decide_case(metric: str, number: int, published: bool, by_video: bool) -> Case:
+    of_video = ("step_of_video", "num_steps_of_video", "window_of_video")
+    constants: dict[str, Any] = {} if by_video else absent(*of_video)
+    constants |= {
+        "BY_VIDEO": by_video,
         "FIRST": False,
         "FORCED": False,
-        "INSIDE": True,
+        "INSIDE": not by_video,
         "STRIDES": (1, 2),
         "METRIC": number,
         "PUBLISHED": published,
@@ -209,7 +223,8 @@ def decide_case(metric: str, number: int, published: bool) -> Case:
         "GRADIENT_WEIGHT": 10.0,
         "BLOCK": 8,
     }
-    return Case(decide_kernel, f"{metric} published={published}", "fp64", constants, warps=1, aligned=False)
+    name = f"{metric} published={published} by_video={by_video}"
+    return Case(decide_kernel, name, "fp64", constants, warps=1, aligned=False)
 
 
 def absent(*names: str) -> dict[str, Any]:

@@ -53,6 +53,7 @@ class Case:
     num_videos: int = 1
     reuse: tuple[bool, ...] | None = None
     factors: int = 2
+    compare: str = "forecast"  # what a forecast is measured against; or "computed"
     x_total: int | None = None  # rows of x, if it is indexed by x_rows
     kept_total: int | None = None
     out: str = "fresh"  # allocated; or "given", or "x" for in place
@@ -182,7 +183,8 @@ def judge_reuse_residual(case: Case, device: torch.device) -> None:
     tensors.check_rest(["out", *(["x"] if out is x else [])])
 
 
-def judge_extrapolate_residual(case: Case, device: torch.device) -> None:
+def judge_extrapolate_residual(op: str, case: Case, device: torch.device) -> None:
+    meters = op.endswith("meter")
     tensors = Tensors(case, device)
     rows = case.shape.rows
     x = tensors.stream("x", case.x_total)
@@ -196,12 +198,26 @@ def judge_extrapolate_residual(case: Case, device: torch.device) -> None:
     coefficients = tensors.coefficients()
     owners = owner_of_row(case.videos, coefficients.shape[0], rows)
     of_row = coefficients.cpu().numpy()[owners]
-    change: Any = None
-    for index, factor in enumerate(factors):
-        term = of_row[:, index, None, None] * pick(numbers(factor), kept_rows)
-        change = term if change is None else change + term
+
+    def forecast(by_row: numpy.ndarray) -> numpy.ndarray:
+        terms = [
+            by_row[:, index, None, None] * pick(numbers(factor), kept_rows)
+            for index, factor in enumerate(factors)
+        ]
+        return functools.reduce(numpy.add, terms)
+
+    change = forecast(of_row)
+    keywords: dict[str, Any] = {}
+    if meters:
+        keywords = case.metering
+        if case.compare == "computed":
+            keywords["computed"] = tensors.stream("computed")
+            old = numbers(keywords["computed"])
+        else:
+            keywords["other_coefficients"] = tensors.coefficients()
+            old = forecast(keywords["other_coefficients"].cpu().numpy()[owners])
     expected = rounded(pick(numbers(x), x_rows) + change, case.dtype)
-    x_out = adacache_kernels.extrapolate_residual(
+    results = getattr(adacache_kernels, op)(
         x,
         factors,
         coefficients,
@@ -209,9 +225,13 @@ def judge_extrapolate_residual(case: Case, device: torch.device) -> None:
         x_rows=x_rows,
         residual_rows=kept_rows,
         out=out,
+        **keywords,
     )
+    x_out = results[0] if meters else results
     check_bits("x_out", x_out, expected)
     assert out is None or x_out is out
+    if meters:
+        check_meter(results[1], torch.from_numpy(change), old, case)
     tensors.check_rest(["out", *(["x"] if out is x else [])])
 
 
@@ -249,7 +269,10 @@ JUDGES: dict[str, Callable[[Case, torch.device], None]] = {
     "stack_residual_meter": _quiet(judge_stack_residual_meter),
     "residual_meter": _quiet(judge_residual_meter),
     "reuse_residual": _quiet(judge_reuse_residual),
-    "extrapolate_residual": _quiet(judge_extrapolate_residual),
+    "extrapolate_residual": _quiet(functools.partial(judge_extrapolate_residual, "extrapolate_residual")),
+    "extrapolate_residual_meter": _quiet(
+        functools.partial(judge_extrapolate_residual, "extrapolate_residual_meter")
+    ),
     "layer_norm_modulate": _quiet(functools.partial(judge_norm_modulate, "layer")),
     "rms_norm_modulate": _quiet(functools.partial(judge_norm_modulate, "rms")),
 }

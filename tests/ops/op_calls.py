@@ -23,6 +23,7 @@ TOKEN_OPS = (
     "residual_meter",
     "reuse_residual",
     "extrapolate_residual",
+    "extrapolate_residual_meter",
     "layer_norm_modulate",
     "rms_norm_modulate",
     "gated_residual_norm",
@@ -44,7 +45,9 @@ def lead(op: str) -> str:
 
 def written(op: str) -> list[str]:
     names = [
-        name for name in ("residual", "residual_scale") if op.endswith("meter") and op != "residual_meter"
+        name
+        for name in ("residual", "residual_scale")
+        if op.endswith("meter") and "residual_scale" in parameters(op)
     ]
     return names + [name for name in ("out", "norm_out") if name in parameters(op)]
 
@@ -60,7 +63,7 @@ def good_call(
 
     call: dict[str, Any] = {}
     for name in parameters(op):
-        if name in ("x", "y", "residual", "old", "x_in", "x_out"):
+        if name in ("x", "y", "residual", "old", "x_in", "x_out", "computed"):
             call[name] = normal(ROWS, TOKENS, CHANNELS)
         elif name in MODULATORS:
             call[name] = normal(ROWS, 1 if name == "shift" else FRAMES, CHANNELS)
@@ -74,7 +77,7 @@ def good_call(
         call |= {"frames": FRAMES, "strides": (1, 2), "metric": "l2", "num_videos": 2}
     if "video_of_row" in parameters(op):
         call["video_of_row"] = video_ids([1, 0], device)
-    if op == "extrapolate_residual":
+    if op.startswith("extrapolate_residual"):
         call |= {"factors": [normal(ROWS, TOKENS, CHANNELS) for _ in range(2)], "coefficients": normal(2, 2)}
     if op == "reuse_residual":
         call["reuse"] = torch.tensor([True, False], device=device)
@@ -118,7 +121,7 @@ def _bad(op: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
     yield first, "two_dimensions", {first: tokens[0]}
     yield first, "float64", {first: tokens.double()}
     yield first, "strided_channels", {first: wide[:, :, ::2]}
-    for name in sorted(has & {"y", "residual", "old", "x_in", "out", "norm_out"} - {first}):
+    for name in sorted(has & {"y", "residual", "old", "x_in", "computed", "out", "norm_out"} - {first}):
         both = {other: tokens.clone() for other in has & {"out", "norm_out"} if "out" in name}
         yield name, "other_channels", {**both, name: torch.randn(ROWS, TOKENS, CHANNELS + 1)}
         yield name, "fewer_tokens", {**both, name: tokens[:, 1:]}
@@ -213,7 +216,7 @@ def _bad(op: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
         yield "reuse", "three_videos", {"reuse": torch.tensor([True] * 3), "video_of_row": None}
         yield "reuse", "other_device", {"reuse": yes.to("meta")}
         yield "reuse", "not_contiguous", {"reuse": torch.tensor([True] * 4)[::2]}
-    if op == "extrapolate_residual":
+    if op.startswith("extrapolate_residual"):
         yield "factors", "none", {"factors": [], "coefficients": torch.ones(2, 0)}
         yield (
             "factors",
@@ -228,10 +231,16 @@ def _bad(op: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
         yield "coefficients", "float64", {"coefficients": torch.ones(2, 2).double()}
         yield "coefficients", "one_dimension", {"coefficients": torch.ones(2)}
         yield "coefficients", "three_factors", {"coefficients": torch.ones(2, 3)}
-        three = {"coefficients": torch.ones(3, 2), "video_of_row": None}
+        three = {"coefficients": torch.ones(3, 2)} | ({} if "computed" in has else {"video_of_row": None})
         yield "coefficients", "three_videos", three
         yield "coefficients", "other_device", {"coefficients": torch.ones(2, 2, device="meta")}
         yield "coefficients", "not_contiguous", {"coefficients": torch.ones(2, 4)[:, ::2]}
+    if "computed" in has:
+        other = {"computed": None, "other_coefficients": torch.ones(2, 2)}
+        yield "computed", "missing_without_other_coefficients", {"computed": None}
+        yield "other_coefficients", "with_computed", {"other_coefficients": torch.ones(2, 2)}
+        yield "other_coefficients", "one_video", other | {"other_coefficients": torch.ones(1, 2)}
+        yield "other_coefficients", "float64", other | {"other_coefficients": torch.ones(2, 2).double()}
     if "norm_out" in has:
         yield "out", "missing_with_norm_out", {"norm_out": tokens}
         yield "norm_out", "missing_with_out", {"out": tokens}

@@ -30,6 +30,7 @@ WRONG: dict[str, tuple[Any, ...]] = {
 }
 #: Arguments with other types in the public functions.
 CONVERTED = {"metric", "rule", "first_step", "last_step", "rounding", "norm"}
+CONVERTED |= {"step_of_video", "num_steps_of_video", "window_of_video"}
 CASES = [
     pytest.param(op, name, value, id=f"{op}-{name}-{value!r:.8}".replace("tensor([", "tensor"))
     for op in OPS
@@ -87,6 +88,7 @@ def test_a_tensor_without_dimensions(backend: str, device: torch.device, op: str
                 {"residual": call["residual"].to(torch.float8_e4m3fn)} if name == "residual_scale" else {}
             )
             tensor = torch.zeros((), dtype=torch.float32 if float8 else dtype, device=device)
+            name = name.removesuffix("_of_video")
             with pytest.raises(ValueError, match=f"^{name}: expected"):
                 run(op, call | float8 | {name: tensor})
 

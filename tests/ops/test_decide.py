@@ -175,6 +175,76 @@ def judge_request(pick: random.Random, rule: str, metric: str, device: torch.dev
             assert_states_agree(state, expected, sites, step)
 
 
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("metric", ["l1", "l2"])
+@pytest.mark.parametrize("rule", ["published", "paper"])
+def test_videos_at_other_steps(backend: str, device: torch.device, rule: str, metric: str, seed: int) -> None:
+    assert judge_videos(random.Random(f"videos {rule}{metric}{seed}"), rule, metric, device, 8) > 0
+
+
+def judge_videos(pick: random.Random, rule: str, metric: str, device: torch.device, calls: int) -> int:
+    """Requests with their own steps, schedules and codebooks in one call, against a call per video: equal
+    bits. What all videos share is given once. Returns the number of decisions."""
+    first = random_policy(pick, rule, metric)
+    policies = [first]
+    for _ in range(pick.choice([0, 1, 4])):
+        own = random_policy(pick, rule, metric)
+        policies.append(first | {name: own[name] for name in ("num_steps", "codebook", "window")})
+    if pick.random() < 0.3:  # one codebook for all
+        policies = [policy | {"codebook": first["codebook"]} for policy in policies]
+    print(policies)
+    videos = len(policies)
+    steps = [pick.choice([1, max(1, policy["num_steps"] - 4)]) for policy in policies]
+    decided = 0
+    together = initial_state(videos, 2, rule=rule, device=device)
+    apart = [together[video : video + 1].clone() for video in range(videos)]
+    for _ in range(calls):
+        site = pick.randrange(2)
+        rows = [random_sums(pick, policy) for policy in policies]
+        sums = torch.tensor(rows, dtype=torch.float64, device=device)
+        for video, policy in enumerate(policies):
+            given = options(policy) | codebooks([policy], device) | {"step": steps[video], "site": site}
+            decide(sums[video : video + 1], apart[video], **given)
+        common = {"thresholds", "rates"} if first["codebook"] == policies[-1]["codebook"] else set()
+        given = options(first) | codebooks(policies[:1] if common else policies, device)
+        shared = codebooks(policies[:1], device)
+        given |= {name: shared[name] for name in common}
+        for name, values in (
+            ("step", steps),
+            ("num_steps", [policy["num_steps"] for policy in policies]),
+            ("window", [policy["window"] for policy in policies]),
+        ):
+            if any(value != values[0] for value in values) or pick.random() < 0.5:
+                given[name] = torch.tensor(values, dtype=torch.int32, device=device)
+            else:
+                given[name] = values[0]
+        decide(sums, together, site=site, **given)
+        assert torch.equal(together.nan_to_num(-5), torch.cat(apart).nan_to_num(-5)), steps
+        columns = dict(zip(state_columns(2), together.T.tolist(), strict=True))
+        decided += sum(
+            step > 1 and last == step for step, last in zip(steps, columns["last_step"], strict=True)
+        )
+        # The same step again, the step after it, or the next computed step.
+        steps = [
+            min(int(pick.choice([step, step + 1, due, due])), policy["num_steps"])
+            for step, due, policy in zip(steps, columns["next_step"], policies, strict=True)
+        ]
+        steps = [max(step, 1) for step in steps]
+    return decided
+
+
+def codebooks(policies: list[dict[str, Any]], device: torch.device) -> dict[str, torch.Tensor]:
+    """[entries] of one policy, or [num_videos, entries], padded with the last entry."""
+    longest = max(len(policy["codebook"]) for policy in policies)
+    padded = [
+        policy["codebook"] + [policy["codebook"][-1]] * (longest - len(policy["codebook"]))
+        for policy in policies
+    ]
+    both = torch.tensor(padded, dtype=torch.float64, device=device).unbind(2)
+    thresholds, rates = (column[0] if len(policies) == 1 else column.contiguous() for column in both)
+    return {"thresholds": thresholds.contiguous(), "rates": rates.contiguous()}
+
+
 @pytest.mark.parametrize("rule", ["published", "paper"])
 def test_initial_state(rule: str) -> None:
     state = initial_state(3, 2, rule=rule)
@@ -241,10 +311,32 @@ def bad_inputs() -> dict[str, tuple[str, dict[str, Any]]]:
         "no steps": ("num_steps", {"num_steps": 0}),
         "site out of range": ("site", {"site": 1}),
         "stride equal to frames": ("strides", {"strides": (4,)}),
+        "step of int64": ("step", {"step": torch.tensor([2, 2])}),
+        "step of three videos": ("step", {"step": int32([2, 2, 2])}),
+        "step 31 of a video": ("step", {"step": int32([2, 31])}),
+        "step past the end of a video": ("step", {"step": 5, "num_steps": int32([8, 4])}),
+        "no steps of a video": ("num_steps", {"num_steps": int32([30, 0])}),
+        "num_steps of two dimensions": ("num_steps", {"num_steps": int32([[30], [30]])}),
+        "num_steps on another device": ("num_steps", {"num_steps": int32([30, 30]).to("meta")}),
+        "window of one edge": ("window", {"window": int32([[1], [1]])}),
+        "window not contiguous": ("window", {"window": int32([[1, 4], [1, 4]]).T}),
+        "thresholds of three videos": ("thresholds", {"thresholds": torch.ones(3, 2, dtype=torch.float64)}),
+        "rates for all of thresholds per video": (
+            "rates",
+            {"thresholds": torch.ones(2, 2, dtype=torch.float64)},
+        ),
         "unknown metric": ("metric", {"metric": "l0"}),
         "unknown rule": ("rule", {"rule": "ours"}),
         "paper without elements": ("elements", {"rule": "paper"}),
     }
+
+
+def int32(values: list[Any]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+#: Per video: step, num_steps and window.
+BY_VIDEO: dict[str, Any] = {"step": [2, 5], "num_steps": [30, 6], "window": [[1, 30], [2, 4]]}
 
 
 def good_call() -> dict[str, Any]:
@@ -264,6 +356,8 @@ def test_bad_input_names_the_argument(backend: str, device: torch.device, what: 
     with device:  # the default device of factory functions
         name, changes = bad_inputs()[what]
         call = good_call() | changes
+    if name in ("step", "num_steps") and "of a video" in what and device.type != "cpu":
+        return decide(**call)  # values on CUDA are not checked
     with pytest.raises(ValueError, match=f"^({name}): "):
         decide(**call)
 
@@ -283,9 +377,11 @@ def test_no_videos(backend: str, device: torch.device) -> None:
     decide(**call)
 
 
-def test_compile_without_graph_breaks(backend: str, device: torch.device) -> None:
+@pytest.mark.parametrize("by_video", [False, True])
+def test_compile_without_graph_breaks(backend: str, device: torch.device, by_video: bool) -> None:
     with device:
         call = good_call()
+        call |= {name: int32(values) for name, values in BY_VIDEO.items() if by_video}
     state = call.pop("state")
 
     def step(state: torch.Tensor) -> torch.Tensor:
@@ -300,11 +396,15 @@ def test_compile_without_graph_breaks(backend: str, device: torch.device) -> Non
     assert not torch.equal(given, state)
 
 
-def test_opcheck(backend: str, device: torch.device, op_namespace: str) -> None:
+@pytest.mark.parametrize("by_video", [False, True])
+def test_opcheck(backend: str, device: torch.device, op_namespace: str, by_video: bool) -> None:
     with device:
         call = good_call()
-    arguments = [call[name] for name in ("sums", "state", "thresholds", "rates", "step", "num_steps")]
-    arguments += [0, 4, [1], 0, 0, 1.0, 1, 30, 0.385, 8.0, 1.0, 10.0]
+    arguments = [call[name] for name in ("sums", "state", "thresholds", "rates")]
+    arguments += (
+        [of_video.to(device) for of_video in map(int32, BY_VIDEO.values())] if by_video else [None] * 3
+    )
+    arguments += [2, 30, 0, 4, [1], 0, 0, 1.0, 1, 30, 0.385, 8.0, 1.0, 10.0]
     torch.library.opcheck(getattr(torch.ops, op_namespace).decide.default, tuple(arguments))
 
 
@@ -340,3 +440,29 @@ def test_numpy_and_op_agree(rule: str, seed: int) -> None:
                 plain_decide(row, video, step, site, policy)
             assert torch.equal(torch.from_numpy(state).nan_to_num(-5), of_op.nan_to_num(-5))
             assert_states_agree(of_op, expected, 2, step)
+
+
+@pytest.mark.parametrize("rule", ["published", "paper"])
+def test_numpy_decides_per_video(rule: str) -> None:
+    """`simulate.decide` with arrays over videos is bit-identical to a call per video."""
+    pick = random.Random(f"numpy {rule}")
+    policies = [random_policy(pick, rule, "l2") for _ in range(3)]
+    policies = [
+        policies[0] | {name: own[name] for name in ("num_steps", "codebook", "window")} for own in policies
+    ]
+    books = {name: tensor.numpy() for name, tensor in codebooks(policies, torch.device("cpu")).items()}
+    state = simulate.initial_state(3, 1, rule=rule)
+    apart = [state[video : video + 1].copy() for video in range(3)]
+    for start in range(1, 4):
+        steps = [start, start + 1, start]
+        rows = [random_sums(pick, policy) for policy in policies]
+        for video, policy in enumerate(policies):
+            thresholds, rates = (list(column) for column in zip(*policy["codebook"], strict=True))
+            own = options(policy) | {"thresholds": thresholds, "rates": rates, "step": steps[video]}
+            simulate.decide([rows[video]], apart[video], **own)
+        own = {name: [policy[name] for policy in policies] for name in ("num_steps", "window")}
+        simulate.decide(rows, state, **(options(policies[0]) | books | own | {"step": steps}))
+        assert torch.equal(
+            torch.from_numpy(state).nan_to_num(-5),
+            torch.cat([torch.from_numpy(row) for row in apart]).nan_to_num(-5),
+        )

@@ -70,14 +70,14 @@ def test_more_than_32_bits_of_elements(backend: str, device: torch.device, op: s
     generator = torch.Generator().manual_seed(7)
     small: dict[str, Any] = {}
     for name in parameters(op):
-        if name in ("x", "y", "x_out", "x_in", "old", "residual"):
+        if name in ("x", "y", "x_out", "x_in", "old", "residual", "computed"):
             small[name] = torch.randn(1, 1, channels, generator=generator).expand(1, 2, channels)
         elif name in ("gate", "shift", "scale"):
             small[name] = torch.randn(1, 2, channels, generator=generator)
     small = {name: value.to(torch.bfloat16).to(device) for name, value in small.items()}
     if "frames" in parameters(op):
         small |= {"frames": 2, "metric": "l2"}
-    if op == "extrapolate_residual":
+    if op.startswith("extrapolate_residual"):
         small |= {"factors": [small["x"], small["x"]], "coefficients": torch.randn(1, 2).to(device)}
     keeps = "residual" in written(op)
     if keeps:
@@ -86,7 +86,7 @@ def test_more_than_32_bits_of_elements(backend: str, device: torch.device, op: s
 
     large = dict(small)
     for name, value in small.items():
-        if name in ("x", "y", "x_out", "x_in", "old", "residual"):
+        if name in ("x", "y", "x_out", "x_in", "old", "residual", "computed"):
             large[name] = value[:, :1].expand(1, 2 * places, channels)
     if "factors" in large:
         large["factors"] = [large["x"], large["x"]]

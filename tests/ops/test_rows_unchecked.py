@@ -125,3 +125,11 @@ def test_streams(device: torch.device) -> None:
     videos = given.ids(0, 1, 2)  # 2 is out of range
     ops.extrapolate_residual_out(given.x, factors, coefficients, given.ids(0, 7, 2), None, videos, given.out)
     assert missing(given.out) == [1, 2]
+    for rows, videos in ((given.ids(0, 7, 2), given.ids(0, 1, 1)), (given.ids(0, 1, 2), given.ids(0, 1, 2))):
+        meter = (videos, 2, 2, (1,), 0)
+        arguments = (given.x, factors, coefficients, coefficients * 2, None, rows, None, *meter, given.out)
+        given.out.fill_(0)
+        sums = ops.extrapolate_residual_meter_out(*arguments)
+        assert missing(given.out) == [1 if rows[1] == 7 else 2]
+        assert sums[1].isnan().all()
+        assert bool(sums[0, :3].isfinite().all()) == (videos.max() < 2)

@@ -24,6 +24,7 @@ KERNELS = {
     "combine_sums_kernel",
     "decide_kernel",
     "extrapolate_residual_kernel",
+    "extrapolate_residual_meter_kernel",
     "gated_residual_kernel",
     "meter_kernel",
     "reuse_residual_kernel",

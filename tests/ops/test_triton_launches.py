@@ -62,6 +62,10 @@ MANY_ROWS: dict[str, Callable[[Callable[..., Any]], Any]] = {
     "extrapolate_residual_out": lambda op: op(
         stream(), [stream()], torch.empty(1, 1), None, None, None, stream()
     ),
+    "extrapolate_residual_meter_out": lambda op: op(
+        *(stream(), [stream()], torch.empty(1, 1), torch.empty(1, 1), None, None, None),
+        *(None, 1, TOKENS, (1,), L1, stream()),
+    ),
     "layer_norm_modulate_out": lambda op: op(stream(), *NO_NORM, None, stream()),
     "rms_norm_modulate_out": lambda op: op(stream(), *NO_NORM, None, stream()),
     "gated_residual_norm_out": lambda op: op(
@@ -94,6 +98,8 @@ def test_decide_is_compiled_once_for_all_sizes(launches: list[Launch], rule: int
     state = torch.empty(1, 11, dtype=torch.float64)
     table = torch.empty(3, dtype=torch.float64)
     for elements in (6912000.0, 62208000.0):
-        kernels.decide(sums, state, table, table, 5, 30, 0, 15, (1,), L1, rule, elements, 4, 26, *[0.5] * 4)
+        kernels.decide(
+            sums, state, table, table, *[None] * 3, 5, 30, 0, 15, (1,), L1, rule, elements, 4, 26, *[0.5] * 4
+        )
     (_, _, first), (_, _, second) = launches
     assert first == second

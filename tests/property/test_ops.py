@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from judge import FLOAT8, JUDGES, MODULATORS, VALUES, Case
 from op_calls import parameters
 from op_cases import DTYPES, READ_LAYOUTS, Shape
-from test_decide import judge_request
+from test_decide import judge_request, judge_videos
 
 from adacache_kernels._choices import NORMS, ROUNDINGS
 
@@ -66,8 +66,9 @@ def cases(draw: st.DrawFn, op: str) -> Case:
         choice["kept"] = draw(st.sampled_from([None, *DTYPES, FLOAT8]))
         reuse = st.lists(st.booleans(), min_size=num_videos, max_size=num_videos).map(tuple)
         choice["reuse"] = draw(st.none() | reuse)
-    elif op == "extrapolate_residual":
+    elif op.startswith("extrapolate_residual"):
         choice |= {"kept": draw(st.sampled_from([None, *DTYPES])), "factors": draw(st.integers(1, 4))}
+        choice["compare"] = draw(st.sampled_from(["forecast", "computed"]))
     elif "residual_scale" in has:
         choice["kept"] = draw(st.sampled_from([None, FLOAT8]))
     if "x_rows" in has:
@@ -110,6 +111,7 @@ def test_decide(backend: str, device: torch.device, rule: str, metric: str) -> N
         nonlocal tried
         tried += 1
         judge_request(random.Random(number), rule, metric, device, 8)
+        judge_videos(random.Random(number), rule, metric, device, 4)
 
     print(f"seed {SEED}")
     judge()

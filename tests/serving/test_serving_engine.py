@@ -30,6 +30,8 @@ from serving_cases import (
 )
 from torch import Tensor
 
+import adacache_kernels
+
 
 @pytest.mark.parametrize("pack", [True, False], ids=["packed", "in_step"])
 def test_videos_equal_their_single_runs(tiny_digit_model: Any, pack: bool) -> None:
@@ -151,6 +153,43 @@ def test_a_nan_stays_in_its_video(tiny_digit_model: Any) -> None:
             server.step()
         (video,) = serve(server, wanted[1:2])
     assert torch.equal(video.result, wanted[1].alone(tiny_digit_model)[0])
+
+
+def test_videos_with_other_codebooks_are_decided_in_one_call(
+    tiny_digit_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests at other steps of other schedules; the records of each are bit-identical to those of its
+    engine with one video per call."""
+    motion = adacache.MotionRegularization(window=(0.2, 0.9), scale=0.5)
+    policies = [
+        adacache.AdaCache(CODEBOOK, motion=motion),
+        adacache.AdaCache({0.05: 3, 1.0: 1}, motion=motion),
+    ]
+    wanted = [Wanted(seed, 9 - seed, policy=policies[seed % 2]) for seed in range(4)]
+    sizes: list[int] = []
+    decide = adacache_kernels.decide
+
+    def counted(sums: Tensor, *arguments: Any, **settings: Any) -> None:
+        sizes.append(len(sums))
+        decide(sums, *arguments, **settings)
+
+    records = []
+    for most in (1, 4):
+        with engine(tiny_digit_model, wanted, slots=4, max_batch=most) as server:
+            monkeypatch.setattr(adacache_kernels, "decide", counted)
+            videos = [join(server, one) for one in wanted[:2]]
+            server.step()  # the others join one step later
+            videos += [join(server, one) for one in wanted[2:]]
+            while server.videos:
+                server.step()
+            monkeypatch.undo()
+        records.append([video.trace.measurements for video in videos])
+    if batch_error(tiny_digit_model, wanted) == 0:
+        assert records[0] == records[1]
+    measured = sum(len(own) + 1 for own in records[1])  # and the first step of each
+    assert sum(sizes[measured:]) == measured
+    assert max(sizes[measured:]) == 4
+    assert len(sizes) - measured < measured / 2
 
 
 @pytest.mark.parametrize("where", ["embed", "mlp"])

@@ -64,6 +64,7 @@ def test_every_op_is_timed(kernels: ModuleType) -> None:
         ("reuse_residual float8", 2 * 2 * 6 * 8 * 2 + 2 * 6 * (8 + 4)),
         ("stack_residual_meter", 4 * 2 * 6 * 8 * 2),
         ("extrapolate_residual order 3", 6 * 2 * 6 * 8 * 2),
+        ("extrapolate_residual_meter order 2", 5 * 2 * 6 * 8 * 2),
         ("layer_norm_modulate", 2 * 2 * 6 * 8 * 2 + 2 * 2 * 8 * 2),
         ("gated_residual_norm_meter", 6 * 2 * 6 * 8 * 2 + 3 * 2 * 8 * 2),
     ],

@@ -7,12 +7,21 @@
 
 namespace adacache {
 
+// Of the measured residual, if it is not that of x.
+template <class P>
+DType residual_dtype_of(const P& p) {
+  if constexpr (requires { P::residual_dtype; })
+    return P::residual_dtype;
+  else
+    return p.dtype;
+}
+
 template <class P>
 Plan plan_meter_walk(const P& p, int width, bool divisible, int threads) {
   Plan plan;
   plan.threads = threads;
   plan.width = width;
-  const int vector_bytes = static_cast<int>(width * bytes_of(p.dtype));
+  const int vector_bytes = static_cast<int>(width * bytes_of(residual_dtype_of(p)));
   plan.history = history_that_fits(p.motion, plan.threads, vector_bytes);
   const int64_t items = p.shape.places * (p.shape.channels / width);
   divide_frames(plan, p.shape.rows, p.shape.frames, (items + plan.threads - 1) / plan.threads, divisible);
@@ -21,14 +30,15 @@ Plan plan_meter_walk(const P& p, int width, bool divisible, int threads) {
 
 template <class P>
 int64_t meter_walk_shared_bytes(const P& p, const Plan& plan) {
-  return shared_layout(plan.threads, plan.history, static_cast<int>(plan.width * bytes_of(p.dtype)), p.motion)
-      .bytes;
+  const int vector_bytes = static_cast<int>(plan.width * bytes_of(residual_dtype_of(p)));
+  return shared_layout(plan.threads, plan.history, vector_bytes, p.motion).bytes;
 }
 
 inline namespace ADACACHE_ISA {
 
 // partials: [rows, columns, blocks_per_row]; a block writes one entry per measured column.
-// Source computes r and stores the result; Kept loads the old r and stores the new one.
+// Source computes r and stores the result; Kept loads the old r and stores the new one. A Source with
+// compared() measures r against that instead of the old r.
 template <class Source, class Kept, bool all_columns, class P, class Block>
 ADACACHE_HD void meter_walk(Block& block, const P& p, const Plan& plan, double* partials) {
   constexpr int width = Source::width;
@@ -61,7 +71,12 @@ ADACACHE_HD void meter_walk(Block& block, const P& p, const Plan& plan, double* 
     Values old = kept.load();
     for (int i = 0; i < walk.count; ++i) {
       const Values r = source.residual(loaded);
-      sums.measure(r, [&](int c) { return old.get(c); }, width);
+      if constexpr (requires { source.compared(loaded); }) {
+        const Values compared = source.compared(loaded);
+        sums.measure(r, [&](int c) { return compared.get(c); }, width);
+      } else {
+        sums.measure(r, [&](int c) { return old.get(c); }, width);
+      }
       source.store_result(source.result(loaded, r), 0, width);
       kept.store(r);
       source.advance();

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +33,7 @@ from adacache.policies.base import (
     dtype_name,
     forced,
 )
-from adacache.rows import HostCopy
+from adacache.rows import HostCopy, HostRow, to_device
 from adacache.sites import ModelSites, Site
 
 RULES = ("published", "paper")
@@ -222,6 +222,7 @@ class AdaCacheDecider(Decider):
             site: Watch(policy.metric, strides, motion_decides=motion is not None) for site in watched
         }
         self._stack = sites.stack
+        self._codebook = list(policy.codebook.items())
         self._names = {site: sites.name(site) for site in watched}
         self._index = {site: i for i, site in enumerate(watched)}
         self._unmeasured = False
@@ -242,8 +243,8 @@ class AdaCacheDecider(Decider):
             num_videos, len(watched), rule=policy.rule, device=device
         )
         self._columns = adacache_kernels.state_columns(len(watched))
-        self._host = HostCopy(self._state)
-        self._copies: list[tuple[Site, int, HostCopy]] = []
+        self._host: HostCopy | HostRow = HostCopy(self._state)
+        self._copies: list[tuple[Site, int, HostCopy | HostRow]] = []
 
     def known(self, number: int) -> list[bool | None]:
         if self._unmeasured:
@@ -272,22 +273,62 @@ class AdaCacheDecider(Decider):
         return Plan({self._stack: actions})
 
     def observe(self, step: Step, site: Site, sums: Sums) -> None:
-        self._unmeasured = False
+        self._decide(self._state, site, sums, step=step.number)
+        self._note(step, site, HostCopy(self._state))
+
+    def shared_rule(self, site: Site) -> Hashable:
+        own = {"num_steps", "window", "thresholds", "rates"}  # may differ per video
+        common = tuple((name, value) for name, value in self._rule.items() if name not in own)
+        return self._index[site], len(self._index), common
+
+    @classmethod
+    def observe_together(
+        cls, deciders: Sequence[Decider], steps: Sequence[Step], site: Site, sums: Sums
+    ) -> None:
+        found = [decider for decider in deciders if isinstance(decider, cls)]
+        rules, videos = [decider._rule for decider in found], len(found)
+        numbers = [step.number for step in steps] + [rule["num_steps"] for rule in rules]
+        numbers += [edge for rule in rules for edge in rule["window"]]
+        sent = to_device(torch.tensor(numbers, dtype=torch.int32), sums.values.device)
+        by_video = {
+            "step": sent[:videos],
+            "num_steps": sent[videos : 2 * videos],
+            "window": sent[2 * videos :].view(videos, 2),
+        }
+        books = [decider._codebook for decider in found]
+        if any(book != books[0] for book in books):
+            longest = max(map(len, books))
+            padded = [book + book[-1:] * (longest - len(book)) for book in books]
+            columns = torch.tensor(padded, dtype=torch.float64).permute(2, 0, 1).contiguous()
+            by_video["thresholds"], by_video["rates"] = to_device(columns, sums.values.device)
+        state = torch.cat([decider._state for decider in found])
+        found[0]._decide(state, site, sums, **by_video)
+        copy = HostCopy(state)
+        for row, (decider, step) in enumerate(zip(found, steps, strict=True)):
+            decider._state = state[row : row + 1]
+            decider._note(step, site, copy.row(row))
+
+    def _decide(self, state: Tensor, site: Site, sums: Sums, **by_video: Any) -> None:
+        """Calls the rule with its settings, or with those per video where they are given."""
+        rule = self._rule | by_video
         # A clip too short for every stride has no motion to measure and is not regularized.
-        rule = self._rule if sums.strides else {**self._rule, "scale": 0.0}
+        if not sums.strides:
+            rule["scale"] = 0.0
         adacache_kernels.decide(
             sums.values,
-            self._state,
-            step=step.number,
+            state,
             site=self._index[site],
             frames=sums.frames,
             strides=sums.strides,
             elements=sums.elements,
             **rule,
         )
-        self._host = HostCopy(self._state)
+
+    def _note(self, step: Step, site: Site, copy: HostCopy | HostRow) -> None:
+        self._unmeasured = False
+        self._host = copy
         if step.number > 1:
-            self._copies.append((site, step.number, self._host))
+            self._copies.append((site, step.number, copy))
 
     def records(self) -> list[dict[str, Any]]:
         names = ("distance", "motion", "factor", "rate", "nonfinite")

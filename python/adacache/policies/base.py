@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum, IntEnum
 from typing import Any, Protocol
@@ -184,6 +184,18 @@ class Decider:
         """Called after a watched site or a signal was measured. May revise the plan for the sites that have
         not run."""
         return None
+
+    def shared_rule(self, site: Site) -> Hashable:
+        """Deciders of one class with equal rules at a site may observe it in one call. None: none may."""
+        return None
+
+    @classmethod
+    def observe_together(
+        cls, deciders: Sequence[Decider], steps: Sequence[Step], site: Site, sums: Sums
+    ) -> None:
+        """`observe` for deciders of one video each, with equal `shared_rule`; row i of the sums is of decider
+        i. Each gets the bits of a call of its own."""
+        raise NotImplementedError
 
     def overruled(self, step: Step, site: Site, videos: Sequence[int]) -> None:
         """Called if a kept site is computed for videos that the plan skips (`Limits`). A method that counts

@@ -263,14 +263,30 @@ class BatchDecider(Decider):
     def observe(self, step: Step, site: Site, sums: Sums) -> None:
         request = self._request
         per_row = sums.elements * len(request.members) / sums.rows
+        groups: dict[Any, list[int]] = {}
         for video, (member, computes) in enumerate(zip(request.members, request.computing(), strict=True)):
             if not computes or site not in member.watches:
                 continue
-            rows = len(member.rows)
-            own = Sums(sums.values[video : video + 1], sums.strides, sums.frames, per_row * rows, rows)
-            plan = member.request.decider.observe(member.request.current_step, site, own)
+            decider = member.request.decider
+            rule = decider.shared_rule(site)
+            key = video if rule is None else (type(decider), rule, len(member.rows))
+            groups.setdefault(key, []).append(video)
+        for videos in groups.values():
+            members = [request.members[video] for video in videos]
+            requests = [member.request for member in members]
+            rows = len(members[0].rows)
+            values = sums.values
+            if len(videos) < len(values):
+                values = torch.cat([values[video : video + 1] for video in videos])
+            own = Sums(values, sums.strides, sums.frames, per_row * rows, rows * len(videos))
+            if len(videos) > 1:
+                steps = [request.current_step for request in requests]
+                deciders = [request.decider for request in requests]
+                type(deciders[0]).observe_together(deciders, steps, site, own)
+                continue
+            plan = requests[0].decider.observe(requests[0].current_step, site, own)
             if plan is not None:
-                member.request.plan = member.request.plan.revised(plan)
+                requests[0].plan = requests[0].plan.revised(plan)
 
 
 class SlotClock:
