@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of ComfyUI that a node uses: a model patcher, its wrappers, a guider, samplers, and Wan's network with
-its arguments there."""
+"""The parts of ComfyUI that a node uses: a model patcher, its wrappers, a guider, samplers, and Wan's network
+with its arguments there."""
 
 from __future__ import annotations
 
