@@ -283,6 +283,7 @@ def test_without_ray(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # each worker imports torch and diffusers
 def test_on_a_local_ray(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two workers of a cluster on this machine, which ends with the command."""
     pytest.importorskip("ray", reason="ray is not installed")
