@@ -134,8 +134,17 @@ class UNet(nn.Module):
         super().__init__()
         self.input_blocks = nn.ModuleList([nn.Linear(4, 4), nn.Conv1d(4, 4, 1)])
 
-    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor | None = None, **_: Any) -> Tensor:
-        return x
+    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, **_: Any) -> Tensor:
+        return self.input_blocks[0](x.movedim(1, -1)).movedim(-1, 1) * timesteps.view(-1, 1, 1, 1, 1).cos()
+
+
+def test_planned_paths_need_no_blocks() -> None:
+    torch.manual_seed(0)
+    model = twin.ModelPatcher(twin.BaseModel(UNet()).requires_grad_(False))
+    path = adacache.PlannedPath([1, 2, 5, 8], [0.0, 1.0, 1.0, 1.0], level="branch")
+    patched = with_node(model, path)
+    assert not torch.equal(sample(patched), sample(model))
+    assert trace(patched).computed_steps == [1, 2, 5, 8]
 
 
 def test_unknown_networks_are_refused() -> None:

@@ -232,7 +232,7 @@ class RayStandIn:
             raise self.exceptions.RayTaskError(error) from error
 
     def wait(self, running: list[Any], num_returns: int) -> tuple[list[Any], list[Any]]:
-        return running[-num_returns:], running[:-num_returns]
+        return running[:num_returns], running[num_returns:]
 
     def get(self, result: Any) -> Any:
         return result()
@@ -253,6 +253,10 @@ def test_ray_workers_share_the_prompts(
     assert cluster.addresses == ["head:6379", "closed"]
     assert cluster.settings["num_gpus"] == 1
     assert cluster.actors == 2
+    # Without a worker, the prompts that are left fail.
+    monkeypatch.setitem(sys.modules, "ray", RayStandIn(gpus=1, lost={1}))
+    assert generate(folder, *METHOD, "--ray") == 1
+    assert "prompt 3: no worker is left" in capsys.readouterr().err
     fails.clear()
     prompts_that_ran()
     monkeypatch.setitem(sys.modules, "ray", RayStandIn(gpus=0))

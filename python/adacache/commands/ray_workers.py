@@ -93,18 +93,31 @@ def _own_paths() -> list[str]:
 
 
 def _messages(ray: Any, actors: list[Any], left: list[int]) -> Iterator[tuple[int, str | None]]:
-    """The prompts as they end, with the error of each, if any."""
-    running: dict[Any, tuple[int, Any]] = {}
-    free, waiting = list(actors), list(left)
-    while waiting or running:
+    """The prompts as they end, with the error of each, if any.
+
+    Args:
+        actors: the first one has started. The others get prompts once they have, so that an actor for which
+            the cluster has no room delays nothing.
+    """
+    running: dict[Any, tuple[int | None, Any]] = {one.state.remote(): (None, one) for one in actors[1:]}
+    free, waiting = actors[:1], list(left)
+    while waiting or any(number is not None for number, _ in running.values()):
         while free and waiting:
             one, number = free.pop(), waiting.pop(0)
             running[one.generate.remote(number)] = number, one
+        if not running:
+            yield from ((number, "no worker is left") for number in waiting)
+            return
         (done,), _ = ray.wait(list(running), num_returns=1)
-        number, one = running.pop(done)
+        ended, one = running.pop(done)
         try:
             error = ray.get(done)
-        except ray.exceptions.RayError as lost:
+        except ray.exceptions.RayTaskError as raised:
+            error = f"{type(raised.cause).__name__}: {raised.cause}"
+            free.append(one)
+        except ray.exceptions.RayError as lost:  # after its restarts
             error = f"{type(lost).__name__}: {lost}"
-        free.append(one)
-        yield number, error
+        else:
+            free.append(one)
+        if ended is not None:
+            yield ended, error

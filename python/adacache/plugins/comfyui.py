@@ -92,7 +92,7 @@ class Sampling:
     def apply_model(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         """A call of the network with some of the conditionings."""
         options = kwargs["transformer_options"] if len(args) < 6 else args[5]
-        name = str(options.get("uuids", options["cond_or_uncond"]))
+        name = str(options.get("uuids") or options.get("cond_or_uncond"))
         with self._handle.named(name) if self._handle is not None else nullcontext():
             return executor(*args, **kwargs)
 
