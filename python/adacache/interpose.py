@@ -33,8 +33,9 @@ def interpose(thing: Any, methods: Mapping[str, Callable[..., Any]], *, copies: 
     """
     thing.__dict__[_METHODS] = methods
     base: Any = type(thing)
-    # OptimizedModule forwards attribute assignment to the model that it compiled.
-    object.__setattr__(thing, "__class__", _subclass(base, tuple(sorted(methods)), copies))
+    if not _wraps(base, methods):
+        # OptimizedModule forwards attribute assignment to the model that it compiled.
+        object.__setattr__(thing, "__class__", _subclass(base, tuple(sorted(methods)), copies))
 
 
 def restore(thing: Any) -> bool:
@@ -58,6 +59,13 @@ def plain_class(thing: Any) -> type:
     return kind.__dict__.get(_BASE, kind)
 
 
+def _wraps(kind: type, methods: Mapping[str, Any]) -> bool:
+    """Whether a class has a subclass of `interpose` with these methods among its bases, or is one."""
+    return any(
+        _BASE in one.__dict__ and all(name in one.__dict__ for name in methods) for one in kind.__mro__
+    )
+
+
 @functools.cache
 def _subclass(base: type, names: tuple[str, ...], copies: bool) -> type:
     body: dict[str, Any] = {name: _method(name, getattr(base, name)) for name in names}
@@ -65,6 +73,7 @@ def _subclass(base: type, names: tuple[str, ...], copies: bool) -> type:
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
+        "__setattr__": _setattr(base, copies),
         _BASE: base,
     }
     if not copies:
@@ -88,12 +97,26 @@ def _transparent(metaclass: type) -> type:
 def _method(name: str, plain: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(plain)  # inspect.signature then shows the plain arguments, which pipelines read
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        methods = self.__dict__.get(_METHODS)
-        if methods is None:
+        found = self.__dict__.get(_METHODS, {}).get(name)
+        if found is None:
             return plain(self, *args, **kwargs)
-        return methods[name](plain, self, *args, **kwargs)
+        return found(plain, self, *args, **kwargs)
 
     return method
+
+
+def _setattr(base: Any, copies: bool) -> Callable[..., None]:
+    """Wraps a class that another library assigns. `fully_shard` caches its classes by module class. Ours
+    compares equal to the plain class, so it may assign one that was made from the plain class."""
+
+    def assign(self: Any, name: str, value: Any) -> None:
+        if name == "__class__":
+            methods = self.__dict__.get(_METHODS)
+            if methods is not None and not _wraps(value, methods):
+                value = _subclass(value, tuple(sorted(methods)), copies)
+        base.__setattr__(self, name, value)
+
+    return assign
 
 
 def _reduce(self: Any, protocol: Any) -> Any:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,140 @@ def test_a_preset_on_the_digit_model(folder: Path) -> None:
 def test_wrong_environment(environment: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Place.of(environment)
+
+
+class RayStandIn:
+    """The calls of Ray that the command makes, in this process. An actor runs in `get`."""
+
+    class exceptions:
+        class RayError(Exception):
+            """Of the cluster."""
+
+        class RayTaskError(RayError):
+            def __init__(self, cause: Exception):
+                super().__init__("raised in a task")
+                self.cause = cause
+
+    def __init__(self, gpus: int, lost: set[int] | None = None):
+        self.gpus = gpus
+        self.lost = lost or set()
+        self.settings: dict[str, Any] = {}
+        self.addresses: list[Any] = []
+        self.actors = 0
+
+    def is_initialized(self) -> bool:
+        return False
+
+    def init(self, address: str | None, **settings: Any) -> None:
+        self.addresses.append(address)
+
+    def shutdown(self) -> None:
+        self.addresses.append("closed")
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 4.0} | ({"GPU": float(self.gpus)} if self.gpus else {})
+
+    def remote(self, kind: Any) -> Any:
+        cluster = self
+
+        class Method:
+            def __init__(self, bound: Any):
+                self.bound = bound
+
+            def remote(self, *args: Any) -> Any:
+                return lambda: cluster.run(self.bound, args)
+
+        class Actor:
+            def __init__(self, *args: Any):
+                cluster.actors += 1
+                worker = kind(*args)
+                self.state, self.generate = Method(worker.state), Method(worker.generate)
+
+        class Class:
+            def options(self, **settings: Any) -> Class:
+                cluster.settings = settings
+                return self
+
+            def remote(self, *args: Any) -> Actor:
+                return Actor(*args)
+
+        return Class()
+
+    def run(self, bound: Any, args: Any) -> Any:
+        if args and args[0] in self.lost:
+            raise self.exceptions.RayError("its machine was lost")
+        try:
+            return bound(*args)
+        except Exception as error:
+            raise self.exceptions.RayTaskError(error) from error
+
+    def wait(self, running: list[Any], num_returns: int) -> tuple[list[Any], list[Any]]:
+        return running[:num_returns], running[num_returns:]
+
+    def get(self, result: Any) -> Any:
+        return result()
+
+
+def test_ray_workers_share_the_prompts(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a stand-in for Ray."""
+    cluster = RayStandIn(gpus=2, lost={2})
+    monkeypatch.setitem(sys.modules, "ray", cluster)
+    fails.add("a dog")
+    assert generate(folder, *METHOD, "--ray", "head:6379") == 1
+    printed = capsys.readouterr()
+    assert "prompt 2: cannot draw a dog" in printed.err
+    assert "prompt 3: RayError: its machine was lost" in printed.err
+    assert "1 of 3 prompts are in" in printed.out
+    assert cluster.addresses == ["head:6379", "closed"]
+    assert cluster.settings["num_gpus"] == 1
+    assert cluster.actors == 2
+    # Without a worker, the prompts that are left fail.
+    monkeypatch.setitem(sys.modules, "ray", RayStandIn(gpus=1, lost={1}))
+    assert generate(folder, *METHOD, "--ray") == 1
+    assert "prompt 3: no worker is left" in capsys.readouterr().err
+    fails.clear()
+    prompts_that_ran()
+    monkeypatch.setitem(sys.modules, "ray", RayStandIn(gpus=0))
+    assert generate(folder, *METHOD, "--ray", "--workers", "8") == 0
+    assert sorted(prompts_that_ran()) == [("a bird", 2), ("a dog", 1)]
+    ray_files = {name: (folder / "out" / name).read_bytes() for name in names(folder) if "json" not in name}
+    for path in (folder / "out").iterdir():
+        path.unlink()
+    assert generate(folder) == 0
+    assert {name: (folder / "out" / name).read_bytes() for name in ray_files} == ray_files
+    # A finished run, and errors of the workers.
+    assert generate(folder, *METHOD, "--ray") == 0
+    assert generate(folder, "--method", "Interval(interval=3)", "--ray") == 2
+    assert "00001.json has another settings" in capsys.readouterr().err
+
+
+def test_without_ray(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert generate(folder, *METHOD, "--ray") == 2
+    assert "Ray is not installed; pip install 'adacache-kernels[ray]'" in capsys.readouterr().err
+    assert generate(folder, *METHOD, "--workers", "2") == 2
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert generate(folder, *METHOD, "--ray") == 2
+    assert "--ray: expected one process, got 2 of torchrun" in capsys.readouterr().err
+    assert prompts_that_ran() == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # each worker imports torch and diffusers
+def test_on_a_local_ray(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two workers of a cluster on this machine, which ends with the command."""
+    pytest.importorskip("ray", reason="ray is not installed")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    assert generate(folder, *METHOD, "--ray", "--workers", "2") == 0
+    assert prompts_that_ran() == []  # not in this process
+    assert len(names(folder)) == 9
+    assert Trace.load(folder / "out" / "00003.trace.json").computed_steps == [1, 3, 5]
+    assert generate(folder) == 0
+    assert prompts_that_ran() == []
 
 
 def test_wrong_arguments(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -123,6 +123,43 @@ def test_first_block_cache_of_diffusers_after_adacache() -> None:
         assert torch.equal(WAN.denoise(model, values, 9), plain)
 
 
+@pytest.mark.filterwarnings("ignore:AdaCache. the class of")
+@pytest.mark.parametrize("known", [True, False], ids=["made_from_the_plain_class", "made_from_ours"])
+def test_a_class_assigned_after_enable_is_wrapped(known: bool) -> None:
+    """As `fully_shard` assigns one, from a dict whose keys are classes."""
+    classes: dict[type, type] = {}
+
+    def shard(module: Any) -> None:
+        kind = type(module)
+        if kind not in classes:
+            classes[kind] = type(f"Sharded{kind.__name__}", (Mixin, kind), {})
+        module.__class__ = classes[kind]
+
+    def shard_all(model: Any) -> None:
+        for block in (*model.blocks, model):
+            shard(block)
+
+    if known:
+        shard_all(WAN.model())
+    model, values = WAN.model(), WAN.values()
+    plain = WAN.denoise(model, values, STEPS)
+    for _ in range(2):
+        handle = adacache.enable(model, adacache.Interval(3), num_steps=STEPS, rows_per_video=1)
+        if not isinstance(model, Mixin):
+            shard_all(model)
+        assert isinstance(model, Mixin)
+        assert isinstance(model.blocks[1], Mixin)
+        assert not torch.equal(WAN.denoise(model, values, STEPS), plain)
+        assert handle.trace.computed_steps == [1, 4, 7, 10]
+        adacache.disable(model)
+        assert torch.equal(WAN.denoise(model, values, STEPS), plain)
+        assert isinstance(model, Mixin)
+
+
+class Mixin:
+    """A base that another library adds."""
+
+
 def test_disable_in_any_order_restores_the_pipeline() -> None:
     case = PIPELINE["WanPipeline_two_transformers"]
     pipeline = case.build()

@@ -386,14 +386,15 @@ def split_later(rank: int, size: int) -> list[str]:
     from torch.distributed.fsdp import fully_shard
 
     found = []
-    for name in ("context", "weights", "sequence"):
-        # fully_shard keeps a class per class, so that of another test would be taken for WAN.
-        case = {"context": WAN, "weights": LTX, "sequence": STDIT3}[name]
+    for name in ("context", "weights", "weights_of_a_known_class", "sequence"):
+        case = {"weights": LTX, "sequence": STDIT3}.get(name, WAN)
+        if name == "weights_of_a_known_class":
+            fully_shard(case.model(), mesh=dist.init_device_mesh("cpu", (size,)))
         model = case.model()
         adacache.enable(model, policy(case), num_steps=STEPS, rows_per_video=1)
         if name == "context":
             enable_context_parallelism(model, ulysses_degree=size)
-        elif name == "weights":
+        elif name.startswith("weights"):
             fully_shard(model, mesh=dist.init_device_mesh("cpu", (size,)))
         else:
             model.sequence = SequenceParallel(dist.group.WORLD)

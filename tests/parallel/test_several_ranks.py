@@ -256,9 +256,10 @@ def test_an_engine_refuses_split_models(two_ranks: RankProcesses) -> None:
 
 def test_models_that_are_split_later(two_ranks: RankProcesses) -> None:
     for found in two_ranks.run("split_later"):
-        context, weights, sequence = found
+        context, weights, again, sequence = found
         assert "changed after AdaCache was enabled" in context
         assert "its weights are split over 2 ranks" in weights
+        assert "its weights are split over 2 ranks" in again
         assert "changed after AdaCache was enabled" in sequence
 
 

@@ -246,3 +246,15 @@ def test_asyncio(tiny_digit_model: Any) -> None:
     found = asyncio.run(asyncio.wait_for(run(), 200))
     for seed, video in enumerate(found):
         assert torch.equal(video, Wanted(seed, 6, policy=REPLAY).alone(tiny_digit_model)[0])
+
+
+def test_asyncio_without_waiting(tiny_digit_model: Any) -> None:
+    async def run() -> None:
+        server = AsyncBatcher(batcher(tiny_digit_model, max_waiting=1))
+        await server.submit(job(tiny_digit_model), wait=False)
+        for refused in (server.submit, server.generate):
+            with pytest.raises(QueueFull):
+                await refused(job(tiny_digit_model), wait=False)
+        await asyncio.to_thread(server.batcher.close)
+
+    asyncio.run(asyncio.wait_for(run(), 200))

@@ -298,6 +298,44 @@ def test_max_cache_bytes(tiny_digit_model: Any) -> None:
     assert not any(name.startswith("_adacache") for name in model.__dict__)
 
 
+@pytest.mark.parametrize(
+    "limits",
+    [
+        adacache.Limits(ADACACHE, first=2, last=1, most=2),
+        adacache.Limits(ADACACHE, mask=[step % 4 == 2 for step in range(9)]),
+        adacache.Limits(adacache.Interval(3), first=3),
+        adacache.Limits(adacache.TaylorSeer(interval=4), most=2),
+    ],
+    ids=["ends_and_most", "mask", "interval", "taylorseer"],
+)
+def test_limited_policies(tiny_digit_model: Any, limits: adacache.Limits) -> None:
+    wanted = [Wanted(seed, 9, 2.0 + seed, limits if seed else ADACACHE) for seed in range(3)]
+    with engine(tiny_digit_model, wanted, slots=3, max_batch=1) as server:
+        videos = [join(server, one) for one in wanted]
+        while server.videos:
+            ahead = [(video, video.plan_ahead()) for video in server.videos]
+            server.step()
+            for video, plan in ahead:
+                for step, computed in plan.items():
+                    if step <= video.step:
+                        assert (step in video.trace.computed_steps) == computed
+        found = [(video.result, video.trace.computed_steps) for video in videos]
+    for (result, steps), one in zip(found, wanted, strict=True):
+        expected, computed = one.alone(tiny_digit_model)
+        assert steps == computed
+        assert torch.equal(result, expected)
+
+
+def test_limits_of_a_policy_that_is_refused(tiny_digit_model: Any) -> None:
+    with engine(tiny_digit_model, [Wanted(0)]) as server:
+        for inner, reason in (
+            (adacache.EasyCache(), "measures inputs"),
+            (adacache.MagRatios(), "reads kept"),
+        ):
+            with pytest.raises(ValueError, match=f"Limits {reason}"):
+                server.join(Wanted(0).job(tiny_digit_model), adacache.Limits(inner))
+
+
 def test_a_job_that_does_not_fit_is_refused(tiny_digit_model: Any) -> None:
     model = tiny_digit_model
     larger = Wanted(0).job(model)

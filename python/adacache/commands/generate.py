@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`adacache generate`: a clip and a trace per prompt, by one process or by all that torchrun starts."""
+"""`adacache generate`: a clip and a trace per prompt, by one process, all that torchrun starts, or Ray."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from adacache.checks import Check, anything, fields, printable, refuse, text, whole
-from adacache.commands.options import real_number, require_packages
+from adacache.commands.options import real_number, require_packages, whole_number
+from adacache.commands.ray_workers import ray_run
 from adacache.commands.subjects import add_prompts, add_subject, subject_and_prompts
 from adacache.files import MEBIBYTE, read_json, replacing, write_json
 
@@ -64,7 +65,7 @@ def add(commands: Any) -> None:
         help="generate a clip per prompt with caching, on all GPUs that torchrun starts a process for",
         description="Writes NUMBER.webp (or NUMBER.safetensors), NUMBER.trace.json and NUMBER.json for each "
         "prompt. Finished prompts are skipped, so the same command continues a run that was stopped. Under "
-        "torchrun, the processes share the prompts.",
+        "torchrun, the processes share the prompts; with --ray, the workers of a cluster do.",
     )
     add_subject(command)
     add_prompts(command, None, positional=True)
@@ -84,73 +85,117 @@ def add(commands: Any) -> None:
         help="frames per second of the clips (default: %(default)g)",
     )
     command.add_argument("--out", type=Path, required=True, help="folder of the results; is made")
+    command.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="run on a Ray cluster: that of ADDRESS or RAY_ADDRESS, or one on this machine",
+    )
+    command.add_argument(
+        "--workers",
+        type=whole_number(1),
+        help="with --ray: workers, one GPU each (default: all GPUs of the cluster; without a GPU, 1 on CPUs)",
+    )
     command.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command."""
     require_packages("generate", {"PIL": "pillow", "tqdm": "tqdm"})
+    place = Place.of(os.environ)
+    if options.ray is not None:
+        if place.size > 1:
+            raise ValueError(f"--ray: expected one process, got {place.size} of torchrun")
+        with ray_run(options, Worker) as (results, finished, messages):
+            return report(results, finished, messages, shown=True)
+    if options.workers is not None:
+        raise ValueError("--workers: expected with --ray only")
+    with Worker(options, place) as worker:
+        own = [number for number in place.own(len(worker.results.prompts)) if number not in worker.finished]
+        ended = ((number, worker.generate(number)) for number in own)
+        return report(worker.results, worker.finished, ended, shown=place.rank == 0)
+
+
+def report(
+    results: Results, finished: set[int], messages: Iterable[tuple[int, str | None]], shown: bool
+) -> int:
+    """Shows the progress; returns the exit status.
+
+    Args:
+        finished: prompts that were finished before.
+        messages: of the others, as they end: the number of a prompt and its error, if any.
+        shown: by this process.
+    """
     from tqdm import tqdm
 
-    from adacache.commands.comparison import method_of
-
-    place = Place.of(os.environ)
-    _choose_device(place)
-    method = None if options.method == NO_METHOD else method_of(options.method, "--method")
-    subject, prompts = subject_and_prompts(options, decoded=not options.latents)
-    if not prompts:
-        refuse("prompts", "a file with at least one prompt, because the model has none", options.prompts)
-    options.out.mkdir(parents=True, exist_ok=True)
-    results = Results(options.out, _settings(options, subject), prompts, options.seed)
-    finished = results.finished()
-    own = [number for number in place.own(len(prompts)) if number not in finished]
+    failed = 0
     with tqdm(
-        total=len(prompts),
+        total=len(results.prompts),
         initial=len(finished),
         unit="prompt",
-        disable=place.rank > 0,
+        disable=not shown,
         mininterval=0.1 if sys.stderr.isatty() else 10.0,
         dynamic_ncols=True,
     ) as bar:
-        failed = _generate(
-            options, subject, method, results, own, lambda: bar.update(results.count() - bar.n)
-        )
+        for number, error in messages:
+            if error is not None:
+                failed += 1
+                print(printable(f"prompt {number + 1}: {error}"), file=sys.stderr)
+            bar.update(results.count() - bar.n)
     if failed:
-        print(f"{len(failed)} prompts failed; the same command tries them again", file=sys.stderr)
-    if place.rank == 0:
-        print(f"{results.count()} of {len(prompts)} prompts are in {options.out}")
+        print(f"{failed} prompts failed; the same command tries them again", file=sys.stderr)
+    if shown:
+        print(f"{results.count()} of {len(results.prompts)} prompts are in {results.folder}")
     return 1 if failed else 0
 
 
-def _generate(
-    options: argparse.Namespace, subject: Any, method: Any, results: Results, own: list[int], shown: Any
-) -> list[int]:
-    """Generates the prompts of this process; returns those that failed."""
-    from adacache.api import disable, enable
+class Worker:
+    """Generates prompts with one model.
 
-    failed = []
-    steps = subject.num_steps
-    handle = None if method is None else enable(subject.model, method.policy(steps), num_steps=steps)
-    try:
-        for number in own:
-            begin = time.perf_counter()
-            try:
-                clip = subject.generate(results.prompts[number], results.seed + number)
-                results.write(
-                    number,
-                    clip,
-                    None if handle is None else handle.trace,
-                    time.perf_counter() - begin,
-                    None if options.latents else options.fps,
-                )
-            except (ValueError, RuntimeError) as error:
-                failed.append(number)
-                print(printable(f"prompt {number + 1}: {error}"), file=sys.stderr)
-            shown()
-    finally:
-        if handle is not None:
-            disable(subject.model)
-    return failed
+    Attributes:
+        results: of the run.
+        finished: prompts that were finished at the start.
+
+    Raises:
+        ValueError: an option does not fit, or the folder has results of another run.
+    """
+
+    def __init__(self, options: argparse.Namespace, place: Place | None = None):
+        from adacache.api import enable
+        from adacache.commands.comparison import method_of
+
+        _choose_device(place or Place())
+        method = None if options.method == NO_METHOD else method_of(options.method, "--method")
+        self._subject, prompts = subject_and_prompts(options, decoded=not options.latents)
+        if not prompts:
+            refuse("prompts", "a file with at least one prompt, because the model has none", options.prompts)
+        options.out.mkdir(parents=True, exist_ok=True)
+        self.results = Results(options.out, _settings(options, self._subject), prompts, options.seed)
+        self.finished = self.results.finished()
+        self._fps = None if options.latents else options.fps
+        steps, model = self._subject.num_steps, self._subject.model
+        self._handle = None if method is None else enable(model, method.policy(steps), num_steps=steps)
+
+    def generate(self, number: int) -> str | None:
+        """Writes the result of a prompt; returns the error, if any."""
+        begin = time.perf_counter()
+        try:
+            clip = self._subject.generate(self.results.prompts[number], self.results.seed + number)
+            trace = None if self._handle is None else self._handle.trace
+            self.results.write(number, clip, trace, time.perf_counter() - begin, self._fps)
+        except (ValueError, RuntimeError) as error:
+            return str(error)
+        return None
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        from adacache.api import disable
+
+        if self._handle is not None:
+            disable(self._subject.model)
 
 
 def _choose_device(place: Place) -> None:

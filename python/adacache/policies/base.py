@@ -204,6 +204,11 @@ class Decider:
     def finished(self, step: Step, kept: Kept) -> None:
         """Called after a forward call of the measured branch."""
 
+    @property
+    def uses_finished(self) -> bool:
+        """Whether `finished` does anything."""
+        return type(self).finished is not Decider.finished
+
     def known(self, number: int) -> Sequence[bool | None]:
         """Per video, whether a later step is computed, as far as this is known now; None, or no entry: it is
         not. Must not wait for the device."""

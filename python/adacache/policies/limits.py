@@ -75,7 +75,7 @@ class Limits:
             raise ValueError(
                 f"policy: {name} forecasts from a schedule of its own, so its steps cannot be limited"
             )
-        return LimitsDecider(self, inner, num_videos)
+        return LimitsDecider(self, inner, num_steps, num_videos)
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -92,9 +92,10 @@ class Limits:
 class LimitsDecider(Decider):
     """Limits at work on one request."""
 
-    def __init__(self, policy: Limits, inner: Decider, num_videos: int):
+    def __init__(self, policy: Limits, inner: Decider, num_steps: int, num_videos: int):
         self._policy = policy
         self._inner = inner
+        self._num_steps = num_steps
         self._videos = num_videos
         self.keeps = inner.keeps
         self.watches = inner.watches
@@ -123,13 +124,22 @@ class LimitsDecider(Decider):
     def finished(self, step: Step, kept: Kept) -> None:
         self._inner.finished(step, kept)
 
+    @property
+    def uses_finished(self) -> bool:
+        return self._inner.uses_finished
+
+    def known(self, number: int) -> Sequence[bool | None]:
+        if self._computes(number):
+            return [True] * self._videos
+        # A forced step before `number`, or `most`, may change what the policy plans.
+        is_next = number == self._step + 1 and self._policy.most is None
+        return self._inner.known(number) if is_next else ()
+
     def records(self) -> list[dict[str, Any]]:
         return self._inner.records()
 
     def _limited(self, step: Step, plan: Plan) -> Plan:
-        policy = self._policy
-        everything = step.number <= policy.first or step.number > step.num_steps - policy.last
-        everything = everything or (policy.mask is not None and policy.mask[step.number - 1])
+        policy, everything = self._policy, self._computes(step.number)
         limited: dict[Site, list[Action]] = {}
         for site, actions in plan.actions.items():
             forced = [
@@ -144,6 +154,12 @@ class LimitsDecider(Decider):
             if forced:
                 self._inner.overruled(step, site, forced)
         return Plan(limited, plan.coefficients)
+
+    def _computes(self, number: int) -> bool:
+        """Whether a step is computed whatever the policy plans."""
+        policy = self._policy
+        ends = number <= policy.first or number > self._num_steps - policy.last
+        return ends or (policy.mask is not None and policy.mask[number - 1])
 
     def _count(self, plan: Plan) -> None:
         """Counts the skipped steps of the step before."""

@@ -37,7 +37,7 @@ def refuse_unsupported(policy: Any, decider: Decider) -> None:
             watch.until is not None or watch.age > 1 for watch in watches.values()
         ),
         "measures the model's output": MODEL in watches,
-        "reads kept tensors after a step": type(decider).finished is not Decider.finished,
+        "reads kept tensors after a step": decider.uses_finished,
     }
     for reason, found in reasons.items():
         if found:

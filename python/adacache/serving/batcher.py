@@ -399,16 +399,24 @@ class AsyncBatcher:
     async def __aexit__(self, *error: object) -> None:
         await asyncio.to_thread(self.batcher.close, drain=error[0] is None)
 
-    async def submit(self, job: Any, policy: Policy | str | Path | None = None, **settings: Any) -> Ticket:
-        """`Batcher.submit`; waits while the queue is full."""
+    async def submit(
+        self, job: Any, policy: Policy | str | Path | None = None, *, wait: bool = True, **settings: Any
+    ) -> Ticket:
+        """`Batcher.submit`.
+
+        Args:
+            wait: while the queue is full; False: raises `QueueFull`.
+        """
         while True:
             try:
                 return self.batcher.submit(job, policy, **settings)
             except QueueFull:
+                if not wait:
+                    raise
                 await asyncio.wrap_future(self.batcher.room())
 
     async def generate(self, job: Any, policy: Policy | str | Path | None = None, **settings: Any) -> Any:
-        """The result of a job; see `Batcher.submit` for the settings."""
+        """The result of a job; see `submit` for the settings."""
         ticket = await self.submit(job, policy, **settings)
         try:
             return await asyncio.wrap_future(ticket.future)
