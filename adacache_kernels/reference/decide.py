@@ -76,9 +76,11 @@ def decide(
     below = score[:, None] < thresholds
     entry = torch.where(below.any(1), below.int().argmax(1), thresholds.shape[-1] - 1)
     chosen = rates[entry] if rates.dim() == 1 else rates.gather(1, entry[:, None])[:, 0]
-    # After a non-finite score the next step is computed. The mean stays NaN, so that later sites of this step
-    # decide the same.
-    bad = ~score.isfinite()
+    # After a non-finite measurement or score the next step is computed. The mean stays NaN, so that later
+    # sites of this step decide the same. A negative power turns an infinite motion into the factor 0.
+    bad = ~(score.isfinite() & distance.isfinite())
+    if scale > 0:
+        bad = bad | (inside & ~motion.isfinite())
     rate = torch.where(bad, 1.0, chosen)
     mean = torch.where(bad, torch.nan, mean)
     factor = torch.where(bad, 1.0, factor)

@@ -170,7 +170,12 @@ def decide_kernel(
             entry = entries - 1 - passed
             below = score < tl.load(thresholds + entry, mask=mask, other=0.0)
             rate = tl.where(below, tl.load(rates + entry, mask=mask, other=1.0), rate)
-        bad = score - score != 0.0
+        bad = (score - score != 0.0) | (distance - distance != 0.0)
+        if SCALE > 0 and (INSIDE or BY_VIDEO):  # a negative power turns an infinite motion into the factor 0
+            unusable = motion - motion != 0.0
+            if BY_VIDEO:
+                unusable = unusable & inside
+            bad = bad | unusable
         rate = tl.where(bad, 1.0, rate)
         # The mean stays NaN, so that later sites of this step decide the same.
         decided_mean = tl.where(bad, float("nan"), mean)

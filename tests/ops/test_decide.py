@@ -73,7 +73,8 @@ def plain_decide(
 
     state["distance"], state["motion"] = distance, motion
     state["count"] += 1
-    if math.isfinite(score):
+    motion_counts = regularised and inside
+    if math.isfinite(score) and math.isfinite(distance) and (math.isfinite(motion) or not motion_counts):
         state["mean"], state["factor"], state[f"previous_factor_{site}"] = mean, factor, now_previous
         state["rate"] = policy["codebook"][-1][1]
         for threshold, rate in policy["codebook"]:
@@ -287,6 +288,31 @@ def test_nan_forces_compute_and_is_flagged(backend: str, device: torch.device) -
     rows = [dict(zip(state_columns(), row, strict=True)) for row in state.tolist()]
     assert (rows[0]["rate"], rows[0]["nonfinite"], rows[0]["next_step"]) == (5, 0, 7)
     assert (rows[1]["rate"], rows[1]["nonfinite"], rows[1]["next_step"]) == (1, 1, 3)
+
+
+@pytest.mark.parametrize("by_video", [False, True])
+def test_infinite_motion_forces_compute_with_a_negative_power(
+    backend: str, device: torch.device, by_video: bool
+) -> None:
+    """The factor is 0, so the score is finite."""
+    state = initial_state(2, device=device)
+    finite = [1.0, 10, 10, NAN, NAN, NAN, NAN, 3, 6]
+    infinite = [1.0, 10, 10, NAN, NAN, NAN, NAN, 3, 0]
+    sums = torch.tensor([finite, infinite], dtype=torch.float64, device=device)
+    rule = {
+        "thresholds": torch.tensor([1e9], dtype=torch.float64, device=device),
+        "rates": torch.tensor([5.0], dtype=torch.float64, device=device),
+        "strides": (1,),
+        "scale": 1.0,
+        "power": -1.0,
+        "window": (1, 30),
+    }
+    for step in (1, 2):
+        asked = torch.full((2,), step, dtype=torch.int32, device=device) if by_video else step
+        decide(sums, state, step=asked, num_steps=30, frames=4, **rule)
+    rows = [dict(zip(state_columns(), row, strict=True)) for row in state.tolist()]
+    assert [(row["rate"], row["nonfinite"]) for row in rows] == [(5, 0), (1, 1)]
+    assert math.isinf(rows[1]["motion"])
 
 
 def bad_inputs() -> dict[str, tuple[str, dict[str, Any]]]:
