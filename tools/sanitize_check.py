@@ -154,6 +154,7 @@ def check_library(sanitizer: Sanitizer, full: bool) -> str:
     ignored = ["--ignore-glob=*test_triton*", "--ignore-glob=*test_backends*"]
     command = [*python, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *ignored, "tests/ops", "-k"]
     if full:
+        environment["ADACACHE_ALL_CASES"] = "1"
         command.append("cpu")
     else:
         environment["ADACACHE_TEST_EVERY"] = str(SHARE)

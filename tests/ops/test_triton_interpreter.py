@@ -68,6 +68,7 @@ def run_in_the_interpreter(folder: Path, *, random_cases: int, every: int, at_le
         "ADACACHE_TEST_BACKEND": "triton",
         "ADACACHE_PROPERTY": str(random_cases),
         "ADACACHE_TEST_EVERY": str(every),
+        **({"ADACACHE_ALL_CASES": "1"} if every == 1 else {}),
         "CUDA_VISIBLE_DEVICES": "",
         "PYTHONPATH": os.pathsep.join([str(FOLDER), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
     }
