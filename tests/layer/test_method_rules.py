@@ -134,6 +134,7 @@ def hooks(model: STDiT3) -> Any:
 
 @pytest.mark.parametrize("ranges", [None, adacache.PAB.FAST, {"mlp": 3, "temporal_attention": 2}])
 @pytest.mark.parametrize("window", [(450, 930), (100, 800)])
+@pytest.mark.sampled(2)
 def test_pab_follows_its_rule(model: STDiT3, ranges: Any, window: tuple[float, float]) -> None:
     values = inputs(2, seed=1)
     by_part = ranges or adacache.PAB.SLOW
@@ -244,6 +245,7 @@ def test_pab_needs_a_sublayer_of_the_model(model: STDiT3) -> None:
     ],
 )
 @pytest.mark.parametrize("cache", ["stack", "block", "output"])
+@pytest.mark.sampled(2)
 def test_taylorseer_follows_its_rule(model: STDiT3, settings: dict[str, Any], cache: str) -> None:
     values = inputs(2, seed=2)
     policy = adacache.TaylorSeer(cache=cache, **settings)

@@ -72,6 +72,7 @@ def test_reuse_and_forecast_in_one_step(model: STDiT3, storage: str) -> None:
 
 @pytest.mark.parametrize("storage", ["stack", "block"])
 @pytest.mark.parametrize(("first", "last"), [(1, 3), (0, 8), (2, 7)])
+@pytest.mark.sampled(2)
 def test_watched_ranges_of_blocks(model: STDiT3, storage: str, first: int, last: int) -> None:
     values, threshold = values_of_videos(), 0.42
     policy = TinyPolicy(lambda sites, videos: RangeWatch(sites, videos, first, last, threshold, storage))
