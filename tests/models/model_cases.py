@@ -8,16 +8,32 @@ implementation of AdaCache with hooks.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 Values = dict[str, Any]
 CODEBOOK = {0.2: 5, 0.4: 4, 0.6: 3, 0.8: 2, 1.0: 1}
 """Residuals of random networks change more between steps than those of trained ones."""
+
+
+class CountOps(TorchDispatchMode):
+    """Counts the calls of each op; with `shape`, those whose first argument is a tensor of this shape."""
+
+    def __init__(self, shape: tuple[int, ...] | None = None):
+        super().__init__()
+        self.shape = shape
+        self.ops: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.shape is None or (args and isinstance(args[0], Tensor) and args[0].shape == self.shape):
+            self.ops[op.overloadpacket._qualified_op_name] += 1
+        return op(*args, **(kwargs or {}))
 
 
 @dataclass(frozen=True)

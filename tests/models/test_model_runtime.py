@@ -13,10 +13,9 @@ import adacache
 import pytest
 import torch
 from adacache.adapters.registry import spec_for
-from model_cases import CASES, TWINS, WAN, WAN_SIZE, Case, relative_error
+from model_cases import CASES, TWINS, WAN, WAN_SIZE, Case, CountOps, relative_error
 from test_models import STEPS, enabled
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
 
@@ -37,20 +36,6 @@ def schedule_of(videos: int) -> adacache.Replay:
 def with_storage(policy: adacache.Replay, cache: str, dtype: torch.dtype | None = None) -> adacache.Replay:
     policy.cache, policy.cache_dtype = cache, dtype
     return policy
-
-
-class CountOps(TorchDispatchMode):
-    """Counts the ops whose first argument is a tensor of this shape."""
-
-    def __init__(self, shape: tuple[int, ...]):
-        super().__init__()
-        self.shape = shape
-        self.ops: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if args and isinstance(args[0], Tensor) and args[0].shape == self.shape:
-            self.ops[op.overloadpacket._qualified_op_name] += 1
-        return op(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("blocks", [4, 8])

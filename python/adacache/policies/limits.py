@@ -23,7 +23,7 @@ class Limits:
         policy: the other policy.
         first, last: numbers of steps at the start and at the end that are computed.
         most: the most skipped steps in a row; None: any number.
-        mask: per step, whether it is computed whatever the policy plans (True); None: no step is.
+        mask: per step, whether it is computed even if the policy skips it (True); None: no step is.
 
     `Decider.overruled` is called for steps that the policy planned to skip; a policy that forecasts and does
     not define it is refused.
@@ -156,7 +156,7 @@ class LimitsDecider(Decider):
         return Plan(limited, plan.coefficients)
 
     def _computes(self, number: int) -> bool:
-        """Whether a step is computed whatever the policy plans."""
+        """Whether a step is computed even if the policy skips it."""
         policy = self._policy
         ends = number <= policy.first or number > self._num_steps - policy.last
         return ends or (policy.mask is not None and policy.mask[number - 1])
