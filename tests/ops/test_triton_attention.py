@@ -21,8 +21,8 @@ pytestmark = pytest.mark.toolchain
 
 FOLDER = Path(__file__).resolve().parent
 FILES = ("test_fused_qk_norm_rope.py", "test_temporal_attention.py")
-#: The minimum number of tests, to detect a failed collection.
-AT_LEAST = 380
+#: The minimum number of tests in the sample (tests/conftest.py), to detect a failed collection.
+AT_LEAST = 290
 ARCHITECTURES = (90, 80, 100, 120)  # all cases for the first only
 #: Maximum shared memory per block on the smallest supported GPUs (sm_86, sm_89, sm_120).
 SHARED_BYTES = 99 * 1024
