@@ -27,10 +27,14 @@ def hooked(module: Any) -> str | None:
     return None
 
 
-@functools.lru_cache(maxsize=256)
 def fingerprint(function: Any) -> str:
     """A hash of the code of a function, without its name, comments, annotations and docstring; "" if its
     source is not at hand. Of a decorated function or a patch, it is that of the wrapper."""
+    return _fingerprint(function)
+
+
+@functools.lru_cache(maxsize=256)
+def _fingerprint(function: Any) -> str:
     try:
         source = textwrap.dedent(inspect.getsource(function.__code__))
         tree: Any = ast.parse(source).body[0]

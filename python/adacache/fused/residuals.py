@@ -57,6 +57,14 @@ def residual(y: Tensor, gate: Tensor | None, gate_table: Tensor | None = None) -
     return y if gate is None else gated(y, with_table(gate, gate_table))
 
 
+def watched(
+    x: Tensor, y: Tensor, gate: Tensor | None, gate_table: Tensor | None, rounding: str
+) -> tuple[Tensor, Tensor]:
+    """x plus a residual as the model forms them, and the residual in the dtype in which it is measured."""
+    formed = residual(y, gate, gate_table)
+    return added(x, formed, rounding), formed.type_as(x) if rounding == "float32" else formed
+
+
 def added(x: Tensor, formed: Tensor, rounding: str) -> Tensor:
     """x plus a residual as the model forms it."""
     if rounding == "float32":

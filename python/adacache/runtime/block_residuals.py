@@ -6,7 +6,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from adacache.fused import ModelNorm
-from adacache.fused.residuals import Residuals, added, fits, residual
+from adacache.fused.residuals import Residuals, fits, watched
 from adacache.runtime.forward import Forward
 from adacache.runtime.layout import to_measure, to_video
 from adacache.sites import Site
@@ -57,10 +57,8 @@ class BlockResiduals(Residuals):
             if fused is not None:
                 return x, fused(x, norm_out)
         else:
-            formed = residual(y, gate, gate_table)
-            seen = formed.type_as(x) if rounding == "float32" else formed
+            x, seen = watched(x, y, gate, gate_table, rounding)
             meter.residual(site, to_measure(seen, self._layout, self._computing), rows)
-            x = added(x, formed, rounding)
         return x, None if norm is None else norm(x, norm_out)
 
     def check(self) -> None:

@@ -127,27 +127,31 @@ class Forward:
 
     def reuses_all(self) -> bool:
         """Whether one kept residual stands for the whole stack in this call, for all rows."""
-        if len(self.call.segments) > 1 or self.call.always_compute:
-            return False
-        (segment,) = self.call.segments
-        return segment.planned is not None and Action.COMPUTE not in self.request.actions(
-            self.branch, segment.planned, segment.site
-        )
+        return len(self.call.segments) == 1 and Action.COMPUTE not in self.planned(self.call.segments[0])
 
     def enter(self, segment: Segment, streams: list[Tensor], apart: bool = True) -> None:
         """Begins a segment, with its streams [B, N, C]; `apart`: some rows may compute while others reuse."""
-        actions = [Action.COMPUTE] * self.request.decisions
-        if segment.planned is not None and not self.call.always_compute:
-            planned = self.request.actions(self.branch, segment.planned, segment.site)
-            mixed = 0 < planned.count(Action.COMPUTE) < len(planned)
-            if self._fits(segment, streams) and (apart or not mixed):
-                actions = planned
+        actions = self.planned(segment)
+        mixed = 0 < actions.count(Action.COMPUTE) < len(actions)
+        if not self._fits(segment, streams) or (mixed and not apart):
+            actions = [Action.COMPUTE] * len(actions)
         if self.must_reuse and Action.COMPUTE in actions:
             raise RuntimeError("model: the shape of its tokens changed between two steps of one request")
+        self.begin(segment, actions)
+        self.before = streams
+
+    def planned(self, segment: Segment) -> list[Action]:
+        """Per decision, what the plan has this call do with a segment."""
+        if segment.planned is None or self.call.always_compute:
+            return [Action.COMPUTE] * self.request.decisions
+        return self.request.actions(self.branch, segment.planned, segment.site)
+
+    def begin(self, segment: Segment, actions: list[Action]) -> None:
+        """Begins a segment with these actions."""
         key = tuple(actions)
         if key not in self._splits:
             self._splits[key] = self.request.split(self.branch, actions, self.call.device)
-        self.segment, self.before = segment, streams
+        self.segment = segment
         self.split, self._actions = self._splits[key], actions
         self.due = bool(self.split.reusing)
         self.skipped = self.skipped or self.due
@@ -180,8 +184,7 @@ class Forward:
         Args:
             out: of the stream's shape; may be the stream before the segment.
         """
-        x = self.before[stream]
-        coefficients = self.request.coefficients(self.branch, self.segment.planned, self._actions)
+        x, coefficients = self.before[stream], self.coefficients
         for part in self._stored_parts():
             x = self.store.apply(
                 self._key(stream, part),
@@ -192,6 +195,11 @@ class Forward:
                 out=out,
             )
         return x
+
+    @property
+    def coefficients(self) -> Tensor | None:
+        """Of the segment's forecast, see `Request.coefficients`."""
+        return self.request.coefficients(self.branch, self.segment.planned, self._actions)
 
     def _stored_parts(self) -> list[str]:
         """Keys of what is kept of the segment: one for all blocks, or one per sub-layer in the order they
@@ -230,12 +238,16 @@ class Forward:
             elif rows is not None and result is not None:
                 rows.put(result, out)
             whole.append(out if result is None else result)
-        keys = [self._key(k) for k in range(len(whole))]
+        self.note_kept(len(whole))
+        self.due = False
+        return whole
+
+    def note_kept(self, streams: int) -> None:
+        """Notes that the segment's residual of so many streams is of this step where it was computed."""
+        keys = [self._key(k) for k in range(streams)]
         for site in (self.segment.site, self.segment.planned):
             assert site is not None
             self.request.note_kept(self.branch, site, self._actions, keys)
-        self.due = False
-        return whole
 
     def finish(self) -> None:
         """Ends the call.

@@ -61,6 +61,7 @@ class Branch:
         off_plan: sites and decisions whose rows were kept at a step that the plan did not compute; with a
             recurrence, for all further steps.
         shares: per measured site, what all ranks have of it.
+        inputs: shapes and dtypes of the model's arguments when it last computed as one graph.
     """
 
     index: int
@@ -73,10 +74,11 @@ class Branch:
     kept_at: dict[Site, list[int]] = field(default_factory=dict)
     off_plan: set[tuple[Site, int]] = field(default_factory=set)
     shares: dict[Site, Share] = field(default_factory=dict)
+    inputs: list[Any] | None = None
 
     def forget(self) -> None:
         """Makes the branch compute at its next call."""
-        self.order = None
+        self.order = self.inputs = None
         self.chained = set()
         self.kept_at.clear()
         self.off_plan.clear()

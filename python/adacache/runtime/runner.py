@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -20,8 +21,10 @@ from adacache.interpose import interpose, plain_class, restore
 from adacache.policies.base import What
 from adacache.runtime.accelerated import how_blocks_run
 from adacache.runtime.clock import Clock
+from adacache.runtime.compiled import apart, compiles_whole, skip_frames
 from adacache.runtime.forward import Call, Forward, segments
 from adacache.runtime.fused_forward import run_program
+from adacache.runtime.one_graph import Graph, OneGraphForward, refusal
 from adacache.runtime.outputs import KeptOutput, flatten
 from adacache.runtime.request import Facts
 from adacache.runtime.store import as_tokens
@@ -29,10 +32,6 @@ from adacache.runtime.wrapped_block import OWNER, WrappedBlock
 from adacache.runtime.wrapped_forward import WrappedForward
 from adacache.sites import LATENTS, MODEL, ModelSites
 
-NOT_COMPILED = (
-    "AdaCache decides in Python which blocks run, so the whole model cannot be one graph; compile its blocks "
-    "(model.compile_repeated_blocks(fullgraph=True) in diffusers, or block.compile() for each)"
-)
 Entry = Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]
 """(block, *args, **kwargs) -> its arguments."""
 _UNDER_WAY: ContextVar[_Running | None] = ContextVar("adacache_forward", default=None)
@@ -108,6 +107,9 @@ class Runner:
         self.on = False
         self.always_compute = False
         self.blocks: list[WrappedBlock] = []
+        self.graph: Graph | None = None
+        """Of the call that runs as one graph."""
+        self._one_graph = threading.Lock()
         self._between = spec.between
         self._interposed: list[Any] = []
 
@@ -117,8 +119,7 @@ class Runner:
         """Wraps the model, its blocks, and what `torch.compile` has wrapped around the model, which captured
         its `__call__`."""
         kind = type(self.model)
-        run_model = _uncompiled(self._run_model)
-        forward = functools.partial(run_model, inspect.signature(kind.forward))
+        forward = apart(functools.partial(self._run_model, inspect.signature(kind.forward)))
         methods: dict[str, Callable[..., Any]] = {"__call__": forward}
         if wrapper is not None:
             self._interpose(wrapper, methods)
@@ -126,16 +127,17 @@ class Runner:
             # Samplers call this, or the model's forward, without its __call__.
             methods["forward"] = forward
             signature = inspect.signature(kind.forward_with_cfg)
-            methods["forward_with_cfg"] = functools.partial(run_model, signature)
+            methods["forward_with_cfg"] = apart(functools.partial(self._run_model, signature))
         if hasattr(kind, "cache_context"):
             methods["cache_context"] = self._note_context
         if hasattr(kind, "generation"):
             methods["generation"] = self._open_generation
         if self.spec.program is not None and self.wraps_blocks:
-            methods[self.spec.program.method] = self._run_stack
+            methods[self.spec.program.method] = apart(self._run_stack, self._trace_stack, self._traces)
         self._interpose(self.model, methods)
+        skip_frames(type(self.model).__call__)
         if self.spec.program is None and self.wraps_blocks:
-            run_block = _uncompiled(self._run_block)
+            run_block = apart(self._run_block, self._trace_block, self._traces)
             for place in self.spec.places(self.model):
                 program = None if self.tier is None else self.spec.block_program
                 block = WrappedBlock(self.spec, place, program)
@@ -145,7 +147,11 @@ class Runner:
             for spared in self.spec.spared:
                 child = _child(self.model, spared.child)
                 if child is not None:
-                    run = _uncompiled(functools.partial(self._run_spared, spared))
+                    run = apart(
+                        functools.partial(self._run_spared, spared),
+                        functools.partial(self._trace_spared, spared),
+                        self._traces,
+                    )
                     self._interpose(child, {"__call__": run})
         self.on = True
 
@@ -198,7 +204,10 @@ class Runner:
         running = _Running(self, clock, facts, given)
         token = _UNDER_WAY.set(running)
         try:
-            if not self.wraps_blocks:
+            if running.one_graph(compiles_whole(plain, model)):
+                with self._one_graph:
+                    output = running.run_graph(lambda: plain(model, *args, **kwargs))
+            elif not self.wraps_blocks:
                 output = running.whole(lambda: plain(model, *args, **kwargs), [*args, *kwargs.values()])
             else:
                 if self.spec.reuse_arguments and running.spares():
@@ -264,8 +273,32 @@ class Runner:
             return plain(child, *args, **kwargs)
         return spared.output(child, *args)
 
+    # What torch.compile traces in place of the wrapped methods, where a call is one graph.
+
+    def _traces(self) -> bool:
+        return self.graph is not None
+
+    def _trace_block(self, plain: Callable[..., Any], module: Any, *args: Any, **kwargs: Any) -> Any:
+        assert self.graph is not None
+        return self.graph.run_block(module.__dict__[OWNER], plain, module, args, kwargs)
+
+    def _trace_stack(self, plain: Callable[..., Any], model: Any, *args: Any, **kwargs: Any) -> Any:
+        program = self.spec.program
+        assert self.graph is not None
+        assert program is not None
+        return self.graph.run_stack(program, model, *program.enter(model, *args, **kwargs))
+
+    def _trace_spared(
+        self, spared: Spared, plain: Callable[..., Any], child: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        if self.graph is None or not self.graph.skips or kwargs:
+            return plain(child, *args, **kwargs)
+        return spared.output(child, *args)
+
     def run_child(self, plain: Callable[..., Any], module: Any, *args: Any, **kwargs: Any) -> Any:
         """A wrapped child's `__call__`."""
+        if torch.compiler.is_compiling() and self.graph is not None:
+            return plain(module, *args, **kwargs)
         running, owner = _UNDER_WAY.get(), module.__dict__.get(OWNER)
         if owner is None or running is None or running.runner is not self:
             return plain(module, *args, **kwargs)
@@ -322,6 +355,7 @@ class _Running:
         self._clock = clock
         self._facts = facts
         self._given = given
+        self._compiled = False
         self._forward: Forward | None = None
         self.wrapped: WrappedForward | None = None
         """The same, of a model whose blocks are wrapped; None before it has begun."""
@@ -341,7 +375,10 @@ class _Running:
                 self._facts.device,
                 self._facts.must_compute or runner.always_compute,
             )
-            if runner.spec.program is None and runner.wraps_blocks:
+            if self._compiled and runner.wraps_blocks and refusal(call, runner.spec, runner.blocks) is None:
+                blocks, tier = len(runner.sites.blocks), runner.tier or "exact"
+                self._forward = OneGraphForward(call, runner.spec, blocks, tier, self._given)
+            elif runner.spec.program is None and runner.wraps_blocks:
                 self._forward = self.wrapped = WrappedForward(
                     runner, runner.spec, call, runner.tier or "exact"
                 )
@@ -393,6 +430,22 @@ class _Running:
         residual = request.decider.keeps[MODEL].what is What.RESIDUAL
         return KeptOutput(forward, MODEL, self._latents() if residual else None).run(computed, inputs)
 
+    def one_graph(self, compiled: bool) -> bool:
+        """Whether this call runs as one graph; `compiled`: whether it runs compiled as a whole."""
+        self._compiled = compiled and not self.runner.entries
+        return self._compiled and isinstance(self.forward(), OneGraphForward)
+
+    def run_graph(self, run: Callable[[], Any]) -> Any:
+        """The output of the model, which runs as one graph."""
+        forward = self.forward()
+        assert isinstance(forward, OneGraphForward)
+        forward.prepare()
+        self.runner.graph = forward.graph
+        try:
+            return run()
+        finally:
+            self.runner.graph = None
+
     def finish(self) -> None:
         forward = self.forward()
         forward.finish()
@@ -425,8 +478,3 @@ def _with_arguments(
     names = list(signature.parameters)[1:]
     args = tuple(left.pop(name, value) for name, value in zip(names, args, strict=False))
     return args, {**kwargs, **left}
-
-
-def _uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, which `torch.compile` runs as it is; what it calls may be compiled."""
-    return torch.compiler.disable(function, recursive=False, reason=NOT_COMPILED)

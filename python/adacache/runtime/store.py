@@ -252,24 +252,8 @@ class Store:
             video_of_row: int32 [B], for the coefficients.
             out: of x's shape, may be x.
         """
-        kept = self._kept[key]
-        x = repeated(x, kept.copies)
-        if x.dtype not in FLOATS:
-            result = x + _forecast(kept.factors, coefficients, video_of_row, x.dtype)
-            return result if out is None else out.copy_(result)
-        tokens, given = as_tokens(x), None if out is None else as_tokens(out)
-        if coefficients is None:
-            result = adacache_kernels.reuse_residual(
-                tokens,
-                as_tokens(kept.factors[0]).view(tokens.shape),
-                residual_scale=kept.scale,
-                reuse=None if split is None else split.reuse,
-                out=given,
-            )
-        else:
-            factors = [as_tokens(factor).view(tokens.shape) for factor in kept.factors]
-            result = _extrapolated(tokens, factors, coefficients, video_of_row, given)
-        return result.view(x.shape)
+        reuse = None if split is None else split.reuse
+        return add_kept(self._kept[key], x, reuse, coefficients, video_of_row, out)
 
     def output(
         self,
@@ -402,6 +386,34 @@ class Store:
 
     def _count(self) -> None:
         self.bytes = max(self.bytes, self.bytes_now)
+
+
+def add_kept(
+    kept: Kept,
+    x: Tensor,
+    reuse: Tensor | None,
+    coefficients: Tensor | None,
+    video_of_row: Tensor | None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """See `Store.apply`; `reuse`: bool [B], the rows that reuse; None: all."""
+    x = repeated(x, kept.copies)
+    if x.dtype not in FLOATS:
+        result = x + _forecast(kept.factors, coefficients, video_of_row, x.dtype)
+        return result if out is None else out.copy_(result)
+    tokens, given = as_tokens(x), None if out is None else as_tokens(out)
+    if coefficients is None:
+        result = adacache_kernels.reuse_residual(
+            tokens,
+            as_tokens(kept.factors[0]).view(tokens.shape),
+            residual_scale=kept.scale,
+            reuse=reuse,
+            out=given,
+        )
+    else:
+        factors = [as_tokens(factor).view(tokens.shape) for factor in kept.factors]
+        result = _extrapolated(tokens, factors, coefficients, video_of_row, given)
+    return result.view(x.shape)
 
 
 def _extrapolated(
