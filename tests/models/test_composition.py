@@ -155,16 +155,6 @@ def test_compiled_blocks_run_compiled() -> None:
     assert graphs
 
 
-def test_whole_model_graph_raises() -> None:
-    torch._dynamo.reset()
-    model, values = WAN.model(), WAN.values()
-    with enabled(model, POLICY):
-        compiled = torch.compile(model, backend="eager", fullgraph=True)
-        with pytest.raises(Exception, match=r"AdaCache decides in Python .*compile_repeated_blocks"):
-            WAN.denoise(compiled, values, STEPS)
-    torch._dynamo.reset()
-
-
 def test_foreign_hooks_run_on_computed_steps() -> None:
     model, values = WAN.model(), WAN.values()
     calls = []

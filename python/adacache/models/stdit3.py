@@ -662,6 +662,8 @@ class STDiT3(nn.Module):
         return x[:, :, :t, :h, :w].float()
 
     def rotary_angles(self, length: int) -> tuple[Tensor, Tensor]:
+        if torch.compiler.is_compiling():  # a graph computes its own
+            return self.rope.angles(length)
         freqs = self.rope.freqs
         key = (length, freqs.device, freqs.data_ptr() if freqs.device.type != "meta" else 0, freqs._version)
         if key not in self._angles:
@@ -671,22 +673,25 @@ class STDiT3(nn.Module):
     def position_embedding(self, rows: int, columns: int, scale: float, like: Tensor) -> Tensor:
         """[S, C] sines and cosines of column, then row, stretched to the size that the network was trained
         at."""
+        if torch.compiler.is_compiling():
+            return self._position_embedding(rows, columns, scale, like)
         key = (rows, columns, scale, like.device, like.dtype)
         if key not in self._positions:
-            half = self.config.hidden_size // 2
-            side = round((rows * columns) ** 0.5)
-            frequency = 10000.0 ** (-torch.arange(0, half, 2, device=like.device).float() / half)
-
-            def waves(count: int) -> Tensor:
-                angle = torch.outer(
-                    torch.arange(count, device=like.device) / scale * (side / count), frequency
-                )
-                return torch.cat((angle.sin(), angle.cos()), dim=-1)
-
-            of_column = waves(columns)[None].expand(rows, -1, -1)
-            of_row = waves(rows)[:, None].expand(-1, columns, -1)
-            self._positions[key] = torch.cat((of_column, of_row), dim=-1).flatten(0, 1).to(like.dtype)
+            self._positions[key] = self._position_embedding(rows, columns, scale, like)
         return self._positions[key]
+
+    def _position_embedding(self, rows: int, columns: int, scale: float, like: Tensor) -> Tensor:
+        half = self.config.hidden_size // 2
+        side = round((rows * columns) ** 0.5)
+        frequency = 10000.0 ** (-torch.arange(0, half, 2, device=like.device).float() / half)
+
+        def waves(count: int) -> Tensor:
+            angle = torch.outer(torch.arange(count, device=like.device) / scale * (side / count), frequency)
+            return torch.cat((angle.sin(), angle.cos()), dim=-1)
+
+        of_column = waves(columns)[None].expand(rows, -1, -1)
+        of_row = waves(rows)[:, None].expand(-1, columns, -1)
+        return torch.cat((of_column, of_row), dim=-1).flatten(0, 1).to(like.dtype)
 
     def null_captions(self, count: int) -> Tensor:
         """The unconditional caption for `count` videos, [count, 1, L, caption_channels]."""

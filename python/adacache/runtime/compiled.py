@@ -19,9 +19,7 @@ NOT_COMPILED = (
 Method = Callable[..., Any]
 
 
-def apart(
-    method: Method, traced: Method | None = None, traces: Callable[[], bool] = lambda: False
-) -> Method:
+def apart(method: Method, traced: Method | None = None, traces: Callable[[], bool] = lambda: False) -> Method:
     """A wrapped method (plain, ...) that `torch.compile` does not compile, whereas it compiles `plain`.
 
     Args:
