@@ -184,7 +184,7 @@ def test_a_failed_graph_leaves_nothing_behind() -> None:
         expected = WAN.denoise(model, values, STEPS)
         compiled = torch.compile(model, fullgraph=True, backend="eager")
         broken = {**values, "encoder_hidden_states": torch.randn(1, 5, 11)}
-        with pytest.raises(RuntimeError, match="mat1|shape|size"):
+        with pytest.raises(RuntimeError, match=r"mat1|shape|size"):
             WAN.denoise(compiled, broken, STEPS)
         assert torch.equal(WAN.denoise(model, values, STEPS), expected)
         assert torch.equal(WAN.denoise(compiled, values, STEPS), expected)
