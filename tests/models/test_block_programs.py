@@ -340,7 +340,7 @@ def test_guidance_in_two_calls_gives_what_wrapped_blocks_give(case: Case, tier: 
 def test_kept_outputs_of_sublayers(case: Case) -> None:
     """PAB reuses what the children of blocks return."""
     model, values = case.model(), case.values()
-    policy = adacache.PAB()
+    policy = adacache.PAB(window=(0.45 * case.schedule, 0.93 * case.schedule))
     finals = []
     for fused in (False, True):
         with enabled(model, policy, fused=fused):
