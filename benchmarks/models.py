@@ -41,7 +41,8 @@ class Family:
     Attributes:
         name: of the class.
         config: of the model; `layers` names the number of its blocks.
-        inputs: (frames, side) -> arguments of the model, for a grid of side * side tokens per frame.
+        inputs: (frames, side, channels per head) -> arguments of the model, for a grid of side * side tokens
+            per frame.
         frames: latent frames.
         children: of the blocks, which --without-layers replaces.
         text: the child that embeds the text, which --without-layers replaces too.
@@ -49,7 +50,7 @@ class Family:
 
     name: str
     config: dict[str, Any]
-    inputs: Callable[[int, int], dict[str, Any]]
+    inputs: Callable[[int, int, int], dict[str, Any]]
     frames: int
     children: tuple[str, ...]
     layers: str = "num_layers"
@@ -58,6 +59,21 @@ class Family:
 
 def _randn(*shape: int) -> Tensor:
     return torch.randn(shape)
+
+
+def _allegro_rotary(frames: int, side: int, width: int) -> Any:
+    from diffusers.models.embeddings import get_3d_rotary_pos_embed_allegro
+
+    *tables, t, h, w = get_3d_rotary_pos_embed_allegro(
+        embed_dim=width,
+        crops_coords=((0, 0), (side, side)),
+        grid_size=(side, side),
+        temporal_size=frames,
+        interpolation_scale=(1.0, 1.0, 1.0),
+        device="cpu",
+    )
+    places = torch.cartesian_prod(*(torch.as_tensor(grid, dtype=torch.long) for grid in (t, h, w)))
+    return tuple(tables), tuple(places.T.reshape(3, 1, -1).contiguous())
 
 
 FAMILIES = {
@@ -80,7 +96,7 @@ FAMILIES = {
             "caption_channels": 4096,
             "video_length": 16,
         },
-        lambda frames, side: {
+        lambda frames, side, width: {
             "hidden_states": _randn(1, 4, frames, 2 * side, 2 * side),
             "encoder_hidden_states": _randn(1, 120, 4096),
         },
@@ -95,7 +111,7 @@ FAMILIES = {
             "attention_head_dim": 64,
             "use_rotary_positional_embeddings": True,
         },
-        lambda frames, side: {
+        lambda frames, side, width: {
             "hidden_states": _randn(1, frames, 16, 2 * side, 2 * side),
             "encoder_hidden_states": _randn(1, 226, 4096),
         },
@@ -105,7 +121,7 @@ FAMILIES = {
     "wan": Family(
         "WanTransformer3DModel",
         {"num_attention_heads": 12, "attention_head_dim": 128, "ffn_dim": 8960},
-        lambda frames, side: {
+        lambda frames, side, width: {
             "hidden_states": _randn(1, 16, frames, 2 * side, 2 * side),
             "encoder_hidden_states": _randn(1, 512, 4096),
         },
@@ -116,7 +132,7 @@ FAMILIES = {
     "ltx": Family(
         "LTXVideoTransformer3DModel",
         {"num_attention_heads": 32, "attention_head_dim": 64, "cross_attention_dim": 2048},
-        lambda frames, side: {
+        lambda frames, side, width: {
             "hidden_states": _randn(1, frames * side * side, 128),
             "encoder_hidden_states": _randn(1, 128, 4096),
             "encoder_attention_mask": torch.ones(1, 128),
@@ -137,7 +153,7 @@ FAMILIES = {
             "num_refiner_layers": 1,
             "rope_axes_dim": (16, 56, 56),
         },
-        lambda frames, side: {
+        lambda frames, side, width: {
             "hidden_states": _randn(1, 16, frames, 2 * side, 2 * side),
             "encoder_hidden_states": _randn(1, 256, 4096),
             "encoder_attention_mask": torch.ones(1, 256),
@@ -147,6 +163,118 @@ FAMILIES = {
         frames=33,
         children=("attn", "ff", "ff_context", "proj_mlp", "proj_out"),
         text="context_embedder",
+    ),
+    "mochi": Family(
+        "MochiTransformer3DModel",
+        {
+            "num_attention_heads": 24,
+            "attention_head_dim": 128,
+            "pooled_projection_dim": 1536,
+            "text_embed_dim": 4096,
+        },
+        lambda frames, side, width: {
+            "hidden_states": _randn(1, 12, frames, 2 * side, 2 * side),
+            "encoder_hidden_states": _randn(1, 256, 32 * width),
+            "encoder_attention_mask": torch.ones(1, 256).bool(),
+        },
+        frames=28,
+        children=("attn1", "ff", "ff_context"),
+        text="time_embed.caption_proj",
+    ),
+    "allegro": Family(
+        "AllegroTransformer3DModel",
+        {"num_attention_heads": 24, "attention_head_dim": 96, "cross_attention_dim": 2304},
+        lambda frames, side, width: {
+            "hidden_states": _randn(1, 4, frames, 2 * side, 2 * side),
+            "encoder_hidden_states": _randn(1, 512, 4096),
+            "attention_mask": torch.ones(1, frames, 2 * side, 2 * side),
+            "encoder_attention_mask": torch.ones(1, 512),
+            "image_rotary_emb": _allegro_rotary(frames, side, width),
+        },
+        frames=22,
+        children=("attn1", "attn2", "ff"),
+        text="caption_projection",
+    ),
+    "ltx2": Family(
+        "LTX2VideoTransformer3DModel",
+        {
+            "num_attention_heads": 32,
+            "attention_head_dim": 128,
+            "cross_attention_dim": 4096,
+            "audio_num_attention_heads": 32,
+            "audio_attention_head_dim": 64,
+            "audio_cross_attention_dim": 2048,
+        },
+        lambda frames, side, width: {
+            "hidden_states": _randn(1, frames * side * side, 128),
+            "audio_hidden_states": _randn(1, 126, 128),
+            "encoder_hidden_states": _randn(1, 128, 3840),
+            "audio_encoder_hidden_states": _randn(1, 128, 3840),
+            "num_frames": frames,
+            "height": side,
+            "width": side,
+            "audio_num_frames": 126,
+        },
+        frames=16,
+        children=(
+            *("attn1", "attn2", "audio_to_video_attn", "ff"),
+            *("audio_attn1", "audio_attn2", "video_to_audio_attn", "audio_ff"),
+        ),
+        text="caption_projection",
+    ),
+    "kandinsky": Family(
+        "Kandinsky5Transformer3DModel",
+        {
+            "in_visual_dim": 16,
+            "out_visual_dim": 16,
+            "model_dim": 1792,
+            "ff_dim": 7168,
+            "axes_dims": (16, 24, 24),
+            "num_text_blocks": 1,
+        },
+        lambda frames, side, width: {
+            "hidden_states": _randn(1, frames, 2 * side, 2 * side, 16),
+            "encoder_hidden_states": _randn(1, 256, 3584),
+            "pooled_projections": _randn(1, 768),
+            "visual_rope_pos": [torch.arange(size) for size in (frames, side, side)],
+            "text_rope_pos": torch.arange(256),
+        },
+        frames=31,
+        children=("self_attention", "cross_attention", "feed_forward"),
+        layers="num_visual_blocks",
+        text="text_embeddings",
+    ),
+    "cosmos": Family(
+        "CosmosTransformer3DModel",
+        {
+            "num_attention_heads": 16,
+            "attention_head_dim": 128,
+            "concat_padding_mask": False,
+            "extra_pos_embed_type": None,
+        },
+        lambda frames, side, width: {
+            "hidden_states": _randn(1, 16, frames, 2 * side, 2 * side),
+            "encoder_hidden_states": _randn(1, 512, 1024),
+            "fps": 16,
+        },
+        frames=24,
+        children=("attn1", "attn2", "ff"),
+    ),
+    "sana": Family(
+        "SanaVideoTransformer3DModel",
+        {
+            "num_attention_heads": 20,
+            "attention_head_dim": 112,
+            "cross_attention_head_dim": 112,
+            "cross_attention_dim": 2240,
+        },
+        lambda frames, side, width: {
+            "hidden_states": _randn(1, 16, frames, 2 * side, 2 * side),
+            "encoder_hidden_states": _randn(1, 300, 2304),
+        },
+        frames=21,
+        children=("attn1", "attn2", "ff"),
+        text="caption_projection",
     ),
 }
 
@@ -172,12 +300,7 @@ def build(family: Family, blocks: int, width: int | None, dtype: torch.dtype, de
 
     config = {**family.config, family.layers: blocks}
     if width is not None:
-        config["attention_head_dim"] = width
-        if "cross_attention_dim" in config:
-            config["cross_attention_dim"] = width * config["num_attention_heads"]
-        if "rope_axes_dim" in config:
-            side = width // 6 * 2
-            config["rope_axes_dim"] = (width - 2 * side, side, side)
+        config |= _narrowed(family, width)
     torch.manual_seed(0)
     model = getattr(diffusers, family.name)(**config).eval().requires_grad_(False).to(device)
     kept = set(model._keep_in_fp32_modules or ())
@@ -185,6 +308,34 @@ def build(family: Family, blocks: int, width: int | None, dtype: torch.dtype, de
         if tensor.is_floating_point() and not kept & set(name.split(".")):
             tensor.data = tensor.data.to(dtype)
     return model
+
+
+def _heads_and_width(family: Family) -> tuple[int, int]:
+    """Number of heads, and channels per head."""
+    config = family.config
+    if "model_dim" in config:
+        return config["model_dim"] // sum(config["axes_dims"]), sum(config["axes_dims"])
+    return config["num_attention_heads"], config["attention_head_dim"]
+
+
+def _narrowed(family: Family, width: int) -> dict[str, Any]:
+    """The part of a family's config that the channels per head determine."""
+    heads, _ = _heads_and_width(family)
+    side, audio = width // 6 * 2, max(4, width // 2)
+    axes = (width - 2 * side, side, side)
+    values = {
+        "attention_head_dim": width,
+        "cross_attention_head_dim": width,
+        "cross_attention_dim": width * heads,
+        "rope_axes_dim": axes,
+        "axes_dims": axes,
+        "model_dim": width * heads,
+        "pooled_projection_dim": 12 * width,
+        "text_embed_dim": 32 * width,
+        "audio_attention_head_dim": audio,
+        "audio_cross_attention_dim": audio * family.config.get("audio_num_attention_heads", 0),
+    }
+    return {name: value for name, value in values.items() if name in family.config}
 
 
 def without_layers(family: Family, model: Any, call: Callable[[], Any]) -> None:
@@ -235,8 +386,8 @@ def rows_of(
     side = max(1, round(math.sqrt(tokens / family.frames)))
     torch.manual_seed(1)
     values = {
-        name: value.to(device, dtype) if isinstance(value, Tensor) else value
-        for name, value in family.inputs(family.frames, side).items()
+        name: _moved(value, device, dtype)
+        for name, value in family.inputs(family.frames, side, width or _heads_and_width(family)[1]).items()
     }
     model = build(family, blocks, width, dtype, device)
     timestep = torch.full((1,), 500, device=device)
@@ -289,6 +440,15 @@ def rows_of(
         }
         for name in models
     ]
+
+
+def _moved(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """An argument on a device; a floating-point tensor in the dtype."""
+    if isinstance(value, list | tuple):
+        return type(value)(_moved(one, device, torch.float32) for one in value)
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(device, dtype) if value.is_floating_point() else value.to(device)
 
 
 def _round(call: Callable[[Any], Tensor], model: Any, turn: int) -> Tensor:

@@ -266,7 +266,9 @@ def relative_error(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().mean() / b.abs().mean())
 
 
-def _diffusers(name: str, **config: Any) -> Callable[[], nn.Module]:
+def of_diffusers(name: str, **config: Any) -> Callable[[], nn.Module]:
+    """Builds a model of a class of diffusers."""
+
     def build() -> nn.Module:
         import diffusers
 
@@ -281,7 +283,7 @@ def randn(*shape: int) -> Tensor:
 
 LATTE = Case(
     "LatteTransformer3DModel",
-    _diffusers(
+    of_diffusers(
         "LatteTransformer3DModel",
         num_attention_heads=2,
         attention_head_dim=8,
@@ -328,7 +330,7 @@ COGVIDEOX_SIZE: dict[str, Any] = {
 }
 COGVIDEOX = Case(
     "CogVideoXTransformer3DModel",
-    _diffusers(
+    of_diffusers(
         "CogVideoXTransformer3DModel",
         **COGVIDEOX_SIZE,
     ),
@@ -354,7 +356,7 @@ WAN_SIZE: dict[str, Any] = {
 }
 WAN = Case(
     "WanTransformer3DModel",
-    _diffusers(
+    of_diffusers(
         "WanTransformer3DModel",
         **WAN_SIZE,
     ),
@@ -368,16 +370,16 @@ WAN = Case(
 SKYREELS = replace(
     WAN,
     name="SkyReelsV2Transformer3DModel",
-    build=_diffusers("SkyReelsV2Transformer3DModel", **WAN_SIZE),
+    build=of_diffusers("SkyReelsV2Transformer3DModel", **WAN_SIZE),
 )
 CHRONOEDIT = replace(
     WAN,
     name="ChronoEditTransformer3DModel",
-    build=_diffusers("ChronoEditTransformer3DModel", **WAN_SIZE),
+    build=of_diffusers("ChronoEditTransformer3DModel", **WAN_SIZE),
 )
 LTX = Case(
     "LTXVideoTransformer3DModel",
-    _diffusers(
+    of_diffusers(
         "LTXVideoTransformer3DModel",
         in_channels=4,
         out_channels=4,
@@ -399,7 +401,7 @@ LTX = Case(
 )
 MOCHI = Case(
     "MochiTransformer3DModel",
-    _diffusers(
+    of_diffusers(
         "MochiTransformer3DModel",
         patch_size=2,
         num_attention_heads=2,
@@ -421,7 +423,7 @@ MOCHI = Case(
 )
 ALLEGRO = Case(
     "AllegroTransformer3DModel",
-    _diffusers(
+    of_diffusers(
         "AllegroTransformer3DModel",
         num_attention_heads=2,
         attention_head_dim=12,
@@ -476,7 +478,7 @@ HUNYUAN_SIZE: dict[str, Any] = {
 }
 HUNYUAN = Case(
     "HunyuanVideoTransformer3DModel",
-    _diffusers(
+    of_diffusers(
         "HunyuanVideoTransformer3DModel",
         **HUNYUAN_SIZE,
         patch_size=2,
@@ -496,7 +498,7 @@ HUNYUAN = Case(
 )
 HUNYUAN_IMAGE = Case(
     "HunyuanVideoTransformer3DModel, first frame given",
-    _diffusers(
+    of_diffusers(
         "HunyuanVideoTransformer3DModel",
         **HUNYUAN_SIZE,
         patch_size=2,
@@ -513,7 +515,7 @@ HUNYUAN_IMAGE = Case(
 )
 HUNYUAN_15 = Case(
     "HunyuanVideo15Transformer3DModel",
-    _diffusers(
+    of_diffusers(
         "HunyuanVideo15Transformer3DModel",
         in_channels=4,
         out_channels=4,
@@ -541,24 +543,24 @@ HUNYUAN_15 = Case(
     after_attention={"transformer_blocks": "norm2"},
     keeps_float32=True,
 )
+COSMOS_SIZE: dict[str, Any] = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_attention_heads": 2,
+    "attention_head_dim": 12,
+    "num_layers": 4,
+    "mlp_ratio": 2,
+    "text_embed_dim": 24,
+    "adaln_lora_dim": 4,
+    "max_size": (4, 32, 32),
+    "patch_size": (1, 2, 2),
+    "rope_scale": (2.0, 1.0, 1.0),
+    "concat_padding_mask": False,
+    "extra_pos_embed_type": None,
+}
 COSMOS = Case(
     "CosmosTransformer3DModel",
-    _diffusers(
-        "CosmosTransformer3DModel",
-        in_channels=4,
-        out_channels=4,
-        num_attention_heads=2,
-        attention_head_dim=12,
-        num_layers=4,
-        mlp_ratio=2,
-        text_embed_dim=24,
-        adaln_lora_dim=4,
-        max_size=(4, 32, 32),
-        patch_size=(1, 2, 2),
-        rope_scale=(2.0, 1.0, 1.0),
-        concat_padding_mask=False,
-        extra_pos_embed_type=None,
-    ),
+    of_diffusers("CosmosTransformer3DModel", **COSMOS_SIZE),
     lambda videos, frames: {
         "hidden_states": randn(videos, 4, frames, 4, 4),
         "encoder_hidden_states": randn(videos, 5, 24),
@@ -567,25 +569,25 @@ COSMOS = Case(
     after_attention={"transformer_blocks": "norm2"},
     schedule=1.0,
 )
+SANA_SIZE: dict[str, Any] = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_attention_heads": 2,
+    "attention_head_dim": 12,
+    "num_layers": 4,
+    "num_cross_attention_heads": 2,
+    "cross_attention_head_dim": 12,
+    "cross_attention_dim": 24,
+    "caption_channels": 8,
+    "mlp_ratio": 2.0,
+    "sample_size": 4,
+    "patch_size": (1, 2, 2),
+    "rope_max_seq_len": 32,
+    "qk_norm": "rms_norm_across_heads",
+}
 SANA = Case(
     "SanaVideoTransformer3DModel",
-    _diffusers(
-        "SanaVideoTransformer3DModel",
-        in_channels=4,
-        out_channels=4,
-        num_attention_heads=2,
-        attention_head_dim=12,
-        num_layers=4,
-        num_cross_attention_heads=2,
-        cross_attention_head_dim=12,
-        cross_attention_dim=24,
-        caption_channels=8,
-        mlp_ratio=2.0,
-        sample_size=4,
-        patch_size=(1, 2, 2),
-        rope_max_seq_len=32,
-        qk_norm="rms_norm_across_heads",
-    ),
+    of_diffusers("SanaVideoTransformer3DModel", **SANA_SIZE),
     lambda videos, frames: {
         "hidden_states": randn(videos, 4, frames, 4, 4),
         "encoder_hidden_states": randn(videos, 5, 8),
@@ -595,7 +597,7 @@ SANA = Case(
 )
 KANDINSKY = Case(
     "Kandinsky5Transformer3DModel",
-    _diffusers(
+    of_diffusers(
         "Kandinsky5Transformer3DModel",
         in_visual_dim=4,
         in_text_dim=12,
@@ -626,7 +628,7 @@ KANDINSKY = Case(
 )
 EASYANIMATE = Case(
     "EasyAnimateTransformer3DModel",
-    _diffusers(
+    of_diffusers(
         "EasyAnimateTransformer3DModel",
         num_attention_heads=2,
         attention_head_dim=16,
@@ -652,7 +654,7 @@ EASYANIMATE = Case(
 )
 CONSISID = Case(
     "ConsisIDTransformer3DModel",
-    _diffusers(
+    of_diffusers(
         "ConsisIDTransformer3DModel",
         **COGVIDEOX_SIZE,
         is_train_face=False,
@@ -663,7 +665,7 @@ CONSISID = Case(
 )
 WAN_VACE = Case(
     "WanVACETransformer3DModel",
-    _diffusers(
+    of_diffusers(
         "WanVACETransformer3DModel",
         **WAN_SIZE,
         vace_layers=[0, 2],
@@ -682,7 +684,7 @@ WAN_VACE = Case(
 )
 WAN_ANIMATE = Case(
     "WanAnimateTransformer3DModel",
-    _diffusers(
+    of_diffusers(
         "WanAnimateTransformer3DModel",
         **WAN_SIZE | {"in_channels": 12, "out_channels": 12},
         latent_channels=4,
@@ -709,7 +711,7 @@ WAN_ANIMATE = Case(
 )
 HELIOS = Case(
     "HeliosTransformer3DModel",
-    _diffusers(
+    of_diffusers(
         "HeliosTransformer3DModel",
         patch_size=(1, 2, 2),
         num_attention_heads=2,
@@ -733,7 +735,7 @@ HELIOS = Case(
 )
 FRAMEPACK = Case(
     "HunyuanVideoFramepackTransformer3DModel",
-    _diffusers(
+    of_diffusers(
         "HunyuanVideoFramepackTransformer3DModel",
         **HUNYUAN_SIZE,
         has_image_proj=True,
@@ -762,23 +764,23 @@ FRAMEPACK = Case(
     ),
     motion=False,
 )
+LTX2_SIZE: dict[str, Any] = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_attention_heads": 2,
+    "attention_head_dim": 8,
+    "cross_attention_dim": 16,
+    "audio_in_channels": 4,
+    "audio_out_channels": 4,
+    "audio_num_attention_heads": 2,
+    "audio_attention_head_dim": 4,
+    "audio_cross_attention_dim": 8,
+    "num_layers": 4,
+    "caption_channels": 12,
+}
 LTX2 = Case(
     "LTX2VideoTransformer3DModel",
-    _diffusers(
-        "LTX2VideoTransformer3DModel",
-        in_channels=4,
-        out_channels=4,
-        num_attention_heads=2,
-        attention_head_dim=8,
-        cross_attention_dim=16,
-        audio_in_channels=4,
-        audio_out_channels=4,
-        audio_num_attention_heads=2,
-        audio_attention_head_dim=4,
-        audio_cross_attention_dim=8,
-        num_layers=4,
-        caption_channels=12,
-    ),
+    of_diffusers("LTX2VideoTransformer3DModel", **LTX2_SIZE),
     lambda videos, frames: {
         **LTX.inputs(videos, frames),
         "audio_hidden_states": randn(videos, 4, 4),

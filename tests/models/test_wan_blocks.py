@@ -10,7 +10,7 @@ import adacache
 import pytest
 import torch
 from model_cases import SKYREELS, WAN, WAN_SIZE, Case, ids, randn, relative_error
-from test_block_programs import accelerated, in_dtype
+from test_block_programs import accelerated, as_loaded, in_dtype
 from test_models import STEPS, enabled
 from torch import Tensor, nn
 
@@ -72,19 +72,10 @@ CHECKED = FORMS
 PER_TOKEN = FORMS[3:]
 
 
-def as_loaded(model: Any) -> Any:
-    """A model in bfloat16 with the modules in float32 that `from_pretrained` keeps so."""
-    model.to(torch.bfloat16)
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if set(model._keep_in_fp32_modules) & set(name.split(".")):
-            tensor.data = tensor.data.float()
-    return model
-
-
 def cast(case: Case, dtype: str, videos: int = 2) -> tuple[Any, dict[str, Any]]:
     model, values = case.model(), case.values(videos)
     if dtype == "as loaded":
-        return as_loaded(model), in_dtype(values, torch.bfloat16)
+        return as_loaded(model, torch.bfloat16), in_dtype(values, torch.bfloat16)
     return model.to(getattr(torch, dtype)), in_dtype(values, getattr(torch, dtype))
 
 

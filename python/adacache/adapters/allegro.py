@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from adacache.adapters.spec import Arguments, BlockList, GatedResidual, ModelSpec, Outputs
+from adacache.fused.allegro import AllegroBlock
+from adacache.fused.sana_video import SanaVideoBlock
 
 
 def gated_attention(block: Any, outputs: Outputs, given: Arguments) -> Tensor:
@@ -28,5 +30,11 @@ ALLEGRO = ModelSpec(
     ),
     shared=("image_rotary_emb",),
     residuals=(GatedResidual("attention", "transformer_blocks", ("attn1",), gated_attention),),
+    block_program=AllegroBlock(),
 )
-SANA_VIDEO = replace(ALLEGRO, classes=("SanaVideoTransformer3DModel",), shared=("rotary_emb",))
+SANA_VIDEO = replace(
+    ALLEGRO,
+    classes=("SanaVideoTransformer3DModel",),
+    shared=("rotary_emb",),
+    block_program=SanaVideoBlock(),
+)

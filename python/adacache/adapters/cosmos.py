@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from adacache.adapters.spec import Arguments, BlockList, GatedResidual, ModelSpec, Outputs
+from adacache.fused.cosmos import CosmosBlock
 
 
 def gated_attention(block: Any, outputs: Outputs, given: Arguments) -> Tensor:
@@ -24,4 +25,5 @@ COSMOS = ModelSpec(
     ),
     shared=("image_rotary_emb",),
     residuals=(GatedResidual("attention", "transformer_blocks", ("norm1", "attn1"), gated_attention),),
+    block_program=CosmosBlock(),
 )

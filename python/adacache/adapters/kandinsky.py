@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from adacache.adapters.spec import Arguments, BlockList, GatedResidual, ModelSpec, Outputs
+from adacache.fused.kandinsky import KandinskyBlock
 
 
 def gated_attention(block: Any, outputs: Outputs, given: Arguments) -> Tensor:
@@ -28,4 +29,5 @@ KANDINSKY_5 = ModelSpec(
             "attention", "visual_transformer_blocks", ("visual_modulation", "self_attention"), gated_attention
         ),
     ),
+    block_program=KandinskyBlock(),
 )

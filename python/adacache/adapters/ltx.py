@@ -10,6 +10,7 @@ from torch import Tensor
 
 from adacache.adapters.spec import Arguments, BlockList, GatedResidual, ModelSpec, Outputs
 from adacache.fused.ltx import LTXBlock
+from adacache.fused.ltx2 import LTX2Block
 
 
 def gated_attention(block: Any, outputs: Outputs, given: Arguments) -> Tensor:
@@ -35,5 +36,5 @@ LTX_2 = replace(
     LTX_VIDEO,
     classes=("LTX2VideoTransformer3DModel",),
     streams=("hidden_states", "audio_hidden_states"),
-    block_program=None,
+    block_program=LTX2Block(),
 )

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from adacache.adapters.spec import Arguments, BlockList, GatedResidual, ModelSpec, Outputs
+from adacache.fused.mochi import MochiBlock
 
 
 def gated_attention(block: Any, outputs: Outputs, given: Arguments) -> Tensor:
@@ -22,4 +23,5 @@ MOCHI = ModelSpec(
     shared=("image_rotary_emb",),
     residuals=(GatedResidual("attention", "transformer_blocks", ("norm2",), gated_attention),),
     frames=lambda model, given: int(given["hidden_states"].shape[2]),
+    block_program=MochiBlock(),
 )

@@ -8,10 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from adacache.fused.modules import fingerprint, hooked
+from adacache.fused.forwards import UNKNOWN_NORMS, runs
 from adacache.fused.norms import ModelNorm
 from adacache.fused.program import Add
-from adacache.interpose import is_interposed, plain_class
 
 NORM_FORWARDS = frozenset({"2212e5fff5c8fd7d"})  # CogVideoXLayerNormZero of diffusers 0.42.1
 
@@ -23,11 +22,8 @@ class CogVideoXBlock:
     forwards = frozenset({"5c4ad9e7a7dac0a7", "2ce7d8e655d37f83"})  # CogVideoX, ConsisID; diffusers 0.42.1
 
     def refuses(self, block: Any) -> str | None:
-        for norm in (block.norm1, block.norm2):
-            kind: Any = plain_class(norm)
-            if hooked(norm) or is_interposed(norm) or fingerprint(kind.forward) not in NORM_FORWARDS:
-                return "its norms are not the known ones"
-        return None
+        known = all(runs(norm, NORM_FORWARDS) for norm in (block.norm1, block.norm2))
+        return None if known else UNKNOWN_NORMS
 
     def takes(self, block: Any, given: Mapping[str, Any]) -> bool:
         return True

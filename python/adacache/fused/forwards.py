@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from adacache.fused.modules import fingerprint, hooked
 from adacache.fused.program import BlockProgram
-from adacache.interpose import plain_class
+from adacache.interpose import is_interposed, plain_class
+
+UNKNOWN_NORMS = "its norms are not the known ones"
 
 
 def refusal(program: BlockProgram, block: Any) -> str | None:
@@ -17,7 +20,17 @@ def refusal(program: BlockProgram, block: Any) -> str | None:
     reason = hooked(block)
     if reason is not None:
         return reason
-    kind: Any = plain_class(block)
-    if fingerprint(kind.forward) not in program.forwards:
+    if forward_of(block) not in program.forwards:
         return "its class has an unknown forward"
     return program.refuses(block)
+
+
+def runs(module: Any, forwards: AbstractSet[str]) -> bool:
+    """Whether a call of a module runs one of these forwards and no other code."""
+    return not (hooked(module) or is_interposed(module)) and forward_of(module) in forwards
+
+
+def forward_of(module: Any) -> str:
+    """The `fingerprint` of the forward of a module's class."""
+    kind: Any = plain_class(module)
+    return fingerprint(kind.forward)

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adacache.fused.modules import fingerprint, hooked
+from adacache.fused.forwards import UNKNOWN_NORMS, forward_of, runs
 from adacache.fused.norms import ModelNorm
 from adacache.fused.program import Add
-from adacache.interpose import is_interposed, plain_class
 
 NORM_FORWARDS = frozenset({"406af33b4989425a", "8f9a49e59c1f3478"})
 """AdaLayerNormZero and AdaLayerNormZeroSingle of diffusers 0.42.1."""
@@ -36,9 +35,8 @@ class HunyuanVideoBlock:
     def refuses(self, block: Any) -> str | None:
         known = NORM_FORWARDS | FIRST_FRAME_NORM_FORWARDS
         for norm in (block.norm,) if _is_joined(block) else (block.norm1, block.norm1_context):
-            changed = hooked(norm) or is_interposed(norm) or getattr(norm, "emb", None) is not None
-            if changed or _forward(norm) not in known:
-                return "its norms are not the known ones"
+            if getattr(norm, "emb", None) is not None or not runs(norm, known):
+                return UNKNOWN_NORMS
         return None
 
     def takes(self, block: Any, given: Mapping[str, Any]) -> bool:
@@ -123,9 +121,4 @@ def _modulation(module: Any, time: Tensor, parts: int) -> Sequence[Tensor]:
 
 
 def _has_first_frame(norm: Any) -> bool:
-    return _forward(norm) in FIRST_FRAME_NORM_FORWARDS
-
-
-def _forward(norm: Any) -> str:
-    kind: Any = plain_class(norm)
-    return fingerprint(kind.forward)
+    return forward_of(norm) in FIRST_FRAME_NORM_FORWARDS

@@ -96,6 +96,8 @@ class ModelNorm:
     """A norm module of the model and its modulation, each [B, 1|T|N, C] for x [B, N, C]; None: it has none.
 
     Attributes:
+        shift, scale: None: 0.
+        gain: takes the place of 1 + scale.
         shift_table, scale_table: [1, 1, C], added to shift and scale in float32.
         float32: the model computes the norm of x.float() and casts the result to x's dtype.
     """
@@ -106,9 +108,10 @@ class ModelNorm:
     shift_table: Tensor | None = None
     scale_table: Tensor | None = None
     float32: bool = False
+    gain: Tensor | None = None
 
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        """Bit-identical to the model's own module(x) * (1 + scale) + shift.
+        """Bit-identical to the model's own module(x) * (1 + scale) + shift, or module(x) * gain.
 
         Args:
             out: of x's shape, for the result.
@@ -120,24 +123,26 @@ class ModelNorm:
 
     def _computed(self, x: Tensor, out: Tensor | None) -> Tensor:
         normed: Tensor = self.module(x)
-        if self.shift is None or self.scale is None:
+        gain = self.gain if self.scale is None else 1 + with_table(self.scale, self.scale_table)
+        if gain is None:
             return normed if out is None else out.copy_(normed)
-        groups = self.shift.shape[1]
-        shape = normed.shape
-        shift, scale = with_table(self.shift, self.shift_table), 1 + with_table(self.scale, self.scale_table)
+        values = [gain] if self.shift is None else [gain, with_table(self.shift, self.shift_table)]
+        groups, shape = gain.shape[1], normed.shape
         if groups not in (1, shape[1]):
             normed = normed.unflatten(1, (groups, -1))
-            shift, scale = shift.unsqueeze(2), scale.unsqueeze(2)
-        if _needs_gradients(normed, scale, shift):
-            normed = normed * scale + shift
-        elif out is not None and out.dtype == normed.dtype == scale.dtype == shift.dtype:
-            return torch.mul(normed, scale, out=out.view(normed.shape)).add_(shift).view(shape)
-        elif normed.dtype == scale.dtype == shift.dtype and _kind(self.module) is not None:
-            normed = normed.mul_(scale).add_(shift)
+            values = [value.unsqueeze(2) for value in values]
+        one_dtype = all(value.dtype == normed.dtype for value in values)
+        in_place = one_dtype and not _needs_gradients(normed, *values)
+        if in_place and out is not None and out.dtype == normed.dtype:
+            result = torch.mul(normed, values[0], out=out.view(normed.shape))
+        elif in_place and _kind(self.module) is not None:
+            result = normed.mul_(values[0])
         else:
-            normed = normed * scale + shift
-        normed = normed.view(shape)
-        return normed if out is None else out.copy_(normed)
+            result = normed * values[0]
+        for shift in values[1:]:
+            result = result.add_(shift) if in_place else result + shift
+        result = result.view(shape)
+        return result if out is None or (in_place and out.dtype == normed.dtype) else out.copy_(result)
 
     def fused(self, x: Tensor) -> Norm | None:
         """The same for the ops; None: they cannot compute it."""
@@ -145,11 +150,15 @@ class ModelNorm:
         kind = _kind(module)
         if kind is None:
             return None
-        weight, bias, shift, scale = module.weight, module.bias, self.shift, self.scale
-        given = [value for value in (shift, scale, weight, bias) if value is not None]
+        weight, bias, shift = module.weight, module.bias, self.shift
+        scale = self.scale if self.gain is None else self.gain.float() - 1
+        given = [value for value in (shift, self.scale, self.gain, weight, bias) if value is not None]
         shape = module.normalized_shape if kind == "layer" else module.dim
         dtypes = (x.dtype, torch.float32) if self.float32 else (x.dtype,)
-        if tuple(shape) != x.shape[-1:] or any(value.dtype not in dtypes for value in given):
+        # An RMS norm without weights takes any number of channels.
+        if (kind == "layer" or weight is not None) and tuple(shape) != x.shape[-1:]:
+            return None
+        if any(value.dtype not in dtypes for value in given):
             return None
         tables = [value for value in (self.shift_table, self.scale_table) if value is not None]
         if _needs_gradients(x, *given, *tables):

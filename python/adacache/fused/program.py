@@ -43,7 +43,11 @@ class Add(Protocol):
         """
 
     def norm(self, x: Tensor, norm: ModelNorm, out: Tensor | None = None) -> Tensor:
-        """The norm before the first sub-layer; `out`: of x's shape, for the result."""
+        """A norm that no `add` returns: of the block's input, or of a sub-layer's output.
+
+        Args:
+            out: of x's shape, for the result.
+        """
 
 
 class BlockProgram(Protocol):
