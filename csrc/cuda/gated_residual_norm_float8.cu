@@ -7,7 +7,7 @@ namespace adacache::cuda {
 
 template <class Element, int vectors>
 __global__ void __launch_bounds__(most_threads_of_token(vectors, vector_width<Element>),
-                                  token_blocks(vectors))
+                                  token_blocks(vectors, /*crowded=*/Elements<Element>::general))
 gated_residual_norm_float8(const __grid_constant__ GatedResidualNorm p, const __grid_constant__ Plan plan) {
   DeviceBlock<0> block;
   if (block.index() < plan.blocks) gated_residual_norm_body<Element, vectors, float8_e4m3>(block, p, plan);
