@@ -39,7 +39,8 @@ def fresh_outputs(op: str, arguments: Sequence[Any]) -> tuple[torch.Tensor, ...]
         rows, tokens, _, heads, dim = first.shape
         return (first.new_empty((rows, tokens, heads * dim)),)
     x_rows = dict(zip(NAMES[op], arguments, strict=True))["x_rows"]
-    rows, (_, tokens, channels) = first.shape[0] if x_rows is None else x_rows.shape[0], first.shape
+    rows = (first if x_rows is None else x_rows).shape[0]
+    _, tokens, channels = first.shape
 
     def fresh(name: str) -> torch.Tensor:
         if name == "out" and x_rows is None:

@@ -54,7 +54,7 @@ def norm_modulate_float8(
     Returns:
         normed float8_e4m3fn [B, N, C] and norm_scale float32 [B, N, 1]. A token with m < 2^-100, such as one
         of zeros, has scale 1. A token with a NaN is NaN, with scale NaN. In a token with an infinity that
-        element is NaN, the others are 0, and the scale is infinite.
+        element is NaN, the others are 0, and the scale is infinite. With C = 0 the scales are undefined.
 
     Raises:
         TypeError, ValueError: an argument is invalid; the message names it. Out-of-range x_rows raise on the
