@@ -11,12 +11,11 @@ import torch
 from torch.autograd import forward_ad
 
 from ._choices import NORMS, ROUNDINGS
-from ._fakes import ARGUMENTS, NAMES
+from ._fakes import ARGUMENTS, FLOAT8, NAMES, dtype_of_output
 from ._memory import overlap, overlaps_itself
 from .columns import state_columns, sum_columns
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-FLOAT8 = torch.float8_e4m3fn
 BASE_COLUMNS = len(state_columns(1)) - 1
 MAX_STRIDES = 8
 MAX_FACTORS = 4
@@ -467,12 +466,19 @@ def _site(call: Call, name: str, site: int) -> None:
 @role_of("out", "norm_out")
 def _output(call: Call, name: str, tensor: torch.Tensor) -> None:
     if call.lead != "qkv":
-        _check_tokens(call, name, tensor, call.kept_rows(tensor) if call.lead == "x_out" else call.rows)
+        rows = call.kept_rows(tensor) if call.lead == "x_out" else call.rows
+        _check_tokens(call, name, tensor, rows, dtype_of_output(call.op, name, call.x))
         return
     rows, tokens, _, heads, dim = call.x.shape
     _check_shape(name, tensor, "[B, N, heads * dim]", (rows, tokens, heads * dim))
     _check_like(call, name, tensor)
     _check_channels(name, tensor)
+
+
+@role_of("norm_scale")
+def _scale_of_output(call: Call, name: str, scale: torch.Tensor) -> None:
+    _check_shape(name, scale, "[B, N, 1]", (call.rows, call.x.shape[1], 1))
+    _check_like(call, name, scale, torch.float32)
 
 
 #: The checks of each schema in order, starting with the first argument.
@@ -535,7 +541,8 @@ def _check_tokens(
 ) -> None:
     _check_shape(name, tensor, "[B, N, C]", (rows, *call.x.shape[1:]), call.lead)
     _check_like(call, name, tensor, dtype)
-    _check_floating(name, tensor)
+    if dtype != FLOAT8:
+        _check_floating(name, tensor)
     _check_channels(name, tensor)
 
 

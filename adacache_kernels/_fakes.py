@@ -24,20 +24,37 @@ ARGUMENTS = {
     for name, schema in SCHEMAS.items()
 }
 NAMES = {name: tuple(argument[0] for argument in arguments) for name, arguments in ARGUMENTS.items()}
+#: The further arguments of the `_out` variant of each op.
+OUTPUTS = {op: NAMES[f"{op}_out"][len(NAMES[op]) :] if row.outputs else () for op, row in OPS.items()}
+FLOAT8 = torch.float8_e4m3fn
 
 
 def fresh_outputs(op: str, arguments: Sequence[Any]) -> tuple[torch.Tensor, ...]:
     """Allocate the outputs of `op` without sums: the last arguments of its `_out` variant."""
-    if op not in OPS or not OPS[op].outputs or op == "stack_residual_meter":
+    names = OUTPUTS.get(op, ())
+    if not names or op == "stack_residual_meter":
         return ()
     first: torch.Tensor = arguments[0]
     if op == "temporal_attention":
         rows, tokens, _, heads, dim = first.shape
         return (first.new_empty((rows, tokens, heads * dim)),)
     x_rows = dict(zip(NAMES[op], arguments, strict=True))["x_rows"]
-    size = first.shape if x_rows is None else (x_rows.shape[0], *first.shape[1:])
-    out = torch.empty_like(first) if x_rows is None else first.new_empty(size)
-    return (out, first.new_empty(size)) if "norm_out" in NAMES[f"{op}_out"] else (out,)
+    rows = (first if x_rows is None else x_rows).shape[0]
+    _, tokens, channels = first.shape
+
+    def fresh(name: str) -> torch.Tensor:
+        if name == "out" and x_rows is None:
+            return torch.empty_like(first)
+        if name == "norm_scale":
+            return first.new_empty((rows, tokens, 1), dtype=torch.float32)
+        return first.new_empty((rows, tokens, channels), dtype=dtype_of_output(op, name, first))
+
+    return tuple(map(fresh, names))
+
+
+def dtype_of_output(op: str, name: str, first: torch.Tensor) -> torch.dtype:
+    """Of `out` or `norm_out`."""
+    return FLOAT8 if name == "norm_out" and "norm_scale" in OUTPUTS[op] else first.dtype
 
 
 def register_fake_kernels() -> None:

@@ -64,10 +64,20 @@ OPS = {
     ),
     "layer_norm_modulate": Op(f"Tensor x, {_NORM}, Tensor? x_rows", "Tensor", "Tensor(a!) out"),
     "rms_norm_modulate": Op(f"Tensor x, {_NORM}, Tensor? x_rows", "Tensor", "Tensor(a!) out"),
+    "norm_modulate_float8": Op(
+        f"Tensor x, {_NORM}, Tensor? x_rows, int norm",
+        "(Tensor, Tensor)",
+        "Tensor(a!) norm_out, Tensor(b!) norm_scale",
+    ),
     "gated_residual_norm": Op(
         f"{_GATED}, {_NORM}, Tensor? x_rows, int rounding, int norm",
         "(Tensor, Tensor)",
         "Tensor(a!) out, Tensor(b!) norm_out",
+    ),
+    "gated_residual_norm_float8": Op(
+        f"{_GATED}, {_NORM}, Tensor? x_rows, int rounding, int norm",
+        "(Tensor, Tensor, Tensor)",
+        "Tensor(a!) out, Tensor(b!) norm_out, Tensor(c!) norm_scale",
     ),
     "gated_residual_norm_meter": Op(
         f"{_GATED}, {_CACHE}, {_NORM}, {_ROWS}, int rounding, int norm, {_METER}",

@@ -69,8 +69,8 @@ class Case:
     """One row of the benchmark.
 
     `checks` has one entry per tensor that `call` returns: "bits" (bit-identical to `chain`), "close" (the
-    error against `chain` in float64 is at most twice that of `chain`), "sums" (close to the reference
-    backend).
+    error against `chain` in float64 is at most twice that of `chain`; a float8 tensor is multiplied by its
+    scales, the next tensor), "sums" (close to the reference backend).
     """
 
     name: str
@@ -206,13 +206,14 @@ def gated_residual_meter_chain(v: Values, metric: str = "l1") -> Tensors:
 
 
 def to_float8(values: torch.Tensor) -> Tensors:
-    """Quantizes per token. Returns the float8 values and the scales."""
-    wide = values.float()
+    """Quantizes per token. Returns the float8 values and the scales. Values in float64 are not rounded."""
+    wide = widened(values)
     largest = wide.abs().amax(-1)
     small = largest < 2.0**-100
     scale = torch.where(small, 1.0, largest * (1 / 448))
     inverse = torch.where(small, 1.0, largest.new_tensor(448.0) / largest)  # 448 / largest would be inexact
-    return (wide * inverse[..., None]).to(torch.float8_e4m3fn), scale
+    scaled = wide * inverse[..., None]
+    return scaled if values.dtype == torch.float64 else scaled.to(torch.float8_e4m3fn), scale
 
 
 def from_float8(stored: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -265,6 +266,17 @@ def modulated(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torc
 
 def layer_norm_modulate_chain(v: Values) -> Tensors:
     return (modulated(v.x, v.shift, v.scale),)
+
+
+def norm_modulate_float8_chain(v: Values) -> Tensors:
+    stored, scale = to_float8(modulated(v.x, v.shift, v.scale))
+    return stored, scale[..., None]
+
+
+def gated_residual_norm_float8_chain(v: Values) -> Tensors:
+    x_out, normed = gated_residual_norm_chain(v)
+    stored, scale = to_float8(normed)
+    return x_out, stored, scale[..., None]
 
 
 def gated_residual_norm_chain(v: Values) -> Tensors:
@@ -565,6 +577,18 @@ CASES = [
         kernel="layer_norm_modulate<General<bf16>, 1>",
     ),
     Case(
+        "norm_modulate_float8",
+        "norm_modulate_float8",
+        {"x": "tokens"} | MODULATION,
+        norm_modulate_float8_chain,
+        lambda ak, v, out: ak.norm_modulate_float8(v.x, v.shift, v.scale, **out),
+        passes=1,
+        float8_passes=1,
+        checks=("close", "close"),
+        outs=("norm_out", "norm_scale"),
+        kernel="norm_modulate_float8<bf16, 1>",
+    ),
+    Case(
         "gated_residual_norm",
         "gated_residual_norm",
         STREAM | MODULATION,
@@ -606,6 +630,18 @@ CASES = [
         gpu_goals={"times_peer": 1},
         channels=3072,  # the only width that this kernel supports
         peer=Peer("flashinfer", _flashinfer_norm),
+    ),
+    Case(
+        "gated_residual_norm_float8",
+        "gated_residual_norm_float8",
+        STREAM | MODULATION,
+        gated_residual_norm_float8_chain,
+        lambda ak, v, out: ak.gated_residual_norm_float8(v.x, v.y, v.gate, v.shift, v.scale, **out),
+        passes=3,
+        float8_passes=1,
+        checks=("bits", "close", "close"),
+        outs=("out", "norm_out", "norm_scale"),
+        kernel="gated_residual_norm_float8<bf16, 1>",
     ),
     Case(
         "gated_residual_norm_meter",

@@ -50,23 +50,27 @@ def find_fault(case: Case, expected: Expected, values: Values, backend: str) -> 
         results = [case.call(ak, copy_inputs(values), outputs) for outputs in ({}, given)]
     for result in results:
         for index, kind in enumerate(case.checks):
-            if fault := judge(kind, result[index], expected, index):
+            if fault := judge(kind, result, expected, index):
                 return f"output {index}: {fault}"
     return ""
 
 
-def judge(kind: str, given: torch.Tensor, expected: Expected, index: int) -> str:
+def judge(kind: str, results: Tensors, expected: Expected, index: int) -> str:
     """The fault in output `index`, or "". See `Case.checks` for the kinds."""
+    given = results[index]
     if kind == "bits":
         different = bits(given) != bits(expected.plain[index].to(given.device))
         return f"{int(different.sum())} bytes differ from eager PyTorch" if different.any() else ""
     if kind == "close":
-        exact = expected.exact[index].to(given.device)
-        error, allowed = (
-            float((one.to(given.device).double() - exact).abs().max())
-            for one in (given, expected.plain[index])
+        float8 = given.dtype == torch.float8_e4m3fn
+        exact, *both = (
+            (tensors[index].double() * tensors[index + 1] if float8 else tensors[index].double()).to(
+                given.device
+            )
+            for tensors in (expected.exact, results, expected.plain)
         )
-        floor = torch.finfo(given.dtype).eps * float(exact.abs().max())
+        error, allowed = (float((one - exact).abs().max()) for one in both)
+        floor = torch.finfo(torch.float32 if float8 else given.dtype).eps * float(exact.abs().max())
         return "" if error <= 2 * allowed + floor else f"error {error:.3g}, of eager PyTorch {allowed:.3g}"
     sums = expected.reference[index].to(given.device)
     tolerance = 1e-5

@@ -25,8 +25,10 @@ set(ADACACHE_CUDA_SOURCES
     csrc/cuda/gated_residual.cu
     csrc/cuda/gated_residual_meter.cu
     csrc/cuda/gated_residual_norm.cu
+    csrc/cuda/gated_residual_norm_float8.cu
     csrc/cuda/gated_residual_norm_meter.cu
     csrc/cuda/layer_norm_modulate.cu
+    csrc/cuda/norm_modulate_float8.cu
     csrc/cuda/residual_meter.cu
     csrc/cuda/reuse_residual.cu
     csrc/cuda/stack_residual_meter.cu

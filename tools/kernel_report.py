@@ -64,6 +64,9 @@ class Launch:
     shared: int
 
 
+NORMS = ("layer_norm_modulate", "norm_modulate_float8", "gated_residual_norm", "gated_residual_norm_float8")
+
+
 def shared_of_meter(threads: int, vectors: int) -> int:
     """shared_layout() of csrc/cuda/bodies/block.h for one stride, with history."""
     warps = threads // 32
@@ -79,7 +82,7 @@ def launch_of(kernel: str) -> Launch:
         return Launch(32, 0)
     if name == "video_sums":
         return Launch(256, 64)
-    if name in ("layer_norm_modulate", "gated_residual_norm"):
+    if name in NORMS:
         return Launch(160, 80)
     if name in ("gated_residual_norm_meter", "float8_meter"):
         return Launch(160, shared_of_meter(160, int(vectors.group(1)) if vectors else 0))

@@ -61,6 +61,7 @@ SELECTIONS = {
     "cpu gated_residual_meter": library("gated_residual_meter"),
     "cpu modulators": library("modulators"),
     "cpu gated_residual_norm": library("gated_residual_norm"),
+    "cpu norm_float8": library("norm_float8"),
     "cpu reuse_residual": library("reuse_residual"),
     "cpu stack_residual_meter": library("stack_residual_meter"),
     "cpu extrapolate_residual": library("extrapolate_residual"),
@@ -212,6 +213,13 @@ MUTATIONS = [
         "cpu gated_residual_norm",
     ),
     Mutation(
+        "a norm in float8 is rounded to the dtype of x first",
+        "csrc/cpu/isa/norm.h",
+        "store(values + c, modulated(c));",
+        "store(values + c, round<T>(modulated(c)).value);",
+        "cpu norm_float8",
+    ),
+    Mutation(
         "residual rows are reversed",
         "csrc/cpu/isa/reuse_residual.h",
         "  const int64_t residual_row = row_of(p.residual.rows, unit.row);",
@@ -322,6 +330,13 @@ MUTATIONS = [
         "csrc/cuda/bodies/walk.h",
         "values[c] = add(more.get(c), values[c]);",
         "values[c] = add(0 * more.get(c), values[c]);",
+        "bodies",
+    ),
+    Mutation(
+        "all tokens of a block share the scale of the norm",
+        "csrc/cuda/bodies/token_walk.h",
+        "    if (float8) out_scale_.advance();\n",
+        "",
         "bodies",
     ),
     Mutation(

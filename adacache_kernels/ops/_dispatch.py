@@ -18,7 +18,7 @@ import torch
 from .. import reference
 from .._backend import choose_backend
 from .._checks import cast_under_autocast, check, forward_ad_is_on, refuse_grad, require_tensor
-from .._fakes import NAMES, fresh_outputs
+from .._fakes import NAMES, OUTPUTS, fresh_outputs
 from .._schemas import OPS, SCHEMAS
 
 _COMPILED = {
@@ -34,20 +34,20 @@ _MODULATORS = {
 }
 
 
-def call(op: str, *arguments: Any, out: Any = None, norm_out: Any = None) -> Any:
-    """Run `op` on the device of its first argument.
+def call(op: str, *arguments: Any, **given: Any) -> Any:
+    """Run `op` on the device of its first argument. given: its outputs by name, or None.
 
     Returns the outputs, given or allocated, then the sums of a meter; a single result is not a tuple.
     """
     first = arguments[0]
     if not isinstance(first, torch.Tensor):
         require_tensor(NAMES[op][0], first)
-    outputs = _given_outputs(op, out, norm_out)
+    outputs = _given_outputs(given)
     device_type = first.device.type
     if device_type != "meta" and torch.is_autocast_enabled(device_type):
         arguments = cast_under_autocast(first.dtype, NAMES[op], arguments)
     if forward_ad_is_on() or (torch.is_grad_enabled() and _require_grad((*outputs, *arguments))):
-        refuse_grad((*NAMES[op], "out", "norm_out"), (*arguments, *outputs))
+        refuse_grad((*NAMES[op], *OUTPUTS[op]), (*arguments, *outputs))
     backend = choose_backend(device_type, op)
     if backend == "cpu" or backend == "cuda":
         try:
@@ -101,15 +101,18 @@ def _require_grad(arguments: Sequence[Any]) -> bool:
     return False
 
 
-def _given_outputs(op: str, out: Any, norm_out: Any) -> tuple[torch.Tensor, ...]:
-    if out is None and norm_out is None:
+def _given_outputs(given: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+    """The outputs in the order of the schema, or none."""
+    present = [name for name, output in given.items() if output is not None]
+    if not present:
         return ()
-    if "norm_out" not in OPS[op].outputs:
-        return (out,)
-    if out is None or norm_out is None:
-        absent, present = ("out", "norm_out") if out is None else ("norm_out", "out")
-        raise ValueError(f"{absent}: expected a tensor with {present}, got None; pass both or neither")
-    return out, norm_out
+    for name, output in given.items():
+        if output is None:
+            every = ", ".join(given)
+            raise ValueError(
+                f"{name}: expected a tensor with {present[0]}, got None; pass all of {every}, or none"
+            )
+    return tuple(given.values())
 
 
 def _grouped(op: str, arguments: Sequence[Any]) -> tuple[Any, ...]:

@@ -17,6 +17,12 @@ def norm_modulate(
     x_rows: torch.Tensor | None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
+    result = modulated_norm(x, norm, kind, x_rows).to(x.dtype)
+    return result if out is None else out.copy_(result)
+
+
+def modulated_norm(x: torch.Tensor, norm: Norm, kind: int, x_rows: torch.Tensor | None) -> torch.Tensor:
+    """In float32, not rounded to the dtype of x."""
     values = pick_rows(x, x_rows).float()
     if kind == NORMS["layer"]:
         values = values - values.mean(-1, keepdim=True)
@@ -29,5 +35,4 @@ def norm_modulate(
         normed = normed * (1 + modulator(norm.scale, norm.scale_table, x.shape[1]))
     if norm.shift is not None:
         normed = normed + modulator(norm.shift, norm.shift_table, x.shape[1])
-    result = normed.to(x.dtype)
-    return result if out is None else out.copy_(result)
+    return normed

@@ -18,8 +18,10 @@ from .fused_qk_norm_rope import fused_qk_norm_rope
 from .gated_residual import gated_residual
 from .gated_residual_meter import gated_residual_meter
 from .gated_residual_norm import gated_residual_norm
+from .gated_residual_norm_float8 import gated_residual_norm_float8
 from .gated_residual_norm_meter import gated_residual_norm_meter
 from .layer_norm_modulate import layer_norm_modulate
+from .norm_modulate_float8 import norm_modulate_float8
 from .numeric import INTERPRETED
 from .residual_meter import residual_meter
 from .reuse_residual import reuse_residual
@@ -40,7 +42,9 @@ _LAUNCHERS = {
     "extrapolate_residual_meter_out": extrapolate_residual_meter,
     "layer_norm_modulate_out": layer_norm_modulate,
     "rms_norm_modulate_out": rms_norm_modulate,
+    "norm_modulate_float8_out": norm_modulate_float8,
     "gated_residual_norm_out": gated_residual_norm,
+    "gated_residual_norm_float8_out": gated_residual_norm_float8,
     "gated_residual_norm_meter_out": gated_residual_norm_meter,
     "decide": decide,
     "fused_qk_norm_rope": fused_qk_norm_rope,

@@ -38,6 +38,7 @@ def gated_residual_kernel(
     bias,
     out,
     norm_out,  # None: no norm
+    norm_scale,  # None: the norm is not in float8
     blocks,
     tokens,
     places,
@@ -58,6 +59,8 @@ def gated_residual_kernel(
     out_token,
     norm_row,
     norm_token,
+    norm_scale_row,
+    norm_scale_token,
     GATE: tl.constexpr,
     SHIFT: tl.constexpr,
     SCALE: tl.constexpr,
@@ -128,6 +131,8 @@ def gated_residual_kernel(
         store_norm(
             norm_out,
             row * norm_row + token * norm_token + channel,
+            norm_scale,
+            row * norm_scale_row + token * norm_scale_token,
             streams,
             weight,
             bias,
@@ -199,6 +204,7 @@ def launch(
             norm.bias,
             out,
             norm.out,
+            norm.out_scale,
             tile.blocks,
             tokens,
             tokens // frames,
@@ -216,6 +222,7 @@ def launch(
             scales.step,
             *(out.stride()[:2] if out is not None else (0, 0)),
             *(norm.out.stride()[:2] if norm.out is not None else (0, 0)),
+            *(norm.out_scale.stride()[:2] if norm.out_scale is not None else (0, 0)),
             GATE=gates.per,
             SHIFT=shifts.per,
             SCALE=scales.per,

@@ -112,7 +112,7 @@ def frames_of(*modulators: torch.Tensor | None, tokens: int) -> int:
 
 
 class Norm(NamedTuple):
-    """The output and the arguments of a norm."""
+    """The output and the arguments of a norm. out_scale: of an output in float8, which is passed as uint8."""
 
     out: torch.Tensor | None = None
     shift: torch.Tensor | None = None
@@ -123,6 +123,7 @@ class Norm(NamedTuple):
     bias: torch.Tensor | None = None
     eps: float = 0.0
     kind: int = NORMS["layer"]
+    out_scale: torch.Tensor | None = None
 
 
 def rounds_once(rounding: int, x: torch.Tensor) -> bool:

@@ -266,6 +266,8 @@ def meter_kernel(
             store_norm(
                 norm_out,
                 norm_at,
+                None,
+                None,
                 streams,
                 weight,
                 bias,

@@ -8,7 +8,7 @@ import triton.language as tl
 
 from .launch import SHARED
 from .numeric import round_to
-from .tokens import load_modulator
+from .tokens import load_modulator, store_float8
 
 _SHARED = tl.constexpr(SHARED)
 
@@ -17,6 +17,8 @@ _SHARED = tl.constexpr(SHARED)
 def store_norm(
     out,
     at,
+    out_scale,  # None, or of the tokens of an output in float8
+    out_scale_at,
     values,  # a tuple of float32 tiles, 0 outside the channels
     weight,
     bias,
@@ -55,6 +57,7 @@ def store_norm(
     variance = tl.div_rn(tl.sum(squares, 1)[:, None], count)
     deviation = tl.sqrt_rn(variance + eps)
     factor = tl.div_rn(tl.full(deviation.shape, 1.0, tl.float32), deviation)
+    results = ()
     for chunk in tl.static_range(len(values)):
         start = chunk * BLOCK_CHANNELS
         here = channel + start
@@ -72,4 +75,11 @@ def store_norm(
             normed = normed + load_modulator(shift, shift_table, shift_step, frame, token, here, mask, SHIFT)
         if exists is not None:
             normed = tl.where(exists, normed, float("nan"))
-        tl.store(out + at + start, round_to(normed, out.dtype.element_ty), mask=mask)
+        if out_scale is None:
+            tl.store(out + at + start, round_to(normed, out.dtype.element_ty), mask=mask)
+        else:
+            results = results + (tl.where(here < channels, normed, 0.0),)
+    if out_scale is not None:
+        store_float8(
+            out, at, out_scale, out_scale_at, results, channel, channels, tokens_mask, BLOCK_CHANNELS
+        )

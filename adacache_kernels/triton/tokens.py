@@ -68,23 +68,23 @@ def kept(stored, scale):
 
 @triton.jit
 def store_float8(
-    cache,
+    out,
     at,
     scale,
     scale_at,
-    residuals,  # whole tokens: a tuple of tiles, 0 outside the channels
+    values,  # whole tokens: a tuple of tiles, 0 outside the channels
     channel,
     channels,
     tokens_mask,
     BLOCK_CHANNELS: tl.constexpr,
 ):
-    """Store a residual as float8, with one scale per token."""
-    largest = tl.zeros(residuals[0].shape, dtype=tl.int32)
-    for chunk in tl.static_range(len(residuals)):
-        largest = largest_magnitude(largest, residuals[chunk].to(tl.float32))
+    """Store values as float8, with one scale per token."""
+    largest = tl.zeros(values[0].shape, dtype=tl.int32)
+    for chunk in tl.static_range(len(values)):
+        largest = largest_magnitude(largest, values[chunk].to(tl.float32))
     new_scale, inverse = float8_scales(tl.max(largest, 1)[:, None])
     tl.store(scale + scale_at, new_scale, mask=tokens_mask)
-    for chunk in tl.static_range(len(residuals)):
+    for chunk in tl.static_range(len(values)):
         start = chunk * BLOCK_CHANNELS
-        stored = float8_of_float(residuals[chunk].to(tl.float32) * inverse)
-        tl.store(cache + at + start, stored, mask=tokens_mask & (channel + start < channels))
+        stored = float8_of_float(values[chunk].to(tl.float32) * inverse)
+        tl.store(out + at + start, stored, mask=tokens_mask & (channel + start < channels))

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Parameters of gated_residual_norm: x_out = x + gate * y and the modulated layer norm of x_out.
+// Parameters of gated_residual_norm and gated_residual_norm_float8: x_out = x + gate * y and the modulated
+// norm of x_out.
 #pragma once
 
 #include "gated_residual.h"

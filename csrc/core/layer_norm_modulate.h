@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Parameters of layer_norm_modulate and rms_norm_modulate: (norm(x) * weight + bias) * (1 + scale) + shift.
+// Parameters of layer_norm_modulate, rms_norm_modulate and norm_modulate_float8:
+// (norm(x) * weight + bias) * (1 + scale) + shift.
 #pragma once
 
 #include "tokens.h"

@@ -21,7 +21,12 @@
 
 namespace adacache {
 
-enum class DType : int { float32 = 0, bfloat16 = 1, float16 = 2, float8_e4m3 = 3 };  // float8: kept residuals
+enum class DType : int {
+  float32 = 0,
+  bfloat16 = 1,
+  float16 = 2,
+  float8_e4m3 = 3
+};  // float8: kept residuals, norms
 
 struct bfloat16 {
   uint16_t bits;
@@ -215,7 +220,7 @@ void dispatch(DType dtype, const Function& function) {
     case DType::float16:
       return function(float16{});
     case DType::float8_e4m3:
-      return;  // only kept residuals may be float8; the checks reject it for other tensors
+      return;  // only kept residuals and norms may be float8; the checks reject it for other tensors
   }
 }
 

@@ -66,7 +66,14 @@ struct Norm {
   float eps;
   void* out;
   TokenStrides out_strides;
+  float* out_scale;  // of the tokens of an output in float8_e4m3; null: the output is in the dtype of x
+  TokenStrides out_scale_strides;
 };
+
+// The dtype of the output, for x of this dtype.
+inline DType output_dtype(const Norm& norm, DType dtype) {
+  return norm.out_scale ? DType::float8_e4m3 : dtype;
+}
 
 inline namespace ADACACHE_ISA {
 

@@ -10,7 +10,7 @@ void gated_residual_norm(const GatedResidualNorm& parameters) {
   const Norm& norm = parameters.norm;
   const Kernels& chosen = kernels();
   const Streaming streaming{.out = worth_streaming(p.out, p.x, p.out_strides, p.shape, p.dtype),
-                            .norm = worth_streaming(norm.out, p.x, norm.out_strides, p.shape, p.dtype)};
+                            .norm = worth_streaming(norm, p.x, p.shape, p.dtype)};
   for_each_token_unit(p.shape, p.dtype, streaming,
                       [&](const TokenUnit& unit) { chosen.gated_residual(p, &norm, unit); });
 }

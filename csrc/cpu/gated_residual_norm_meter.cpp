@@ -10,7 +10,7 @@ void gated_residual_norm_meter(const GatedResidualNormMeter& parameters, const M
   const Norm& norm = parameters.norm;
   const Kernels& chosen = kernels();
   const Streaming streaming{.out = worth_streaming(p.out, p.x, p.out_strides, p.shape, p.dtype),
-                            .norm = worth_streaming(norm.out, p.x, norm.out_strides, p.shape, p.dtype)};
+                            .norm = worth_streaming(norm, p.x, p.shape, p.dtype)};
   meter(p, streaming, sums, [&](const MeterUnit& unit) { chosen.gated_residual_meter(p, &norm, unit); });
 }
 

@@ -7,7 +7,7 @@ namespace adacache::cpu {
 
 void layer_norm_modulate(const LayerNormModulate& p) {
   const Kernels& chosen = kernels();
-  const Streaming streaming{.norm = worth_streaming(p.norm.out, p.x, p.norm.out_strides, p.shape, p.dtype)};
+  const Streaming streaming{.norm = worth_streaming(p.norm, p.x, p.shape, p.dtype)};
   for_each_token_unit(p.shape, p.dtype, streaming,
                       [&](const TokenUnit& unit) { chosen.layer_norm_modulate(p, unit); });
 }

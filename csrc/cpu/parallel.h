@@ -33,6 +33,10 @@ inline bool worth_streaming(const void* out, const void* replaced, const TokenSt
          strides.token * bytes_of(dtype) % 64 == 0;
 }
 
+inline bool worth_streaming(const Norm& norm, const void* replaced, const TokenShape& shape, DType dtype) {
+  return worth_streaming(norm.out, replaced, norm.out_strides, shape, output_dtype(norm, dtype));
+}
+
 // Calls work(unit) for every unit. Dynamic scheduling, so that a busy core does not delay the others.
 template <class Work>
 void for_each_unit(int64_t units, int64_t bytes, const Work& work) {

@@ -47,7 +47,9 @@ cudaError_t gated_residual(const GatedResidual& parameters, cudaStream_t stream)
 cudaError_t reuse_residual(const ReuseResidual& parameters, cudaStream_t stream);
 cudaError_t extrapolate_residual(const ExtrapolateResidual& parameters, cudaStream_t stream);
 cudaError_t layer_norm_modulate(const LayerNormModulate& parameters, cudaStream_t stream);
+cudaError_t norm_modulate_float8(const LayerNormModulate& parameters, cudaStream_t stream);
 cudaError_t gated_residual_norm(const GatedResidualNorm& parameters, cudaStream_t stream);
+cudaError_t gated_residual_norm_float8(const GatedResidualNorm& parameters, cudaStream_t stream);
 cudaError_t decide(const DecisionRule& rule, const Schedules& schedules, const double* sums,
                    int64_t sums_columns, double* state, int64_t state_columns, int64_t videos, int64_t site,
                    cudaStream_t stream);

@@ -322,6 +322,33 @@ class Checks {
     p.out_strides = token_strides(*tensor);
   }
 
+  // Checks or allocates the outputs `number` and `number` + 1 of a norm in float8: the values [rows, N, C]
+  // and their scales [rows, N, 1].
+  template <int count>
+  void float8_output(Norm& norm, Outputs<count>& outputs, int number, int64_t rows) {
+    OptionalTensor& values = outputs.tensors[number];
+    OptionalTensor& scale = outputs.tensors[number + 1];
+    if (outputs.given) {
+      require(values->scalar_type() == ScalarType::Float8_e4m3fn, "norm_out", "dtype");
+      tokens("norm_out", *values, rows, Use::written);
+      require(scale->dim() == 3 && scale->size(0) == rows && scale->size(1) == lead_.size(1) &&
+                  scale->size(2) == 1,
+              "norm_scale", "shape");
+      like("norm_scale", *scale, ScalarType::Float);
+      record("norm_scale", *scale, Use::written);
+    } else {
+      const std::array<int64_t, 3> size{rows, lead_.size(1), lead_.size(2)};
+      const std::array<int64_t, 3> scale_size{rows, lead_.size(1), 1};
+      values = torch::stable::new_empty(lead_, {size.data(), size.size()}, ScalarType::Float8_e4m3fn);
+      scale = torch::stable::new_empty(lead_, {scale_size.data(), scale_size.size()}, ScalarType::Float);
+      if (outputs.prepare) outputs.prepare(*values);
+    }
+    norm.out = values->mutable_data_ptr();
+    norm.out_strides = token_strides(*values);
+    norm.out_scale = static_cast<float*>(scale->mutable_data_ptr());
+    norm.out_scale_strides = token_strides(*scale);
+  }
+
   // may_be: the input that a written tensor may alias, with equal data pointer and strides.
   void record(const char* name, const Tensor& tensor, Use use, const Tensor* may_be = nullptr) {
     if (count_ == arguments_.size()) throw std::logic_error("more tensors than an op has");

@@ -294,8 +294,10 @@ inline Metered<ExtrapolateResidualMeter> extrapolate_residual_meter(
   return m;
 }
 
-inline LayerNormModulate norm_modulate(Outputs<1>& outputs, NormKind kind, const Tensor& x,
-                                       const NormArguments& arguments, const OptionalTensor& x_rows) {
+// Two outputs: those of a norm in float8.
+template <int count>
+LayerNormModulate norm_modulate(Outputs<count>& outputs, NormKind kind, const Tensor& x,
+                                const NormArguments& arguments, const OptionalTensor& x_rows) {
   Checks checks("x", x);
   LayerNormModulate p{};
   p.dtype = checks.stream("x");
@@ -304,7 +306,10 @@ inline LayerNormModulate norm_modulate(Outputs<1>& outputs, NormKind kind, const
   p.x_strides = token_strides(x);
   p.x_rows = checks.index("x_rows", x_rows, any_number, x.size(0), Use::read);
   p.norm = norm(checks, kind, arguments, p.shape);
-  checks.output(p.norm, outputs, 0, p.shape.rows, x_rows);
+  if constexpr (count == 2)
+    checks.float8_output(p.norm, outputs, 0, p.shape.rows);
+  else
+    checks.output(p.norm, outputs, 0, p.shape.rows, x_rows);
   checks.memory();
   return p;
 }
@@ -328,6 +333,37 @@ inline LayerNormModulate rms_norm_modulate(Outputs<1>& outputs, const Tensor& x,
                        x_rows);
 }
 
+inline LayerNormModulate norm_modulate_float8(Outputs<2>& outputs, const Tensor& x,
+                                              const OptionalTensor& shift, const OptionalTensor& scale,
+                                              const OptionalTensor& shift_table,
+                                              const OptionalTensor& scale_table, const OptionalTensor& weight,
+                                              const OptionalTensor& bias, double eps,
+                                              const OptionalTensor& x_rows, int64_t norm) {
+  return norm_modulate(outputs, checked_norm(norm), x,
+                       {shift, scale, shift_table, scale_table, weight, bias, eps}, x_rows);
+}
+
+// Three outputs: the norm is in float8.
+template <int count>
+GatedResidualNorm normed_residual(Outputs<count>& outputs, const GatedArguments& arguments,
+                                  const NormArguments& norm, int64_t kind) {
+  const Tensor& x = arguments.x;
+  Checks checks("x", x);
+  checks.stream("x");
+  const TokenShape batch =
+      groups_of(x, batch_rows(x, arguments.x_rows),
+                {{"gate", &arguments.gate}, {"shift", &norm.shift}, {"scale", &norm.scale}});
+  GatedResidualNorm p{};
+  p.residual = gated<GatedResidual>(checks, outputs, batch, arguments);
+  p.norm = torch_checks::norm(checks, checked_norm(kind), norm, batch);
+  if constexpr (count == 3)
+    checks.float8_output(p.norm, outputs, 1, batch.rows);
+  else
+    checks.output(p.norm, outputs, 1, batch.rows, arguments.x_rows);
+  checks.memory();
+  return p;
+}
+
 inline GatedResidualNorm gated_residual_norm(Outputs<2>& outputs, const Tensor& x, const Tensor& y,
                                              const OptionalTensor& gate, const OptionalTensor& gate_table,
                                              const OptionalTensor& shift, const OptionalTensor& scale,
@@ -335,17 +371,17 @@ inline GatedResidualNorm gated_residual_norm(Outputs<2>& outputs, const Tensor& 
                                              const OptionalTensor& scale_table, const OptionalTensor& weight,
                                              const OptionalTensor& bias, double eps,
                                              const OptionalTensor& x_rows, int64_t rounding, int64_t norm) {
-  Checks checks("x", x);
-  checks.stream("x");
-  const TokenShape batch =
-      groups_of(x, batch_rows(x, x_rows), {{"gate", &gate}, {"shift", &shift}, {"scale", &scale}});
-  GatedResidualNorm p{};
-  p.residual = gated<GatedResidual>(checks, outputs, batch, {x, y, gate, gate_table, x_rows, rounding});
-  p.norm = torch_checks::norm(checks, checked_norm(norm),
-                              {shift, scale, shift_table, scale_table, weight, bias, eps}, batch);
-  checks.output(p.norm, outputs, 1, batch.rows, x_rows);
-  checks.memory();
-  return p;
+  return normed_residual(outputs, {x, y, gate, gate_table, x_rows, rounding},
+                         {shift, scale, shift_table, scale_table, weight, bias, eps}, norm);
+}
+
+inline GatedResidualNorm gated_residual_norm_float8(
+    Outputs<3>& outputs, const Tensor& x, const Tensor& y, const OptionalTensor& gate,
+    const OptionalTensor& gate_table, const OptionalTensor& shift, const OptionalTensor& scale,
+    const OptionalTensor& shift_table, const OptionalTensor& scale_table, const OptionalTensor& weight,
+    const OptionalTensor& bias, double eps, const OptionalTensor& x_rows, int64_t rounding, int64_t norm) {
+  return normed_residual(outputs, {x, y, gate, gate_table, x_rows, rounding},
+                         {shift, scale, shift_table, scale_table, weight, bias, eps}, norm);
 }
 
 inline Metered<GatedResidualNormMeter> gated_residual_norm_meter(

@@ -46,10 +46,16 @@ struct Op<Backend, kernel, check, Parameters (*)(Outputs<count>&, Arguments...)>
     Outputs<count> outputs{{out}, true};
     return unwrapped(run(check(outputs, arguments...), arguments...));
   }
-  static auto into_both(std::decay_t<Arguments>... arguments, Tensor out, Tensor norm_out)
+  static auto into_both(std::decay_t<Arguments>... arguments, Tensor first, Tensor second)
     requires(count == 2)
   {
-    Outputs<count> outputs{{out, norm_out}, true};
+    Outputs<count> outputs{{first, second}, true};
+    return unwrapped(run(check(outputs, arguments...), arguments...));
+  }
+  static auto into_three(std::decay_t<Arguments>... arguments, Tensor first, Tensor second, Tensor third)
+    requires(count == 3)
+  {
+    Outputs<count> outputs{{first, second, third}, true};
     return unwrapped(run(check(outputs, arguments...), arguments...));
   }
   // For stack_residual_meter, whose output is optional.
@@ -98,6 +104,9 @@ struct Op<Backend, kernel, check, Parameters (*)(Outputs<count>&, Arguments...)>
 #define ADACACHE_OP_WITH_TWO_OUTS(name) \
   ADACACHE_OP(name);                    \
   ADACACHE_IMPL(into_both, #name "_out", name)
+#define ADACACHE_OP_WITH_THREE_OUTS(name) \
+  ADACACHE_OP(name);                      \
+  ADACACHE_IMPL(into_three, #name "_out", name)
 
 // The ops of every backend. The including file defines `Backend` and the namespace `kernels`.
 #define ADACACHE_COMMON_OPS                                                    \
@@ -111,6 +120,8 @@ struct Op<Backend, kernel, check, Parameters (*)(Outputs<count>&, Arguments...)>
   ADACACHE_OP_WITH_OUT(extrapolate_residual_meter);                            \
   ADACACHE_OP_WITH_OUT(layer_norm_modulate);                                   \
   ADACACHE_OP_WITH_OUT(rms_norm_modulate);                                     \
+  ADACACHE_OP_WITH_TWO_OUTS(norm_modulate_float8);                             \
   ADACACHE_OP_WITH_TWO_OUTS(gated_residual_norm);                              \
+  ADACACHE_OP_WITH_THREE_OUTS(gated_residual_norm_float8);                     \
   ADACACHE_OP_WITH_TWO_OUTS(gated_residual_norm_meter);                        \
   ADACACHE_OP(decide)

@@ -13,6 +13,8 @@ namespace kernels {
 using namespace adacache::cpu;  // NOLINT: kernels have the names of their ops
 
 void rms_norm_modulate(const LayerNormModulate& p) { cpu::layer_norm_modulate(p); }
+void norm_modulate_float8(const LayerNormModulate& p) { cpu::layer_norm_modulate(p); }
+void gated_residual_norm_float8(const GatedResidualNorm& p) { cpu::gated_residual_norm(p); }
 
 void decide(const torch_checks::Decide& d) {
   for (int64_t video = 0; video < d.videos; ++video)

@@ -45,10 +45,11 @@ void with_vectors(const Plan& plan, const Function& function) {
   }
 }
 
-// The weights, modulators and output of a norm.
-template <class Element>
+// The weights, modulators and output of a norm. Stored: that of the output, float8 with one scale per token.
+template <class Element, class Stored = typename Elements<Element>::Type>
 struct NormScene {
   using T = typename Elements<Element>::Type;
+  static constexpr bool float8 = std::is_same_v<Stored, float8_e4m3>;
   NormKind kind = is_general_case<Element> && once_in(2) ? NormKind::rms : NormKind::layer;
   HostModulator<Element> shift, scale;
   // A weight of the same values in float32 and a bias, for General<T> only in float32.
@@ -57,7 +58,8 @@ struct NormScene {
   bool has_weight = once_in(2), has_bias = once_in(2);
   bool wide = is_general_case<Element> && once_in(2);
   float eps = one_of({1e-6f, 1e-5f, 0.1f});
-  HostTensor<T> out, out_before;
+  HostTensor<Stored> out, out_before;
+  HostTensor<float> out_scale, out_scale_before;  // [rows, tokens, 1]
 
   explicit NormScene(const TokenShape& shape)
       : shift(random_modulator<Element>(shape, random_place())),
@@ -67,9 +69,13 @@ struct NormScene {
         wide_weight(1, 1, shape.channels),
         wide_bias(1, 1, shape.channels, {once_in(4) ? 1 : 0, 0}),
         out(shape.rows, shape.frames * shape.places, shape.channels, random_place()),
-        out_before(out) {
+        out_before(out),
+        out_scale(shape.rows, shape.frames * shape.places, 1, random_place()),
+        out_scale_before(out_scale) {
     out_before.fill(static_cast<float>(nan));
+    out_scale_before.fill(0.5f);
     out = out_before;
+    out_scale = out_scale_before;
   }
   Norm get() {
     Norm norm{};
@@ -81,6 +87,10 @@ struct NormScene {
     norm.eps = eps;
     norm.out = out.data();
     norm.out_strides = out.strides;
+    if constexpr (float8) {
+      norm.out_scale = out_scale.data();
+      norm.out_scale_strides = out_scale.strides;
+    }
     return norm;
   }
   ChannelVector vector(HostTensor<T>& narrow, HostTensor<float>& in_float32) const {
@@ -103,6 +113,8 @@ struct NormScene {
           largest = std::max(largest, std::fabs(v(b, n, c)));
         }
         const double rstd = 1 / std::sqrt(variance + eps);
+        bool finite = true;
+        double most = 0, most_error = 0;
         for (int64_t c = 0; c < out.channels; ++c) {
           // With an infinity in the token, rms makes the other elements 0.
           const double spread = std::isnan(largest * rstd) ? 0 : largest * rstd;
@@ -111,6 +123,11 @@ struct NormScene {
           if (has_bias) want += bias_of(c), size += std::fabs(bias_of(c));
           if (scale.present()) want *= 1 + scale(b, n, c), size *= 1 + std::fabs(scale(b, n, c));
           if (shift.present()) want += shift(b, n, c), size += std::fabs(shift(b, n, c));
+          normed[c] = want;
+          finite = finite && std::isfinite(want);
+          most = std::max(most, std::fabs(want));
+          most_error = std::max(most_error, 1e-6 * size);
+          if (float8) continue;
           const double rounding = std::is_same_v<T, float>      ? 0
                                   : std::is_same_v<T, bfloat16> ? 1.0 / 256
                                                                 : 1.0 / 2048;
@@ -121,33 +138,55 @@ struct NormScene {
             fail("norm[" + std::to_string(b) + ", " + std::to_string(n) + ", " + std::to_string(c) + "] is " +
                  std::to_string(got) + ", expected " + std::to_string(want));
         }
+        if (float8 && out.channels > 0) check_float8(b, n, normed, finite, most, most_error);
       }
     expect_tensor("norm", out, out_before, out);
+    if (out.channels > 0) expect_tensor("norm_scale", out_scale, out_scale_before, out_scale);
+  }
+  // The error of float8: 3 mantissa bits, or the spacing of subnormals.
+  void check_float8(int64_t b, int64_t n, const std::vector<double>& normed, bool finite, double most,
+                    double most_error) const {
+    const std::string where = "[" + std::to_string(b) + ", " + std::to_string(n) + "]";
+    const double factor = out_scale(b, n, 0);
+    // A token with a NaN is NaN.
+    const bool negligible = factor == 1 && most <= most_error + 1e-30;
+    expect(finite ? negligible || std::fabs(448 * factor - most) <= most_error + 1e-6 * most
+                  : std::isnan(factor),
+           "norm_scale" + where + " is " + std::to_string(factor) + " for " + std::to_string(most));
+    for (int64_t c = 0; c < out.channels; ++c) {
+      const double got = out(b, n, c) * factor, want = normed[c];
+      expect(finite ? std::fabs(got - want) <= 1.001 / 16 * std::fabs(want) + factor / 1024 + 1.1 * most_error
+                    : std::isnan(out(b, n, c)),
+             "norm" + where + "[" + std::to_string(c) + "] is " + std::to_string(got) + ", expected " +
+                 std::to_string(want));
+    }
   }
 };
 
-template <class Element>
+template <class Element, class Stored = typename Elements<Element>::Type>
 void run_layer_norm_modulate(const LayerNormModulate& p, const Holding& holding) {
   Plan plan = plan_of(p);
   holding.change(plan);
   with_vectors(plan, [&](auto vectors) {
     launch(in_any_order(plan.blocks), plan.threads, token_shared_bytes(plan),
-           [&](HostBlock& block) { layer_norm_modulate_body<Element, vectors>(block, p, plan); });
+           [&](HostBlock& block) { layer_norm_modulate_body<Element, vectors, Stored>(block, p, plan); });
   });
 }
 
 // layer_norm_modulate of x_out is bit-identical to the norm of the fused ops, for any layout of x_out.
-template <class Element>
-void expect_norm_of(const HostTensor<typename Elements<Element>::Type>& x_out, NormScene<Element>& norm,
-                    const TokenShape& shape, const Holding& holding) {
+template <class Element, class Stored>
+void expect_norm_of(const HostTensor<typename Elements<Element>::Type>& x_out,
+                    NormScene<Element, Stored>& norm, const TokenShape& shape, const Holding& holding) {
   using T = typename Elements<Element>::Type;
   HostTensor<T> x(shape.rows, shape.frames * shape.places, shape.channels, random_place());
   for (int64_t b = 0; b < x.rows; ++b)
     for (int64_t n = 0; n < x.tokens; ++n)
       for (int64_t c = 0; c < x.channels; ++c) x.memory[x.at(b, n, c)] = x_out.memory[x_out.at(b, n, c)];
-  const HostTensor<T> fused = norm.out;
+  const HostTensor<Stored> fused = norm.out;
+  const HostTensor<float> fused_scale = norm.out_scale;
   norm.out = norm.out_before;
-  run_layer_norm_modulate<Element>(
+  norm.out_scale = norm.out_scale_before;
+  run_layer_norm_modulate<Element, Stored>(
       {x.data(), x.strides, {nullptr, shape.rows}, norm.get(), shape, dtype_of<T>}, holding);
   for (int64_t b = 0; b < x.rows; ++b)
     for (int64_t n = 0; n < x.tokens; ++n)
@@ -155,6 +194,41 @@ void expect_norm_of(const HostTensor<typename Elements<Element>::Type>& x_out, N
         if (std::isnan(fused(b, n, c)))
           norm.out.memory[norm.out.at(b, n, c)] = fused.memory[fused.at(b, n, c)];
   expect_same_bits("the norm of x_out", norm.out, fused);
+  if (shape.channels > 0)
+    expect_tensor("the scale of the norm of x_out", norm.out_scale, norm.out_scale_before, fused_scale);
+}
+
+// A norm in float8 is bit-identical to the norm in float32, quantized.
+void expect_quantized(const NormScene<float>& norm, const NormScene<float, float8_e4m3>& quantized) {
+  const HostTensor<float>& out = norm.out;
+  for (int64_t b = 0; b < out.rows; ++b)
+    for (int64_t n = 0; n < out.tokens && out.channels > 0; ++n) {
+      const Quantised expected(out.channels, [&](int64_t c) { return out(b, n, c); });
+      expect(same(quantized.out_scale(b, n, 0), expected.scale), "the scale of the norm differs");
+      for (int64_t c = 0; c < out.channels; ++c)
+        expect(same(quantized.out(b, n, c), expected(out(b, n, c))), "the quantized norm differs");
+    }
+}
+
+template <class Element>
+void norm_modulate_float8_case(const TokenShape& shape) {
+  using T = typename Elements<Element>::Type;
+  const HostRows rows = random_rows(shape.rows, false);
+  HostTensor<T> x(rows.total, shape.frames * shape.places, shape.channels, random_place());
+  add_oddities(x);
+  NormScene<Element, float8_e4m3> norm(shape);
+  LayerNormModulate p{x.data(), x.strides, rows.get(), norm.get(), shape, dtype_of<T>};
+  const Holding holding(shape.channels, vector_width<T>);
+  run_layer_norm_modulate<Element, float8_e4m3>(p, holding);
+  norm.check([&](int64_t b, int64_t n, int64_t c) { return rows.of(b) < 0 ? nan : x(rows.of(b), n, c); });
+  if constexpr (std::is_same_v<Element, float>) {
+    NormScene<float> wide(shape);
+    p.norm.out = wide.out.data();
+    p.norm.out_strides = wide.out.strides;
+    p.norm.out_scale = nullptr;
+    run_layer_norm_modulate<float>(p, holding);
+    expect_quantized(wide, norm);
+  }
 }
 
 template <class Element>
@@ -177,13 +251,14 @@ void layer_norm_modulate_case(const TokenShape& shape) {
       [&](int64_t b, int64_t n, int64_t c) { return rows.of(b) < 0 ? nan : before(rows.of(b), n, c); });
 }
 
-template <class Element>
+// Stored: of the norm.
+template <class Element, class Stored>
 void gated_residual_norm_case(const TokenShape& shape) {
   using T = typename Elements<Element>::Type;
   GatedScene<Element, T> scene(shape);
   scene.cache.rows.index.clear();  // this op has no residual cache
   const GatedResidualMeter m = scene.parameters();
-  NormScene<Element> norm(shape);
+  NormScene<Element, Stored> norm(shape);
   GatedResidualNorm p{{m.x, m.y, m.out, m.x_strides, m.y_strides, m.out_strides, m.x_rows, m.gate, m.rounding,
                        shape, m.dtype},
                       norm.get()};
@@ -192,7 +267,7 @@ void gated_residual_norm_case(const TokenShape& shape) {
   holding.change(plan);
   with_vectors(plan, [&](auto vectors) {
     launch(in_any_order(plan.blocks), plan.threads, token_shared_bytes(plan),
-           [&](HostBlock& block) { gated_residual_norm_body<Element, vectors>(block, p, plan); });
+           [&](HostBlock& block) { gated_residual_norm_body<Element, vectors, Stored>(block, p, plan); });
   });
   const auto x_out = [&](int64_t b, int64_t n, int64_t c) { return scene.x_out(b, n, c); };
   expect_tensor("out", scene.result(), scene.in_place ? scene.x_before : scene.out_before, x_out);
@@ -264,8 +339,12 @@ void modulated_ops(int64_t number, const TokenShape& shape) {
   };
   start("layer_norm_modulate");
   layer_norm_modulate_case<Element>(shape);
+  start("norm_modulate_float8");
+  norm_modulate_float8_case<Element>(shape);
   start("gated_residual_norm");
-  gated_residual_norm_case<Element>(shape);
+  gated_residual_norm_case<Element, T>(shape);
+  start("gated_residual_norm_float8");
+  gated_residual_norm_case<Element, float8_e4m3>(shape);
   start("gated_residual_norm_meter");
   if (number % 2 == 0)
     gated_residual_norm_meter_case<Element, T>(shape);

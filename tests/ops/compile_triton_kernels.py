@@ -47,6 +47,7 @@ OTHER_POINTERS = {
     "thresholds": "*fp64",
     "rates": "*fp64",
     "residual_scale": "*fp32",
+    "norm_scale": "*fp32",
     "coefficients": "*fp32",
     "other_coefficients": "*fp32",
     "x_rows": "*i32",
@@ -187,7 +188,7 @@ def stream_cases(dtype: str, size: int, full: bool) -> Iterator[Case]:
         for missing in absent("computed"), absent("other_coefficients"):
             name = f"{dtype} factors={factors} without {next(iter(missing))}"
             yield Case(extrapolate_residual_meter_kernel, name, dtype, metered | missing, types)
-    no_norm = absent("shift", "scale", "weight", "bias", "norm_out", "x_rows")
+    no_norm = absent("shift", "scale", "weight", "bias", "norm_out", "norm_scale", "x_rows")
     plain = absent("gate_table", "shift_table", "scale_table") | {"ROUNDS_ONCE": False, "RMS": False}
     constants = blocks | {"CHUNKS": 1} | modulated(PER_FRAME) | no_norm
     yield Case(gated_residual_kernel, dtype, dtype, constants | plain)
@@ -195,15 +196,19 @@ def stream_cases(dtype: str, size: int, full: bool) -> Iterator[Case]:
     yield Case(gated_residual_kernel, f"{dtype} wide", dtype, wide, WIDE)
     for channels in (1152, 1536, 3072, 5120, 8192) if full else (1152,):
         tile = whole_token_tiling(6000, channels, size, aligned=True)
-        whole = tokens(tile) | {"CHUNKS": tile.chunks} | modulated(PER_FRAME)
         no_vectors = absent("weight", "bias")
-        for kind, missing in (("gated norm", absent("x_rows")), ("norm", absent("y", "gate", "out"))):
-            name = f"{dtype} {kind} C={channels}"
-            constants = whole | plain | no_vectors | missing
-            yield Case(gated_residual_kernel, name, dtype, constants, warps=tile.warps)
-        constants = whole | {"ROUNDS_ONCE": True, "RMS": True} | absent("x_rows")
-        name = f"{dtype} wide gated norm C={channels}"
-        yield Case(gated_residual_kernel, name, dtype, constants, WIDE, warps=tile.warps)
+        for scaled in (False, True):
+            whole = tokens(tile) | {"CHUNKS": tile.chunks} | modulated(PER_FRAME)
+            whole |= {} if scaled else absent("norm_scale")
+            types = {"norm_out": "*u8"} if scaled else {}
+            suffix = f"{' float8' if scaled else ''} C={channels}"
+            for kind, missing in (("gated norm", absent("x_rows")), ("norm", absent("y", "gate", "out"))):
+                constants = whole | plain | no_vectors | missing
+                name = f"{dtype} {kind}{suffix}"
+                yield Case(gated_residual_kernel, name, dtype, constants, types, warps=tile.warps)
+            constants = whole | {"ROUNDS_ONCE": True, "RMS": True} | absent("x_rows")
+            name = f"{dtype} wide gated norm{suffix}"
+            yield Case(gated_residual_kernel, name, dtype, constants, WIDE | types, warps=tile.warps)
 
 
 def decide_case(metric: str, number: int, published: bool, by_video: bool) -> Case:

@@ -71,7 +71,7 @@ class Case:
 
 def judge_gated(op: str, case: Case, device: torch.device) -> None:
     """gated_residual and the ops that fuse it."""
-    meters, norms = op.endswith("meter"), "norm" in op
+    meters, norms, float8 = op.endswith("meter"), "norm" in op, op.endswith("float8")
     tensors = Tensors(case, device)
     x = tensors.stream("x", case.x_total)
     y = tensors.stream("y")
@@ -92,7 +92,7 @@ def judge_gated(op: str, case: Case, device: torch.device) -> None:
     out = tensors.output(x if x_rows is None else None)
     keywords["out"] = out
     if norms:
-        keywords["norm_out"] = None if out is None else tensors.fresh("norm_out")
+        keywords |= tensors.norm_outputs(float8, given=out is not None)
 
     product = numbers(y)
     if gate is not None:
@@ -105,12 +105,15 @@ def judge_gated(op: str, case: Case, device: torch.device) -> None:
     results = results if isinstance(results, tuple) else (results,)
     x_out, sums = results[0], results[-1]
     check_bits("x_out", x_out, expected)
-    written = ["out", "norm_out"]
+    written = ["out", "norm_out", "norm_scale"]
     if out is not None:
         assert x_out is out
         assert not norms or results[1] is keywords["norm_out"]
+        assert not float8 or results[2] is keywords["norm_scale"]
         written += ["x"] if out is x else []
-    if norms:
+    if float8:
+        check_norm_float8(*results[1:], expected, shift, scale, keywords, case)
+    elif norms:
         check_norm(results[1], expected, shift, scale, keywords, case)
     if meters:
         check_cache(new, kept, kept_scale, kept_rows, tensors)
@@ -235,17 +238,28 @@ def judge_extrapolate_residual(op: str, case: Case, device: torch.device) -> Non
     tensors.check_rest(["out", *(["x"] if out is x else [])])
 
 
-def judge_norm_modulate(kind: str, case: Case, device: torch.device) -> None:
-    case = dataclasses.replace(case, norm=kind)
+def judge_norm_modulate(op: str, case: Case, device: torch.device) -> None:
+    float8 = op.endswith("float8")
+    if not float8:
+        case = dataclasses.replace(case, norm=op.partition("_")[0])
     tensors = Tensors(case, device)
     x = tensors.stream("x", case.x_total)
     shift, scale = tensors.modulator("shift", case.shift), tensors.modulator("scale", case.scale)
     keywords = tensors.affine() | tensors.tables("shift", "scale")
     x_rows = tensors.rows(case.x_total, distinct=False)
-    out = tensors.output(x if x_rows is None else None)
     values = rounded(pick(numbers(x), x_rows), case.dtype)
-    op = getattr(adacache_kernels, f"{kind}_norm_modulate")
-    y = op(x, shift, scale, eps=case.eps, x_rows=x_rows, out=out, **keywords)
+    arguments = (x, shift, scale)
+    keywords |= {"eps": case.eps, "x_rows": x_rows}
+    if float8:
+        outputs = tensors.norm_outputs(float8, given=case.out != "fresh")
+        results = adacache_kernels.norm_modulate_float8(*arguments, norm=case.norm, **outputs, **keywords)
+        check_norm_float8(*results, values, shift, scale, keywords, case)
+        for result, output in zip(results, outputs.values(), strict=True):
+            assert output is None or result is output
+        tensors.check_rest(["norm_out", "norm_scale"])
+        return
+    out = tensors.output(x if x_rows is None else None)
+    y = getattr(adacache_kernels, op)(*arguments, out=out, **keywords)
     check_norm(y, values, shift, scale, keywords, case)
     assert out is None or y is out
     tensors.check_rest(["out", *(["x"] if out is x else [])])
@@ -273,8 +287,10 @@ JUDGES: dict[str, Callable[[Case, torch.device], None]] = {
     "extrapolate_residual_meter": _quiet(
         functools.partial(judge_extrapolate_residual, "extrapolate_residual_meter")
     ),
-    "layer_norm_modulate": _quiet(functools.partial(judge_norm_modulate, "layer")),
-    "rms_norm_modulate": _quiet(functools.partial(judge_norm_modulate, "rms")),
+    "layer_norm_modulate": _quiet(functools.partial(judge_norm_modulate, "layer_norm_modulate")),
+    "rms_norm_modulate": _quiet(functools.partial(judge_norm_modulate, "rms_norm_modulate")),
+    "norm_modulate_float8": _quiet(functools.partial(judge_norm_modulate, "norm_modulate_float8")),
+    "gated_residual_norm_float8": _quiet(functools.partial(judge_gated, "gated_residual_norm_float8")),
 }
 
 
@@ -359,10 +375,16 @@ class Tensors:
             return x
         return None if self.case.out == "fresh" else self.fresh("out", rows)
 
-    def fresh(self, name: str, rows: int | None = None) -> torch.Tensor:
-        shape = self.case.shape
+    def norm_outputs(self, float8: bool, *, given: bool) -> dict[str, torch.Tensor | None]:
+        names = ("norm_out", "norm_scale") if float8 else ("norm_out",)
+        return {name: self.fresh(name, float8=float8) if given else None for name in names}
+
+    def fresh(self, name: str, rows: int | None = None, *, float8: bool = False) -> torch.Tensor:
+        shape, dtype = self.case.shape, FLOAT8 if float8 else self.case.dtype
         size = (shape.rows if rows is None else rows, shape.tokens, shape.channels)
-        return self._keep(name, torch.full(size, torch.nan, dtype=self.case.dtype, device=self.device))
+        if name == "norm_scale":
+            size, dtype = (*size[:2], 1), torch.float32
+        return self._keep(name, torch.full(size, torch.nan, device=self.device).to(dtype))
 
     def check_rest(self, written: Sequence[str]) -> None:
         """Inputs are unchanged, and so is all memory around the tensors."""
@@ -372,7 +394,7 @@ class Tensors:
 
     def _keep(self, name: str, values: torch.Tensor) -> torch.Tensor:
         in_place = name in ("x", "x_in") and self.case.out == "x"
-        written = in_place or name in ("residual", "residual_scale", "out", "norm_out")
+        written = in_place or name in ("residual", "residual_scale", "out", "norm_out", "norm_scale")
         layout = self.case.layouts[len(self.buffers) % len(self.case.layouts)]
         if written and layout.startswith("shared"):
             layout = "contiguous"
@@ -503,6 +525,74 @@ def check_norm(
     assert given.shape == x.shape
     if given.numel() == 0:
         return
+    weight, bias = keywords["weight"], keywords["bias"]
+    exact, bound, gain, move = exact_norm(x, shift, scale, keywords, case)
+    unit = torch.finfo(dtype).eps / 2
+    floor = torch.finfo(dtype).smallest_normal * unit
+    bound = bound + unit * abs(exact) + floor
+    result = numbers(given).astype(float)
+    finite = numpy.isfinite(exact) & (abs(exact) < 0.999 * torch.finfo(dtype).max)
+    overflown = numpy.isfinite(exact) & ~finite
+    assert (numpy.isfinite(result) == numpy.isfinite(exact))[~overflown].all()
+    error = abs(result - exact)
+    worst = numpy.where(finite, error / bound, 0)
+    assert worst.max() <= 1, (
+        f"{worst.max()} times the bound at {numpy.unravel_index(worst.argmax(), worst.shape)}"
+    )
+
+    vectors = [None if vector is None else vector.cpu().to(dtype) for vector in (weight, bias)]
+    if case.norm == "layer":
+        normed = torch.nn.functional.layer_norm(x, (channels,), *vectors, case.eps)
+    else:
+        normed = torch.nn.functional.rms_norm(x, (channels,), vectors[0], case.eps)
+        normed = normed if vectors[1] is None else normed + vectors[1]
+    gain_like_x, move_like_x = (rounded(value.astype(numpy.float32), dtype) for value in (gain - 1, move))
+    eager = numbers(normed * (1 + gain_like_x) + move_like_x).astype(float)
+    finite &= numpy.isfinite(eager)
+    allowed = 2 * abs(eager - exact)[finite].max(initial=0) + bound[finite].max(initial=0)
+    assert error[finite].max(initial=0) <= allowed
+
+
+def check_norm_float8(
+    given: torch.Tensor,
+    given_scale: torch.Tensor,
+    x: torch.Tensor,
+    shift: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    keywords: dict[str, Any],
+    case: Case,
+) -> None:
+    """Compares with the norm in float64: within the error bound of float32 arithmetic and of float8, which is
+    3 mantissa bits or the spacing of subnormals. The largest magnitude of a token is stored as 448."""
+    assert given.dtype == FLOAT8
+    assert given_scale.dtype == torch.float32
+    assert given.shape == x.shape
+    assert given_scale.shape == (*x.shape[:2], 1)
+    if given.numel() == 0:
+        return
+    exact, bound, _, _ = exact_norm(x, shift, scale, keywords, case)
+    stored, scales = numbers(given).astype(float), numbers(given_scale).astype(float)
+    finite = numpy.isfinite(exact).all(-1)
+    assert numpy.isnan(stored[~finite]).all()
+    assert numpy.isnan(scales[~finite]).all()
+    exact, bound, stored, scales = (values[finite] for values in (exact, bound, stored, scales))
+    error, allowed = abs(stored * scales - exact), bound + (abs(exact) + bound) * 2.0**-4 + scales * 2.0**-10
+    assert (error <= 1.001 * allowed).all()
+    largest, uncertain = (values.max(-1, keepdims=True) for values in (abs(exact), bound))
+    negligible = (scales == 1) & (largest <= uncertain + 2.0**-100)
+    assert (negligible | (abs(448 * scales - largest) <= uncertain + largest * 2.0**-22)).all()
+    assert (negligible | (abs(stored).max(-1, keepdims=True) == 448)).all()
+
+
+def exact_norm(
+    x: torch.Tensor,
+    shift: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    keywords: dict[str, Any],
+    case: Case,
+) -> tuple[numpy.ndarray, ...]:
+    """The norm in float64, the error bound of float32 arithmetic, 1 + scale, and shift."""
+    channels = case.shape.channels
     values = numbers(x).astype(float)
     weight, bias = keywords["weight"], keywords["bias"]
     layer = case.norm == "layer"
@@ -524,27 +614,4 @@ def check_norm(
     largest = numpy.where(numpy.isnan(largest), 0, largest)  # rms: an infinity makes the other elements 0
     magnitude = (largest + abs(centred) * deviation) * abs(factor)
     magnitude = (magnitude + abs(offset)) * (1 + abs(gain - 1)) + abs(move)
-    unit = torch.finfo(dtype).eps / 2
-    floor = torch.finfo(dtype).smallest_normal * unit
-    bound = additions * 2.0**-24 * magnitude + unit * abs(exact) + floor
-    result = numbers(given).astype(float)
-    finite = numpy.isfinite(exact) & (abs(exact) < 0.999 * torch.finfo(dtype).max)
-    overflown = numpy.isfinite(exact) & ~finite
-    assert (numpy.isfinite(result) == numpy.isfinite(exact))[~overflown].all()
-    error = abs(result - exact)
-    worst = numpy.where(finite, error / bound, 0)
-    assert worst.max() <= 1, (
-        f"{worst.max()} times the bound at {numpy.unravel_index(worst.argmax(), worst.shape)}"
-    )
-
-    vectors = [None if vector is None else vector.cpu().to(dtype) for vector in (weight, bias)]
-    if layer:
-        normed = torch.nn.functional.layer_norm(x, (channels,), *vectors, case.eps)
-    else:
-        normed = torch.nn.functional.rms_norm(x, (channels,), vectors[0], case.eps)
-        normed = normed if vectors[1] is None else normed + vectors[1]
-    gain_like_x, move_like_x = (rounded(value.astype(numpy.float32), dtype) for value in (gain - 1, move))
-    eager = numbers(normed * (1 + gain_like_x) + move_like_x).astype(float)
-    finite &= numpy.isfinite(eager)
-    allowed = 2 * abs(eager - exact)[finite].max(initial=0) + bound[finite].max(initial=0)
-    assert error[finite].max(initial=0) <= allowed
+    return exact, additions * 2.0**-24 * magnitude, gain, move

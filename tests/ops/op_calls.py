@@ -26,12 +26,16 @@ TOKEN_OPS = (
     "extrapolate_residual_meter",
     "layer_norm_modulate",
     "rms_norm_modulate",
+    "norm_modulate_float8",
     "gated_residual_norm",
+    "gated_residual_norm_float8",
     "gated_residual_norm_meter",
 )
 MODULATORS = ("gate", "shift", "scale")
 TABLES = ("gate_table", "shift_table", "scale_table")
 INDICES = ("x_rows", "residual_rows", "rows")
+OUTPUTS = ("out", "norm_out", "norm_scale")
+FLOAT8 = torch.float8_e4m3fn
 
 
 def parameters(op: str) -> list[str]:
@@ -49,7 +53,28 @@ def written(op: str) -> list[str]:
         for name in ("residual", "residual_scale")
         if op.endswith("meter") and "residual_scale" in parameters(op)
     ]
-    return names + [name for name in ("out", "norm_out") if name in parameters(op)]
+    return names + outputs_of(op)
+
+
+def outputs_of(op: str) -> list[str]:
+    return [name for name in OUTPUTS if name in parameters(op)]
+
+
+def as_output(op: str, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in the dtype of this output. A norm with a scale is float8."""
+    return tensor.to(FLOAT8) if name == "norm_out" and "norm_scale" in outputs_of(op) else tensor
+
+
+def unwritten(op: str, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
+    """All outputs, filled with NaN."""
+    return {
+        name: as_output(
+            op,
+            name,
+            torch.full((ROWS, TOKENS, 1 if name == "norm_scale" else CHANNELS), torch.nan, device=device),
+        )
+        for name in outputs_of(op)
+    }
 
 
 def good_call(
@@ -71,8 +96,6 @@ def good_call(
             call[name] = normal(CHANNELS)
         elif name in TABLES and tables:
             call[name] = normal(1, 1, CHANNELS)
-        elif name in ("out", "norm_out") and outputs:
-            call[name] = torch.full((ROWS, TOKENS, CHANNELS), torch.nan, device=device)
     if "frames" in parameters(op):
         call |= {"frames": FRAMES, "strides": (1, 2), "metric": "l2", "num_videos": 2}
     if "video_of_row" in parameters(op):
@@ -82,9 +105,9 @@ def good_call(
     if op == "reuse_residual":
         call["reuse"] = torch.tensor([True, False], device=device)
     if float8:
-        call["residual"] = call["residual"].to(torch.float8_e4m3fn)
+        call["residual"] = call["residual"].to(FLOAT8)
         call["residual_scale"] = normal(ROWS, TOKENS).abs()
-    return call
+    return call | (unwritten(op, device) if outputs else {})
 
 
 def run(op: str, call: dict[str, Any]) -> tuple[torch.Tensor, ...]:
@@ -122,20 +145,22 @@ def _bad(op: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
     yield first, "float64", {first: tokens.double()}
     yield first, "strided_channels", {first: wide[:, :, ::2]}
     for name in sorted(has & {"y", "residual", "old", "x_in", "computed", "out", "norm_out"} - {first}):
-        both = {other: tokens.clone() for other in has & {"out", "norm_out"} if "out" in name}
-        yield name, "other_channels", {**both, name: torch.randn(ROWS, TOKENS, CHANNELS + 1)}
-        yield name, "fewer_tokens", {**both, name: tokens[:, 1:]}
-        yield name, "one_row", {**both, name: tokens[:1]}
-        yield name, "two_dimensions", {**both, name: tokens[0]}
+        both = unwritten(op) if "out" in name else {}
+        typed = as_output(op, name, tokens)
+        longer = as_output(op, name, torch.randn(ROWS, TOKENS, CHANNELS + 1))
+        yield name, "other_channels", {**both, name: longer}
+        yield name, "fewer_tokens", {**both, name: typed[:, 1:]}
+        yield name, "one_row", {**both, name: typed[:1]}
+        yield name, "two_dimensions", {**both, name: typed[0]}
         yield name, "float64", {**both, name: tokens.double()}
-        yield name, "other_device", {**both, name: tokens.to("meta")}
-        yield name, "strided_channels", {**both, name: wide[:, :, ::2]}
+        yield name, "other_device", {**both, name: typed.to("meta")}
+        yield name, "strided_channels", {**both, name: as_output(op, name, wide)[:, :, ::2]}
         if not (op == "reuse_residual" and name == "residual"):
             yield name, "other_dtype", {**both, name: tokens.half()}
             yield name, "not_a_tensor", {**both, name: 1.5}
         if name in written(op):
-            yield name, "expanded_rows", {**both, name: tokens[:1].expand(ROWS, TOKENS, CHANNELS)}
-            yield name, "expanded_tokens", {**both, name: tokens[:, :1].expand(ROWS, TOKENS, CHANNELS)}
+            yield name, "expanded_rows", {**both, name: typed[:1].expand(ROWS, TOKENS, CHANNELS)}
+            yield name, "expanded_tokens", {**both, name: typed[:, :1].expand(ROWS, TOKENS, CHANNELS)}
     for name in sorted(has & set(MODULATORS)):
         yield name, "two_dimensions", {name: tokens[:, 0]}
         yield name, "one_row", {name: tokens[:1, :1]}
@@ -179,7 +204,7 @@ def _bad(op: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
         if name != "x_rows":
             yield name, "too_short", {name: video_ids([0])}
     if "residual_scale" in has:
-        eight, scale = tokens.to(torch.float8_e4m3fn), torch.ones(ROWS, TOKENS)
+        eight, scale = tokens.to(FLOAT8), torch.ones(ROWS, TOKENS)
         name = "residual_scale"
         yield name, "without_float8", {name: scale}
         yield name, "missing", {"residual": eight}
@@ -241,6 +266,16 @@ def _bad(op: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
         yield "other_coefficients", "with_computed", {"other_coefficients": torch.ones(2, 2)}
         yield "other_coefficients", "one_video", other | {"other_coefficients": torch.ones(1, 2)}
         yield "other_coefficients", "float64", other | {"other_coefficients": torch.ones(2, 2).double()}
-    if "norm_out" in has:
-        yield "out", "missing_with_norm_out", {"norm_out": tokens}
-        yield "norm_out", "missing_with_out", {"out": tokens}
+    if "norm_scale" in has:
+        name, all_outputs = "norm_scale", unwritten(op)
+        scale = all_outputs[name]
+        yield name, "two_dimensions", all_outputs | {name: scale[:, :, 0]}
+        yield name, "fewer_tokens", all_outputs | {name: scale[:, 1:]}
+        yield name, "two_channels", all_outputs | {name: scale.repeat(1, 1, 2)}
+        yield name, "float64", all_outputs | {name: scale.double()}
+        yield name, "other_device", all_outputs | {name: scale.to("meta")}
+        yield name, "expanded_tokens", all_outputs | {name: scale[:, :1].expand(ROWS, TOKENS, 1)}
+        yield "norm_out", "float8_e5m2", all_outputs | {"norm_out": tokens.to(torch.float8_e5m2)}
+    if len(outputs := unwritten(op)) > 1:
+        for name in outputs:
+            yield name, "missing", {other: tensor for other, tensor in outputs.items() if other != name}

@@ -120,6 +120,9 @@ def test_streams(device: torch.device) -> None:
         given.norm_out.fill_(0)
         norm_modulate_out(given.x, *NO_NORM, rows, given.norm_out)
         assert missing(given.norm_out) == [1, 2]
+    eight, scale = given.norm_out.to(torch.float8_e4m3fn), given.norm_out[:, :, :1].float()
+    ops.norm_modulate_float8_out(given.x, *NO_NORM, rows, 0, eight, scale)
+    assert missing(eight.float()) == missing(scale) == [1, 2]
     coefficients = torch.ones(2, 2, device=device)
     factors = [given.random(4), given.random(4)]
     videos = given.ids(0, 1, 2)  # 2 is out of range

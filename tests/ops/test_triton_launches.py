@@ -45,6 +45,10 @@ def stream() -> torch.Tensor:
     return torch.empty(1, TOKENS, CHANNELS).expand(ROWS, TOKENS, CHANNELS)
 
 
+def eight() -> torch.Tensor:
+    return stream().to(torch.float8_e4m3fn)
+
+
 def heads() -> torch.Tensor:
     return torch.empty(1, TOKENS, 3, 2, CHANNELS).expand(ROWS, TOKENS, 3, 2, CHANNELS)
 
@@ -68,6 +72,10 @@ MANY_ROWS: dict[str, Callable[[Callable[..., Any]], Any]] = {
     ),
     "layer_norm_modulate_out": lambda op: op(stream(), *NO_NORM, None, stream()),
     "rms_norm_modulate_out": lambda op: op(stream(), *NO_NORM, None, stream()),
+    "norm_modulate_float8_out": lambda op: op(stream(), *NO_NORM, None, 0, eight(), stream()[:, :, :1]),
+    "gated_residual_norm_float8_out": lambda op: op(
+        *(stream(), stream(), None, None, *NO_NORM, None, 0, 0, stream(), eight(), stream()[:, :, :1])
+    ),
     "gated_residual_norm_out": lambda op: op(
         stream(), stream(), None, None, *NO_NORM, None, 0, 0, stream(), stream()
     ),

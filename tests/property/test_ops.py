@@ -75,7 +75,7 @@ def cases(draw: st.DrawFn, op: str) -> Case:
         choice["x_total"] = draw(st.none() | st.integers(1, 5))
     if has & {"residual_rows", "rows"}:
         choice["kept_total"] = draw(st.none() | st.integers(shape.rows, shape.rows + 3))
-    if "out" in has:
+    if has & {"out", "norm_out"}:
         choice["out"] = draw(st.sampled_from(["fresh", "given", "x"]))
     return Case(**choice)  # type: ignore[arg-type]
 

@@ -66,6 +66,8 @@ def test_every_op_is_timed(kernels: ModuleType) -> None:
         ("extrapolate_residual order 3", 6 * 2 * 6 * 8 * 2),
         ("extrapolate_residual_meter order 2", 5 * 2 * 6 * 8 * 2),
         ("layer_norm_modulate", 2 * 2 * 6 * 8 * 2 + 2 * 2 * 8 * 2),
+        ("norm_modulate_float8", 2 * 6 * 8 * 2 + 2 * 6 * (8 + 4) + 2 * 2 * 8 * 2),
+        ("gated_residual_norm_float8", 3 * 2 * 6 * 8 * 2 + 2 * 6 * (8 + 4) + 3 * 2 * 8 * 2),
         ("gated_residual_norm_meter", 6 * 2 * 6 * 8 * 2 + 3 * 2 * 8 * 2),
     ],
 )
@@ -97,6 +99,21 @@ def test_a_wrong_op_is_not_timed(
 
             fault = kernels.find_fault(replace(case, call=spoilt), expected, values, "reference")
             assert fault.startswith(f"output {index}: "), name
+
+    case = case_of(kernels, "norm_modulate_float8")
+    values = kernels.make_inputs(case, shape, dtype, device)
+    expected = kernels.expect(case, values)
+    assert kernels.find_fault(case, expected, values, "reference") == ""
+    for flips, factor in ((0x80, 1), (0, 1.25)):
+
+        def quantized_wrong(
+            *arguments: Any, case: Any = case, flips: int = flips, factor: float = factor
+        ) -> Any:
+            stored, scale = case.call(*arguments)
+            return (stored.view(torch.uint8) ^ flips).view(stored.dtype), scale * factor
+
+        fault = kernels.find_fault(replace(case, call=quantized_wrong), expected, values, "reference")
+        assert fault.startswith("output 0: ")
 
     case = case_of(kernels, "gated_residual")
 

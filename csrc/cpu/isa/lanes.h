@@ -230,6 +230,8 @@ inline void store_streaming(T* to, const StoredLanes<T>& stored) {
       _mm_stream_si128(reinterpret_cast<__m128i*>(part), bit_cast<__m128i>(stored.part[i]));
     if constexpr (sizeof(stored.part[i]) == 8)
       _mm_stream_si64(reinterpret_cast<long long*>(part), bit_cast<long long>(stored.part[i]));
+    if constexpr (sizeof(stored.part[i]) == 4)
+      _mm_stream_si32(reinterpret_cast<int*>(part), bit_cast<int>(stored.part[i]));
   }
 #else
   store(to, stored);

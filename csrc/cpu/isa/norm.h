@@ -53,7 +53,8 @@ class TokenNorm {
   // A row of the scratch memory that the norm does not use.
   float* free_scratch() const { return offset_ + padded_channels(shape_.channels); }
 
-  // Stores (norm(v) * weight + bias) * (1 + scale) + shift of the gathered values v, rounded once.
+  // Stores (norm(v) * weight + bias) * (1 + scale) + shift of the gathered values v, rounded once, to T or to
+  // float8.
   void put(const NormRow& row, int64_t token) {
     const int64_t channels = shape_.channels;
     const bool centered = norm_->kind == NormKind::layer;
@@ -73,16 +74,39 @@ class TokenNorm {
     const float* factor = factor_;
     const float* offset = offset_;
     const float* values = values_;
+    const auto modulated = [=](int64_t c) ADACACHE_INLINE_LAMBDA {
+      const Lanes normed = (widen(load(values + c)) - means) * inverse_deviation;
+      return normed * widen(load(factor + c)) + widen(load(offset + c));
+    };
+    if (norm_->out_scale) return put_float8(token, modulated);
     const bool streaming = streaming_;
     T* out = token_of<T>(norm_->out, norm_->out_strides, row_, token);
     for_each_sixteen(channels, [=](int64_t c, auto count) ADACACHE_INLINE_LAMBDA {
-      const Lanes normed = (widen(load(values + c)) - means) * inverse_deviation;
-      const Lanes modulated = normed * widen(load(factor + c)) + widen(load(offset + c));
-      put_part(out + c, round<T>(modulated).stored, count, streaming);
+      put_part(out + c, round<T>(modulated(c)).stored, count, streaming);
     });
   }
 
  private:
+  // The scale is known only after the last channel: the float32 values replace those before the norm.
+  template <class Modulated>
+  void put_float8(int64_t token, const Modulated& modulated) {
+    float* values = values_;
+    LargestMagnitude magnitudes;
+    for_each_sixteen(shape_.channels, [&](int64_t c, auto count) ADACACHE_INLINE_LAMBDA {
+      store(values + c, modulated(c));
+      magnitudes.gather(widen(load_part(values + c, count)));
+    });
+    const float largest = magnitudes.largest();
+    *token_of<float>(norm_->out_scale, norm_->out_scale_strides, row_, token) = float8_scale(largest);
+    const Lanes inverse = lanes_of(float8_inverse_scale(largest));
+    const bool streaming = streaming_;
+    auto* out = token_of<float8_e4m3>(norm_->out, norm_->out_strides, row_, token);
+    for_each_sixteen(shape_.channels, [=](int64_t c, auto count) ADACACHE_INLINE_LAMBDA {
+      const Lanes value = multiply(widen(load(values + c)), inverse);
+      put_part(out + c, round<float8_e4m3>(value).stored, count, streaming);
+    });
+  }
+
   // factor = weight * (1 + scale), offset = bias * (1 + scale) + shift; cached for consecutive tokens that
   // share them.
   void prepare_modulation(int64_t frame, int64_t place) {

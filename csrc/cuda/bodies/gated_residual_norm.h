@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Device body of gated_residual_norm: x_out = x + gate * y and the modulated layer norm of x_out.
+// Device body of gated_residual_norm and gated_residual_norm_float8: x_out = x + gate * y and the modulated
+// norm of x_out.
 #pragma once
 
 #include "../../core/gated_residual_norm.h"
@@ -10,12 +11,13 @@ namespace adacache {
 
 inline namespace ADACACHE_ISA {
 
-template <class Element, int vectors, class Block>
+// Stored: the type of the norm, that of x or float8_e4m3.
+template <class Element, int vectors, class Stored = typename Elements<Element>::Type, class Block>
 ADACACHE_HD void gated_residual_norm_body(Block& block, const GatedResidualNorm& p, const Plan& plan) {
   constexpr bool whole = vectors > 0;
   constexpr int width = vector_width<Element>;
-  token_walk<GatedSource<Element, width, whole>, NothingKept, NormedTokens<Element, width, whole>, vectors>(
-      block, p.residual, p.norm, plan, nullptr);
+  token_walk<GatedSource<Element, width, whole>, NothingKept, NormedTokens<Element, Stored, width, whole>,
+             vectors>(block, p.residual, p.norm, plan, nullptr);
 }
 
 }  // namespace ADACACHE_ISA

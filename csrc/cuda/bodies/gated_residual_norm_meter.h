@@ -18,7 +18,7 @@ ADACACHE_HD void gated_residual_norm_meter_body(Block& block, const GatedResidua
   using T = typename Elements<Element>::Type;
   constexpr int width = vector_width<T>;
   token_walk<GatedSource<Element, width, whole>, KeptTokens<T, Stored, width, whole>,
-             NormedTokens<Element, width, whole>, vectors>(block, p.meter, p.norm, plan, partials);
+             NormedTokens<Element, T, width, whole>, vectors>(block, p.meter, p.norm, plan, partials);
 }
 
 }  // namespace ADACACHE_ISA

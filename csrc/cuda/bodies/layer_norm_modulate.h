@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Device body of layer_norm_modulate: (norm(x) * weight + bias) * (1 + scale) + shift.
+// Device body of layer_norm_modulate and norm_modulate_float8: (norm(x) * weight + bias) * (1 + scale) +
+// shift.
 #pragma once
 
 #include "../../core/layer_norm_modulate.h"
@@ -42,12 +43,13 @@ class PlainSource {
   Cursor<const T> x_;
 };
 
-template <class Element, int vectors, class Block>
+// Stored: the type of the norm, that of x or float8_e4m3.
+template <class Element, int vectors, class Stored = typename Elements<Element>::Type, class Block>
 ADACACHE_HD void layer_norm_modulate_body(Block& block, const LayerNormModulate& p, const Plan& plan) {
   constexpr bool whole = vectors > 0;
   using T = typename Elements<Element>::Type;
   constexpr int width = vector_width<T>;
-  token_walk<PlainSource<T, width, whole>, NothingKept, NormedTokens<Element, width, whole>, vectors>(
+  token_walk<PlainSource<T, width, whole>, NothingKept, NormedTokens<Element, Stored, width, whole>, vectors>(
       block, p, p.norm, plan, nullptr);
 }
 

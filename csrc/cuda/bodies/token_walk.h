@@ -79,7 +79,8 @@ inline Steps add_norm_steps(Steps steps, const Norm& norm, const TokenShape& sha
                             DType dtype) {
   steps.shift = step_of(norm.shift, along_frames);
   steps.scale = step_of(norm.scale, along_frames);
-  steps.norm = step_of(norm.out_strides, shape, along_frames, dtype);
+  steps.norm = step_of(norm.out_strides, shape, along_frames, output_dtype(norm, dtype));
+  steps.norm_scale = step_of(norm.out_scale_strides, shape, along_frames, DType::float32);
   return steps;
 }
 
@@ -91,7 +92,7 @@ inline bool is_general(const Norm& norm, DType dtype) {
 inline bool norm_vectors_fit(const Norm& norm, DType dtype, int width) {
   return vectors_are_aligned(norm.shift, width) && vectors_are_aligned(norm.scale, width) &&
          vectors_are_aligned(norm.weight, width) && vectors_are_aligned(norm.bias, width) &&
-         vectors_are_aligned(norm.out, norm.out_strides, dtype, width);
+         vectors_are_aligned(norm.out, norm.out_strides, output_dtype(norm, dtype), width);
 }
 
 inline namespace ADACACHE_ISA {
@@ -169,16 +170,19 @@ struct NoSums {
 };
 
 // The modulated norm of a token, ((v - mean) * rstd * weight + bias) * (1 + scale) + shift, in float32,
-// rounded once.
-template <class Element, int width, bool whole>
+// rounded once to Stored: the dtype of x, or float8_e4m3 with one scale per token.
+template <class Element, class Stored, int width, bool whole>
 class NormedTokens {
  public:
+  static constexpr bool float8 = std::is_same_v<Stored, float8_e4m3>;
   using T = typename Elements<Element>::Type;
   using Values = Packed<T, width>;
+  using Result = Packed<Stored, width>;
   using Modulation = Packed<typename Elements<Element>::Modulator, width>;
 
   ADACACHE_HD NormedTokens(const Norm& norm, const Steps& steps, const Walk& walk, int64_t channel)
-      : out_(static_cast<T*>(norm.out), norm.out_strides, walk.row, walk, channel, steps.norm),
+      : out_(static_cast<Stored*>(norm.out), norm.out_strides, walk.row, walk, channel, steps.norm),
+        out_scale_(norm.out_scale, norm.out_scale_strides, walk.row, walk, 0, steps.norm_scale),
         shift_(norm.shift, walk, channel, steps.shift),
         scale_(norm.scale, walk, channel, steps.scale),
         norm_(norm),
@@ -186,8 +190,8 @@ class NormedTokens {
 
   ADACACHE_HD bool is_rms() const { return Elements<Element>::general && norm_.kind == NormKind::rms; }
 
-  ADACACHE_HD void store(const Values& v, float mean, float rstd, int64_t offset, int count) const {
-    float values[width];
+  ADACACHE_HD void compute(float (&values)[width], const Values& v, float mean, float rstd, int64_t offset,
+                           int count) const {
     ADACACHE_UNROLL
     for (int c = 0; c < width; ++c) values[c] = (v.get(c) - mean) * rstd;
     if (norm_.weight.data != nullptr) {
@@ -207,15 +211,20 @@ class NormedTokens {
       ADACACHE_UNROLL
       for (int c = 0; c < width; ++c) values[c] = multiply_add(values[c], 1 + scale.get(c), shift.get(c));
     }
-    store_vector<whole>(Values::of(values), out_.at(offset), count);
   }
 
+  ADACACHE_HD void store(const float (&values)[width], int64_t offset, int count) const {
+    store_vector<whole>(Result::of(values), out_.at(offset), count);
+  }
+  ADACACHE_HD void store_scale(float scale) const { *out_scale_.at(0) = scale; }
+
   ADACACHE_HD void poison(int64_t offset, int count) const {
-    store_vector<whole>(all_nan<Values, width>(), out_.at(offset), count);
+    store_vector<whole>(all_nan<Result, width>(), out_.at(offset), count);
   }
 
   ADACACHE_HD void advance() {
     out_.advance();
+    if (float8) out_scale_.advance();
     shift_.advance();
     scale_.advance();
   }
@@ -226,7 +235,8 @@ class NormedTokens {
                                                  count);
   }
 
-  Cursor<T> out_;
+  Cursor<Stored> out_;
+  Cursor<float> out_scale_;
   ModulatorCursor<Element> shift_, scale_;
   const Norm& norm_;
   int64_t channel_;
@@ -236,6 +246,8 @@ class NormedTokens {
 struct NothingNormed {};
 
 struct NoNorm {
+  static constexpr bool float8 = false;
+
   ADACACHE_HD NoNorm(const NothingNormed&, const Steps&, const Walk&, int64_t) {}
   ADACACHE_HD void poison(int64_t, int) const {}
   ADACACHE_HD void advance() {}
@@ -282,6 +294,12 @@ ADACACHE_HD float reciprocal_root(float value) {
 #endif
 }
 
+// The larger of a magnitude and |value|, as bits.
+ADACACHE_HD uint32_t larger_magnitude(uint32_t largest, float value) {
+  const uint32_t magnitude = bit_cast<uint32_t>(absolute(value));
+  return magnitude > largest ? magnitude : largest;
+}
+
 // Source computes r and the result. Kept is KeptTokens or NothingKept. With KeptTokens the walk is over the
 // frames of a place, and sums are written to partials as in meter_walk. Normed is NormedTokens or NoNorm.
 // vectors: channel vectors that a thread holds in registers; 0: the row is read again in each pass.
@@ -312,8 +330,11 @@ ADACACHE_HD void token_walk(Block& block, const P& p, const N& norm, const Plan&
     own.visit([&](int, int64_t offset, int count) {
       Source::poison(p, plan.steps, walk, own.first + offset, count);
     });
-    for (int i = 0; i < walk.count; ++i, normed_token.advance())
+    for (int i = 0; i < walk.count; ++i, normed_token.advance()) {
       own.visit([&](int, int64_t offset, int count) { normed_token.poison(offset, count); });
+      if constexpr (Normed::float8)
+        if (block.thread() == 0) normed_token.store_scale(static_cast<float>(not_a_number()));
+    }
   } else {
     Source source(p, plan.steps, walk, own.first);
     Kept kept(p, plan.steps, walk, own.first);
@@ -358,10 +379,7 @@ ADACACHE_HD void token_walk(Block& block, const P& p, const N& norm, const Plan&
         }
         if constexpr (float8) {
           ADACACHE_UNROLL
-          for (int c = 0; c < width; ++c) {
-            const uint32_t magnitude = bit_cast<uint32_t>(absolute(r[k].get(c)));
-            largest = magnitude > largest ? magnitude : largest;
-          }
+          for (int c = 0; c < width; ++c) largest = larger_magnitude(largest, r[k].get(c));
         }
         if constexpr (normed) {
           float values[width];
@@ -426,10 +444,35 @@ ADACACHE_HD void token_walk(Block& block, const P& p, const N& norm, const Plan&
           squares = reduction.sum(squares);
         }
         const float rstd = reciprocal_root(squares * of_channels + norm.eps);
-        own.visit([&](int k, int64_t offset, int count) {
+        const auto compute = [&](float (&values)[width], int k, int64_t offset, int count) {
           if constexpr (!holds) result[k] = source.result_again(offset, count);
-          normed_token.store(result[k], mean, rstd, offset, count);
-        });
+          normed_token.compute(values, result[k], mean, rstd, offset, count);
+        };
+        if constexpr (Normed::float8) {
+          float values[held][width];
+          uint32_t largest_value = 0;
+          own.visit([&](int k, int64_t offset, int count) {
+            compute(values[k], k, offset, count);
+            ADACACHE_UNROLL
+            for (int c = 0; c < width; ++c)
+              if (holds || c < count) largest_value = larger_magnitude(largest_value, values[k][c]);
+          });
+          largest_value = reduction.largest(largest_value);
+          const float inverse = float8_inverse_scale(bit_cast<float>(largest_value));
+          own.visit([&](int k, int64_t offset, int count) {
+            if constexpr (!holds) compute(values[k], k, offset, count);
+            ADACACHE_UNROLL
+            for (int c = 0; c < width; ++c) values[k][c] = multiply(values[k][c], inverse);
+            normed_token.store(values[k], offset, count);
+          });
+          if (block.thread() == 0) normed_token.store_scale(float8_scale(bit_cast<float>(largest_value)));
+        } else {
+          own.visit([&](int k, int64_t offset, int count) {
+            float values[width];
+            compute(values, k, offset, count);
+            normed_token.store(values, offset, count);
+          });
+        }
       }
       if constexpr (!holds) source.advance();
       kept.advance();

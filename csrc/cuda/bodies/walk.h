@@ -14,7 +14,7 @@ namespace adacache {
 struct Steps {
   int64_t x, y, gate, out;  // stack_residual_meter: x is x_out, y is x_in
   int64_t residual, residual_scale;
-  int64_t shift, scale, norm;
+  int64_t shift, scale, norm, norm_scale;
   int64_t factor[4];  // of extrapolate_residual_meter
 };
 
