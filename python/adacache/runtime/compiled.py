@@ -28,9 +28,14 @@ def apart(method: Method, traced: Method | None = None, traces: Callable[[], boo
         traces: whether it is, in the call under way. The graph breaks otherwise.
     """
 
+    from torch._C._dynamo.eval_frame import get_eval_frame_callback
+    from torch._dynamo.eval_frame import skip_code
+
+    is_compiling = torch.compiler.is_compiling
+
     def outside(plain: Method, *args: Any, **kwargs: Any) -> Any:
-        callback = compiling_with()
-        if callback is None:
+        callback = get_eval_frame_callback()  # what compiles the functions that are called now, if it is one
+        if not callable(callback):
             return method(plain, *args, **kwargs)
         return alone(functools.partial(_compiled, callback, plain), *args, **kwargs)
 
@@ -38,14 +43,15 @@ def apart(method: Method, traced: Method | None = None, traces: Callable[[], boo
     broken = torch.compiler.disable(outside, recursive=False, reason=NOT_COMPILED)
 
     def run(plain: Method, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():
+        if is_compiling():
             if traced is not None and traces():
                 return traced(plain, *args, **kwargs)
             return broken(plain, *args, **kwargs)
-        return outside(plain, *args, **kwargs)
+        callback = get_eval_frame_callback()
+        return (outside if callable(callback) else method)(plain, *args, **kwargs)
 
-    for function in (run, outside, compiling_with):
-        skip_frames(function)
+    for function in (run, outside):
+        skip_code(function.__code__)
     torch.compiler.assume_constant_result(fingerprint)
     return run
 
@@ -55,14 +61,6 @@ def compiles_whole(plain: Method, model: Any) -> bool:
     if getattr(plain, "func", None) is _compiled or getattr(model, "_orig_mod", None) is not None:
         return True
     return model.__dict__.get("_compiled_call_impl") is not None
-
-
-def compiling_with() -> Any:
-    """What compiles the functions that are called now; None: nothing does."""
-    from torch._C._dynamo import eval_frame
-
-    callback = eval_frame.get_eval_frame_callback()
-    return callback if callable(callback) else None
 
 
 def skip_frames(function: Any) -> None:
