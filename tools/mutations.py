@@ -333,13 +333,6 @@ MUTATIONS = [
         "bodies",
     ),
     Mutation(
-        "all tokens of a block share the scale of the norm",
-        "csrc/cuda/bodies/token_walk.h",
-        "    if (float8) out_scale_.advance();\n",
-        "",
-        "bodies",
-    ),
-    Mutation(
         "the rms norm subtracts the mean on CUDA",
         "csrc/cuda/bodies/token_walk.h",
         "const float mean = rms ? 0.0f : total * of_channels;",

@@ -31,6 +31,15 @@ struct Holding {
   }
 };
 
+// Several tokens per block: the plans of small shapes have one.
+void vary_tokens(Plan& plan, const TokenShape& shape) {
+  if (plan.blocks == 0) return;
+  plan.per_segment = static_cast<int>(pick(1, 4));
+  plan.blocks_per_segment = (shape.places + plan.per_segment - 1) / plan.per_segment;
+  plan.blocks_per_row = plan.segments * plan.blocks_per_segment;
+  plan.blocks = shape.rows * plan.blocks_per_row;
+}
+
 template <class Function>
 void with_vectors(const Plan& plan, const Function& function) {
   switch (plan.vectors_per_thread) {
@@ -167,6 +176,7 @@ template <class Element, class Stored = typename Elements<Element>::Type>
 void run_layer_norm_modulate(const LayerNormModulate& p, const Holding& holding) {
   Plan plan = plan_of(p);
   holding.change(plan);
+  vary_tokens(plan, p.shape);
   with_vectors(plan, [&](auto vectors) {
     launch(in_any_order(plan.blocks), plan.threads, token_shared_bytes(plan),
            [&](HostBlock& block) { layer_norm_modulate_body<Element, vectors, Stored>(block, p, plan); });
@@ -265,6 +275,7 @@ void gated_residual_norm_case(const TokenShape& shape) {
   const Holding holding(shape.channels, vector_width<T>);
   Plan plan = plan_of(p);
   holding.change(plan);
+  vary_tokens(plan, shape);
   with_vectors(plan, [&](auto vectors) {
     launch(in_any_order(plan.blocks), plan.threads, token_shared_bytes(plan),
            [&](HostBlock& block) { gated_residual_norm_body<Element, vectors, Stored>(block, p, plan); });
