@@ -500,11 +500,12 @@ def _check_type(name: str, kind: str, value: Any) -> None:
         for item in value:
             _check_type(name, of, item)
     elif kind == "int" and not isinstance(value, torch.SymInt):
-        if not hasattr(value, "__index__"):
+        # Dynamo of torch 2.11 shows a dynamic number as an int, and traces no hasattr of it.
+        if not isinstance(value, int) and not hasattr(value, "__index__"):
             raise TypeError(f"{name}: expected an integer, got {value!r}")
         if not -(2**63) <= value < 2**63:
             raise refusal(name, "a 64-bit integer", value)
-    elif kind == "float" and not hasattr(value, "__float__"):
+    elif kind == "float" and not isinstance(value, int | float) and not hasattr(value, "__float__"):
         raise TypeError(f"{name}: expected a number, got {value!r}")
     elif kind == "bool":
         require_bool(name, value)
