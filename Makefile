@@ -52,7 +52,6 @@ demo: build
 test: build
 	$(PY) -m pytest -n auto --dist worksteal $(ARGS)
 
-# Fails below the share of lines that pyproject.toml states.
 coverage: build
 	$(PY) -m pytest -n auto --dist worksteal --cov --cov-report=term $(ARGS)
 
