@@ -456,8 +456,8 @@ MUTATIONS = [
     Mutation(
         "the mask of reused videos is ignored",
         "python/adacache/runtime/store.py",
-        "                reuse=None if split is None else split.reuse,",
-        "                reuse=None,",
+        "        reuse = None if split is None else split.reuse\n",
+        "        reuse = None\n",
         "layer",
     ),
     Mutation(
