@@ -13,7 +13,7 @@ import pytest
 import torch
 from adacache.digits import FPS, SIZE, encode, noise, sampler, with_null
 from adacache.digits.captions import training_prompts
-from model_cases import CODEBOOK, COGVIDEOX, HUNYUAN, LATTE, LTX, WAN_SIZE, WAN_VACE, Case
+from model_cases import CODEBOOK, COGVIDEOX, HUNYUAN, LATTE, LTX, MOCHI, WAN_SIZE, WAN_VACE, Case
 from model_cases import WAN as WAN_OF_FOUR
 from test_model_runtime import schedule_of
 from test_models import STEPS, enabled
@@ -53,7 +53,7 @@ def graphs_of(case: Case, policy: Any, videos: int = 1) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [WAN, LATTE, COGVIDEOX, LTX, HUNYUAN], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [WAN, LATTE, COGVIDEOX, LTX, HUNYUAN, MOCHI], ids=lambda case: case.name)
 def test_two_graphs(case: Case) -> None:
     assert graphs_of(case, POLICY) == 2
 

@@ -133,8 +133,9 @@ class ModelNorm:
             values = [value.unsqueeze(2) for value in values]
         one_dtype = all(value.dtype == normed.dtype for value in values)
         in_place = one_dtype and not _needs_gradients(normed, *values)
-        if in_place and out is not None and out.dtype == normed.dtype:
-            result = torch.mul(normed, values[0], out=out.view(normed.shape))
+        into = out if in_place and out is not None and out.dtype == normed.dtype else None
+        if into is not None:
+            result = torch.mul(normed, values[0], out=into.view(normed.shape))
         elif in_place and _kind(self.module) is not None:
             result = normed.mul_(values[0])
         else:
@@ -142,7 +143,7 @@ class ModelNorm:
         for shift in values[1:]:
             result = result.add_(shift) if in_place else result + shift
         result = result.view(shape)
-        return result if out is None or (in_place and out.dtype == normed.dtype) else out.copy_(result)
+        return result if out is None or into is not None else out.copy_(result)
 
     def fused(self, x: Tensor) -> Norm | None:
         """The same for the ops; None: they cannot compute it."""

@@ -29,7 +29,6 @@ def apart(method: Method, traced: Method | None = None, traces: Callable[[], boo
     """
 
     from torch._C._dynamo.eval_frame import get_eval_frame_callback
-    from torch._dynamo.eval_frame import skip_code
 
     is_compiling = torch.compiler.is_compiling
 
@@ -51,7 +50,7 @@ def apart(method: Method, traced: Method | None = None, traces: Callable[[], boo
         return (outside if callable(callback) else method)(plain, *args, **kwargs)
 
     for function in (run, outside):
-        skip_code(function.__code__)
+        skip_frames(function)
     torch.compiler.assume_constant_result(fingerprint)
     return run
 

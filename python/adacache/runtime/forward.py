@@ -132,9 +132,8 @@ class Forward:
     def enter(self, segment: Segment, streams: list[Tensor], apart: bool = True) -> None:
         """Begins a segment, with its streams [B, N, C]; `apart`: some rows may compute while others reuse."""
         actions = self.planned(segment)
-        mixed = 0 < actions.count(Action.COMPUTE) < len(actions)
-        skips = actions.count(Action.COMPUTE) < len(actions)
-        if skips and (not self._fits(segment, streams) or (mixed and not apart)):
+        computing = actions.count(Action.COMPUTE)
+        if computing < len(actions) and (not self._fits(segment, streams) or (computing and not apart)):
             actions = [Action.COMPUTE] * len(actions)
         if self.must_reuse and Action.COMPUTE in actions:
             raise RuntimeError("model: the shape of its tokens changed between two steps of one request")

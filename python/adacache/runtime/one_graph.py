@@ -92,15 +92,15 @@ class Graph:
     ) -> Any:
         """What a wrapped block returns."""
         layout, last = block.list.layout, block.position == self.blocks - 1
+        streams = block.inputs(args, kwargs)
+        x = streams[0]
         if block.position == 0:
-            self._begin([to_video(x, layout, self.batch) for x in block.inputs(args, kwargs)])
+            self._begin([to_video(x, layout, self.batch) for x in streams])
         if self.skips:
-            streams = block.inputs(args, kwargs)
             if last:
                 streams = [from_video(x, layout, self.frames) for x in self._reused()]
             return block.returned(streams)
         parts = self.watched.get(block.position, ())
-        x = block.inputs(args, kwargs)[0]
         if parts and parts != ("",):
             given = block.arguments(args, kwargs)
             assert block.program is not None
@@ -119,6 +119,7 @@ class Graph:
 
     def run_stack(self, program: Program, model: Any, tokens: Tensor, context: Any) -> Tensor:
         """The stack of a fused program."""
+        self.frames = program.frames(context)
         self._begin([tokens])
         if self.skips:
             return self._reused()[0]
@@ -137,7 +138,7 @@ class Graph:
         mask = self.reuse
         return [
             torch.where(mask.view(-1, *[1] * (x.ndim - 1)), old, x)
-            for old, x in zip(self._added(), streams, strict=True)
+            for old, x in zip(self._added(), streams, strict=False)
         ]
 
     def _reused(self) -> list[Tensor]:
@@ -149,7 +150,7 @@ class Graph:
         """The streams before the blocks plus what is kept of them."""
         return [
             x if kept is None else add_kept(kept, x, None, self.coefficients, self.video_of_row)
-            for kept, x in zip(self.kept, self.before, strict=True)
+            for kept, x in zip(self.kept, self.before, strict=False)
         ]
 
 
@@ -161,8 +162,7 @@ class _WatchedResiduals(Residuals):
         self._graph = graph
         self._position = block.position
         self._layout = block.list.layout
-        kind = f"{block.list.kind}_" if block.list.kind else ""
-        self._parts = {part.removeprefix(kind): part for part in parts}
+        self._parts = {block.own_part(part): part for part in parts}
 
     def __call__(
         self,
@@ -244,8 +244,6 @@ class OneGraphForward(Forward):
         graph.skips = not self.split.computing
         if self.split.reusing:
             graph.kept = [self.store.get(self._key(k)) for k in range(self._streams)]
-            while graph.kept[-1] is None:
-                graph.kept.pop()
             graph.coefficients, graph.video_of_row = self.coefficients, self.branch.video_of_row
             if graph.coefficients is None:
                 graph.video_of_row = None
@@ -259,6 +257,7 @@ class OneGraphForward(Forward):
             RuntimeError: the model did not run its last block.
         """
         graph = self.graph
+        self.meter.frames = self.branch.frames = graph.frames
         if not graph.skips:
             if not graph.after:
                 raise RuntimeError("model: its forward did not run all of its blocks")

@@ -63,6 +63,10 @@ class WrappedBlock:
             program is not None and refusal(program, self.module) is None and program.takes(self.core, given)
         )
 
+    def own_part(self, part: str) -> str:
+        """The name that the block's program has for a sub-layer."""
+        return part.removeprefix(f"{self.list.kind}_") if self.list.kind else part
+
     def arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Arguments:
         return dict(zip(self.names, args, strict=False)) | dict(kwargs)
 

@@ -313,8 +313,7 @@ class WrappedForward(Forward):
     ) -> Any:
         """Runs a block as its program."""
         assert block.program is not None
-        kind = f"{block.list.kind}_" if block.list.kind else ""
-        sites = {residual.part.removeprefix(kind): site for site, residual in watched}
+        sites = {block.own_part(residual.part): site for site, residual in watched}
         add = BlockResiduals(self._tier, self, block.list.layout, sites)
         returned = block.program.run(block.core, given, add)
         add.check()
